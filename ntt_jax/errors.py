@@ -1,0 +1,10 @@
+"""The one error type a user is meant to see."""
+
+
+class InputError(ValueError):
+    """Something handed in from outside (a file, an argument, an array) is not usable.
+
+    The message is one line that says what was expected, what was found, where, and what to do about it. The command
+    line prints it without a traceback and exits with status 2; every reader in this project raises this type, and only
+    this type, for bad input.
+    """

@@ -1,0 +1,142 @@
+"""Layers that both models share. Arrays are channels-last.
+
+Every module takes `dtype`, the type its matrix products run in and its kernels are stored in. Norms keep float32
+parameters and statistics whatever `dtype` is, and so do softmax and attention logits.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+
+def gelu(x: Array) -> Array:
+    """Exact (erf) GELU, as `torch.nn.GELU()`; the tanh approximation is off by up to 5e-4."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis in two passes (mean, then centred variance), like torch's.
+
+    Also Meta's `LayerNorm2d`, which normalises over channels: channels are last here.
+    Statistics and parameters are float32; the result has the dtype of the input.
+    """
+
+    def __init__(self, dim: int, *, epsilon: float = 1e-6, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones(dim, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(dim, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (y * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(x.dtype)
+
+
+class Linear(nnx.Linear):
+    """`nnx.Linear` whose kernel `[in, out]` is stored in the type it computes in."""
+
+    def __init__(self, din: int, dout: int, *, bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(din, dout, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+class Conv(nnx.Conv):
+    """`nnx.Conv` with a square `[k, k, in, out]` kernel and torch's symmetric padding."""
+
+    def __init__(
+        self,
+        din: int,
+        dout: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            din,
+            dout,
+            (kernel, kernel),
+            strides=stride,
+            padding=((padding, padding), (padding, padding)),
+            dtype=dtype,
+            param_dtype=dtype,
+            rngs=rngs,
+        )
+
+
+class ConvTranspose2x2(nnx.Module):
+    """Transposed convolution with kernel 2 and stride 2, where no two taps overlap.
+
+    `kernel` is `[2, 2, in, out]`: `out[2i + a, 2j + b] = x[i, j] @ kernel[a, b] + bias`, torch's
+    `ConvTranspose2d.weight[in, out, a, b]` permuted and, since this is written as a product, not flipped.
+    """
+
+    def __init__(self, din: int, dout: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        init = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0, 1))
+        self.kernel = nnx.Param(init(rngs.params(), (2, 2, din, dout), dtype))
+        self.bias = nnx.Param(jnp.zeros(dout, dtype))
+
+    def __call__(self, x: Array) -> Array:  # [B, H, W, in] -> [B, 2H, 2W, out]
+        b, h, w, _ = x.shape
+        kernel, bias = self.kernel[...], self.bias[...]
+        y = jnp.einsum("bhwc,ijcd->bhiwjd", x, kernel)
+        return y.reshape(b, 2 * h, 2 * w, -1) + bias.reshape(1, 1, 1, -1)
+
+
+class Mlp(nnx.Module):
+    """Linear, exact GELU, linear. Mirrors `dinov2.layers.mlp.Mlp`."""
+
+    def __init__(self, dim: int, hidden: int, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.fc1 = Linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(gelu(self.fc1(x)))
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention. q `[B, N, H, D]`, k and v `[B, M, H, D]` -> `[B, N, H, D]`, scale 1 / sqrt(D).
+
+    Logits and softmax are float32. One result, the fastest known way to it on each platform.
+    """
+    return jax.lax.platform_dependent(q, k, v, cpu=_attention_cpu, default=_attention_accelerator)
+
+
+def _attention_einsum(q: Array, k: Array, v: Array) -> Array:
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q * scale, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def _attention_cpu(q: Array, k: Array, v: Array) -> Array:
+    """XLA's CPU backend is three times faster one head at a time, where the logits fit the cache."""
+    if q.shape[1] * k.shape[1] < 512 * 512:
+        return _attention_einsum(q, k, v)
+    (b, n, h, d), m = q.shape, k.shape[1]
+    scale = 1.0 / math.sqrt(d)
+
+    def heads_first(x: Array, length: int) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(b * h, length, d)
+
+    def one_head(qkv: tuple[Array, Array, Array]) -> Array:
+        q, k, v = qkv
+        logits = jnp.einsum("nd,md->nm", q * scale, k, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return (jnp.dot(weights.astype(v.dtype), v) / total).astype(v.dtype)
+
+    out = jax.lax.map(one_head, (heads_first(q, n), heads_first(k, m), heads_first(v, m)))
+    return out.reshape(b, h, n, d).transpose(0, 2, 1, 3)
+
+
+def _attention_accelerator(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v)
