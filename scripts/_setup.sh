@@ -1,0 +1,63 @@
+# Shared by test.sh, demo.sh and .ci/run; to be sourced, not run. Defines `setup_venv FOLDER KIND` which makes the
+# virtual environment FOLDER (if it is not there), installs this project into it and leaves $VENV_PYTHON set.
+# KIND: demo    the package and torch, which reads the checkpoints
+#       test    the same, the test tools, and Meta's own sam2 and dinov2 packages, against which the tests compare
+#       latest  the package with the newest JAX it allows and the test tools, without torch
+# A second call with nothing changed costs nothing: a stamp inside FOLDER remembers what was installed.
+#
+# PYTHON           the interpreter to use (default: python3, else the first of python3.14 ... python3.11 that runs)
+# NTT_TORCH_INDEX  a package index to take torch from, for example the official PyTorch one of CPU builds. Without it
+#                  pip decides, and on Linux that is a CUDA build of several gigabytes.
+
+TORCH_VERSION=2.13.0
+
+is_supported_python() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    is_supported_python "$PYTHON" && echo "$PYTHON" && return
+    echo "PYTHON=$PYTHON does not run or is older than Python 3.11" >&2
+    return 1
+  fi
+  for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+    is_supported_python "$candidate" && echo "$candidate" && return
+  done
+  echo "no Python 3.11 or newer was found; set PYTHON to one" >&2
+  return 1
+}
+
+setup_venv() {
+  local venv=$1 kind=$2 python key
+  VENV_PYTHON=$venv/bin/python
+  if ! is_supported_python "$VENV_PYTHON"; then
+    python=$(find_python) || return 1
+    echo "making the virtual environment $venv with $python"
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || return 1
+  fi
+  key=$(cat pyproject.toml scripts/_setup.sh | "$VENV_PYTHON" -c '
+import hashlib, os, sys
+print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).encode()).hexdigest())') || return 1
+  [ "$(cat "$venv/.ntt-setup-$kind" 2>/dev/null)" = "$key" ] && return
+
+  echo "installing into $venv ($kind); the first time takes some minutes"
+  local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install --quiet)
+  if [ "$kind" != latest ] && [ -n "${NTT_TORCH_INDEX:-}" ]; then
+    "${pip[@]}" --index-url "$NTT_TORCH_INDEX" "torch==$TORCH_VERSION" || return 1
+  fi
+  case $kind in
+    demo) "${pip[@]}" -e '.[torch]' "torch==$TORCH_VERSION" || return 1 ;;
+    test)
+      "${pip[@]}" -e '.[torch,test]' "torch==$TORCH_VERSION" 'setuptools>=77' wheel || return 1
+      # The oracles pin versions that cannot be met together, and their builds look for the torch of this environment.
+      SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation sam2==1.1.0 dinov2==0.0.1.dev2 || return 1
+      echo "$key" >"$venv/.ntt-setup-demo"
+      ;;
+    latest) "${pip[@]}" --upgrade --upgrade-strategy eager -e . jax 'pytest>=8' 'hypothesis>=6' || return 1 ;;
+    *) echo "setup_venv: unknown kind $kind" >&2 && return 1 ;;
+  esac
+  echo "$key" >"$venv/.ntt-setup-$kind"
+}
