@@ -44,7 +44,7 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
   [ "$(cat "$venv/.ntt-setup-$kind" 2>/dev/null)" = "$key" ] && return
 
   echo "installing into $venv ($kind); the first time takes some minutes"
-  local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install --quiet)
+  local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install -qq)
   if [ "$kind" != latest ] && [ -n "${NTT_TORCH_INDEX:-}" ]; then
     "${pip[@]}" --index-url "$NTT_TORCH_INDEX" "torch==$TORCH_VERSION" || return 1
   fi

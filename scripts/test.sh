@@ -8,5 +8,5 @@ setup_venv .venv test
 
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
-"$VENV_PYTHON" -m pyright
+"$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
 "$VENV_PYTHON" -m pytest "$@"

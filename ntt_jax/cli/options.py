@@ -1,0 +1,268 @@
+"""Arguments that several commands share: how they are described, checked, and turned into what the package takes.
+
+The checks here need no JAX, so a mistyped path or number is answered at once.
+"""
+
+import argparse
+import math
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ntt_jax.config import DetectConfig
+from ntt_jax.errors import InputError
+
+CACHE_OFF = "none"
+
+
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, epilog: str) -> Any:
+    """Add the command `name` to the parser: `help` in one line, `epilog` with examples, `run` to be called."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: an integer from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found {text!r}")
+        return value
+
+    return parse
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
+    return value
+
+
+def _classes_per_mask(text: str) -> int:
+    return -1 if text.strip() == "-1" else whole_number(1, 2**16)(text)
+
+
+def add_dataset(parser: Any, *, images: bool = True) -> None:
+    """`--annotations` and `--images`."""
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="A.json", help="COCO instance annotations of the images"
+    )
+    if images:
+        parser.add_argument(
+            "--images", type=Path, required=True, metavar="DIR", help="folder of the images that --annotations names"
+        )
+
+
+def add_sam2(parser: Any) -> None:
+    """`--sam2`."""
+    parser.add_argument("--sam2", type=Path, required=True, metavar="W", help="converted SAM 2 checkpoint")
+
+
+def add_dinov2(parser: Any) -> None:
+    """`--dinov2`."""
+    parser.add_argument("--dinov2", type=Path, required=True, metavar="W", help="converted DINOv2 checkpoint")
+
+
+def add_memory(parser: Any) -> None:
+    """`--memory`."""
+    parser.add_argument(
+        "--memory", type=Path, required=True, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote"
+    )
+
+
+def add_compute(parser: Any) -> None:
+    """How the models run: `--dtype`, `--batch-size`, `--devices`, `--compilation-cache`."""
+    group = parser.add_argument_group("how it is computed")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="arithmetic of the models; bfloat16 is faster on accelerators and slightly less exact (default: float32)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=whole_number(1, 4096),
+        default=1,
+        metavar="N",
+        help="images that each device works on at once; more is faster on accelerators (default: 1)",
+    )
+    group.add_argument(
+        "--devices",
+        type=whole_number(1, 2**16),
+        metavar="N",
+        help="how many of this machine's devices to use (default: all)",
+    )
+    group.add_argument(
+        "--compilation-cache",
+        default=None,
+        metavar="DIR",
+        help=f"where compiled programs are kept, so that the next start is quick; {CACHE_OFF!r} keeps none "
+        "(default: ntt-jax/xla in $XDG_CACHE_HOME or ~/.cache)",
+    )
+
+
+def add_detection(parser: Any) -> None:
+    """The constants of the target pass; the defaults are the published ones."""
+    default = DetectConfig()
+    group = parser.add_argument_group("what counts as a detection (the defaults are the published ones)")
+    group.add_argument(
+        "--points-per-side",
+        type=whole_number(1, 128),
+        default=default.points_per_side,
+        metavar="N",
+        help=f"SAM 2 is asked at N x N points of each image (default: {default.points_per_side})",
+    )
+    group.add_argument(
+        "--pred-iou-threshold",
+        type=fraction,
+        default=default.pred_iou_threshold,
+        metavar="X",
+        help=f"masks that SAM 2 itself rates X or lower are dropped (default: {default.pred_iou_threshold})",
+    )
+    group.add_argument(
+        "--nms-iou-threshold",
+        type=fraction,
+        default=default.nms_iou_threshold,
+        metavar="X",
+        help="of two masks of a class whose boxes overlap by more than X the lower rated one is dropped "
+        f"(default: {default.nms_iou_threshold})",
+    )
+    group.add_argument(
+        "--max-detections",
+        type=whole_number(1, default.max_candidates),
+        default=default.max_detections,
+        metavar="N",
+        help=f"at most N detections per image (default: {default.max_detections})",
+    )
+    group.add_argument(
+        "--classes-per-mask",
+        type=_classes_per_mask,
+        default=default.classes_per_mask,
+        metavar="N",
+        help=f"a mask may count as its N best classes; -1 for all (default: {default.classes_per_mask})",
+    )
+
+
+def detect_config(args: argparse.Namespace) -> DetectConfig:
+    """The configuration that the options of `add_detection` describe."""
+    return DetectConfig(
+        points_per_side=args.points_per_side,
+        pred_iou_threshold=args.pred_iou_threshold,
+        nms_iou_threshold=args.nms_iou_threshold,
+        max_detections=args.max_detections,
+        classes_per_mask=args.classes_per_mask,
+    )
+
+
+def check_file(path: Path, option: str) -> None:
+    """Raise `InputError` unless `path` is a readable file; `option` is where it was given."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{option}: expected a file, found the folder {path}")
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"{option}: there is no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise `InputError` unless `path` is a folder that can be listed; `option` is where it was given."""
+    try:
+        if not path.is_dir():
+            what = "a file" if path.exists() else "nothing"
+            raise InputError(f"{option}: expected a folder, found {what} at {path}")
+        os.listdir(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_output_file(path: Path, option: str = "--out") -> None:
+    """Raise `InputError` unless a file can be written at `path`, before the work that would fill it begins."""
+    if path.is_dir():
+        raise InputError(f"{option}: expected the name of a file to write, found the folder {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"{option}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: no permission to write in {path.parent}")
+
+
+def make_output_folder(path: Path, option: str = "--out") -> None:
+    """Create the folder `path` with its parents if it is not there; `InputError` if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: cannot make the folder {str(path)!r}: {reason}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: no permission to write in {path}")
+
+
+def start_jax(args: argparse.Namespace) -> list[Any]:
+    """Start JAX as the options of `add_compute` say and return the devices to use.
+
+    Raises `InputError` when there are fewer devices than asked for or the cache folder is not ours alone.
+    """
+    cache = _cache_folder(args.compilation_cache)
+    import jax
+
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    devices = jax.local_devices()
+    if args.devices is None:
+        return devices
+    if args.devices > len(devices):
+        kind = devices[0].platform.upper()
+        raise InputError(f"--devices: {args.devices} asked for, but JAX sees {len(devices)} ({kind})")
+    return devices[: args.devices]
+
+
+def _cache_folder(option: str | None) -> Path | None:
+    """The folder of the compilation cache, made if needed; None when switched off or the default cannot be made.
+
+    What lies there is loaded as machine code, so it must belong to this user and nobody else may write to it.
+    """
+    if option == CACHE_OFF:
+        return None
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    default = (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "ntt-jax" / "xla"
+    folder = default if option is None else Path(option)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "no permission to write")
+    except (OSError, ValueError, RuntimeError) as error:
+        if option is None:
+            return None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--compilation-cache: cannot use {option!r}: {reason}") from None
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(
+            f"--compilation-cache: {folder} belongs to or can be written by another user, who could place programs "
+            f"there; `chmod 700` it, name another folder or give {CACHE_OFF!r}"
+        )
+    return folder

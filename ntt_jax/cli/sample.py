@@ -1,0 +1,90 @@
+"""`ntt-jax sample`: choose the reference instances of every class."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntt_jax.cli import options
+
+if TYPE_CHECKING:
+    from ntt_jax.coco import CocoDataset
+    from ntt_jax.sampling import ReferenceSet
+
+EPILOG = """\
+examples:
+  ntt-jax sample --annotations instances_train2017.json --classes novel --shots 30 --seed 33 --out references.json
+  ntt-jax sample --annotations train.json --classes dog,cat --shots 5 --allow-fewer --out references.json
+
+A reference is one annotation that is not a crowd, at least 32 pixels wide and high and 10 pixels away from the border
+of its image; a class takes at most one from an image. The same annotation file, classes, shots and seed give the same
+references as the original PyTorch code.
+
+references.json lists image and annotation ids for every class. It is plain text: edit it to choose other references."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    parser = options.add_command(commands, "sample", run, "choose the reference instances of every class", EPILOG)
+    options.add_dataset(parser, images=False)
+    add_choice(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="references.json", help="file to write")
+
+
+def add_choice(parser: Any) -> None:
+    """`--classes`, `--shots`, `--seed`, `--allow-fewer`."""
+    parser.add_argument(
+        "--classes",
+        required=True,
+        metavar="LIST",
+        help="novel (the 20 classes of few-shot COCO), base (the other 60), fold1 to fold4 (COCO-20i), all of the file, "
+        "or names or ids separated by commas",
+    )
+    parser.add_argument(
+        "--shots",
+        type=options.whole_number(1, 10**6),
+        required=True,
+        metavar="N",
+        help="references per class",
+    )
+    parser.add_argument(
+        "--seed",
+        type=options.whole_number(0, 2**63 - 1),
+        default=33,
+        metavar="N",
+        help="seed of the random choice (default: 33, that of the published 30-shot numbers)",
+    )
+    parser.add_argument(
+        "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than --shots"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `InputError` for arguments that cannot work, before anything is read in full."""
+    options.check_file(args.annotations, "--annotations")
+    options.check_output_file(args.out)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    check(args)
+    from ntt_jax.coco import load_coco
+    from ntt_jax.sampling import save_references
+
+    references = choose(args, load_coco(args.annotations))
+    save_references(args.out, references)
+    total = sum(len(entry.references) for entry in references.classes)
+    print(f"{args.out}: {total} references of {len(references.classes)} classes (seed {args.seed})")
+
+
+def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
+    """The references that the options of `add_choice` ask for; classes that are short are named on stderr."""
+    from ntt_jax.coco import select_classes
+    from ntt_jax.sampling import sample_references
+
+    classes = select_classes(dataset, args.classes)
+    references = sample_references(dataset, classes, args.shots, args.seed, allow_fewer=args.allow_fewer)
+    if short := references.short_classes():
+        counts = ", ".join(f"{name} ({count})" for name, count in short)
+        print(f"ntt-jax: warning: fewer than {args.shots} references for {counts}", file=sys.stderr)
+    return references
