@@ -37,8 +37,8 @@ def add_choice(parser: Any) -> None:
         "--classes",
         required=True,
         metavar="LIST",
-        help="novel (the 20 classes of few-shot COCO), base (the other 60), fold1 to fold4 (COCO-20i), all of the file, "
-        "or names or ids separated by commas",
+        help="novel (the 20 classes of few-shot COCO), base (the other 60), fold1 to fold4 (COCO-20i), all (of the "
+        "file), or names or ids separated by commas",
     )
     parser.add_argument(
         "--shots",

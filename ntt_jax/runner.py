@@ -1,0 +1,169 @@
+"""The durable run: every image of a data set through the target pass, each result on the disk before the next batch.
+
+The images are taken in the annotation file's order in windows of one device batch. An image keeps its place in its
+window whatever was finished before and whatever cannot be read, so a run that was stopped and continued computes every
+image in the same place of the same batch, and ends in the same bytes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ntt_jax.coco import CocoDataset, CocoImage
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation import GroundTruth, evaluate_detections
+from ntt_jax.files import show_path, write_json
+from ntt_jax.images import read_image
+from ntt_jax.records import RecordFile
+from ntt_jax.results import ImageDetections, write_results
+from ntt_jax.run_folder import RunFolder
+
+# Stands in for an image that cannot be read, so that the others of its batch stay where they are.
+_BLANK = np.zeros((64, 64, 3), np.uint8)
+
+
+class Found(Protocol):
+    """What the target pass returns per image (`pipeline.HostDetections`), with the meaning of `ImageDetections`."""
+
+    boxes: Any
+    scores: Any
+    labels: Any
+    rles: Any
+
+
+Predict = Callable[[Iterable[np.ndarray]], Iterator[Found]]
+
+
+class Observer(Protocol):
+    """Who hears how the run gets on (`cli.progress.Progress`)."""
+
+    def step(self, count: int = 1) -> None:
+        """`count` more images are finished and saved."""
+
+    def note(self, message: str) -> None:
+        """Something a person should read now."""
+
+
+def check_images(dataset: CocoDataset, folder: Path) -> None:
+    """Raise `InputError` if there is nothing to do: no image in the annotation file, or none of them in `folder`."""
+    if not dataset.images:
+        raise InputError(f"{show_path(dataset.path)}: lists no image")
+    if not any(dataset.image_path(folder, image_id).exists() for image_id in dataset.images):
+        first = next(iter(dataset.images.values())).file_name
+        raise InputError(
+            f"{show_path(folder)}: none of the {len(dataset.images)} images of {show_path(dataset.path)} is here "
+            f"(the first is {show_path(first)}); give the folder that their names start from"
+        )
+
+
+def unfinished(records: RecordFile, dataset: CocoDataset, folder: Path) -> set[int]:
+    """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
+    return {
+        image.id
+        for image in dataset.images.values()
+        if image.id not in records
+        or ("skipped" in records.read(image.id) and not isinstance(_read(dataset, folder, image), str))
+    }
+
+
+def segment_images(
+    run: RunFolder,
+    dataset: CocoDataset,
+    folder: Path,
+    predict: Predict,
+    *,
+    todo: set[int],
+    window: int,
+    observer: Observer,
+) -> None:
+    """Segment the images `todo` and append one record for each to `run.records`.
+
+    predict: the target pass; gives one result per image, in order. window: images in one batch on all devices.
+    An image that is missing, broken, or not of the size that the annotation file says is recorded as skipped with the
+    reason. Whatever ends this early, what is finished is saved.
+    """
+    images = list(dataset.images.values())
+    windows = [images[start : start + window] for start in range(0, len(images), window)]
+    queue = [image for group in windows if any(image.id in todo for image in group) for image in group]
+    fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
+
+    def pixels() -> Iterator[np.ndarray]:
+        for image in queue:
+            read = _read(dataset, folder, image)
+            fed.append((image, read if isinstance(read, str) else None))
+            yield _BLANK if isinstance(read, str) else read
+
+    finished: list[dict[str, Any]] = []
+
+    def save() -> None:
+        batch = finished.copy()
+        finished.clear()  # first, so that nothing is written twice if the writing is interrupted
+        run.records.append(batch)
+        observer.step(len(batch))
+
+    try:
+        for count, found in enumerate(predict(pixels()), 1):
+            image, reason = fed.popleft()
+            if image.id in todo:
+                if reason is not None:
+                    observer.note(f"skipped: {reason}")
+                finished.append(_record(image, found) if reason is None else {"image_id": image.id, "skipped": reason})
+            if count % window == 0:
+                save()
+    finally:
+        save()
+
+
+def _read(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
+    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used."""
+    path = dataset.image_path(folder, image.id)
+    try:
+        read = read_image(path)
+    except InputError as error:
+        return str(error)
+    if read.shape[:2] != (image.height, image.width):
+        size = f"{read.shape[1]} x {read.shape[0]}"
+        return f"{show_path(path)}: is {size} pixels, its annotations are for {image.width} x {image.height}"
+    return read
+
+
+def _record(image: CocoImage, found: Found) -> dict[str, Any]:
+    return ImageDetections(
+        image.id, image.height, image.width, found.boxes, found.scores, found.labels, found.rles
+    ).to_json()
+
+
+def detections(run: RunFolder, dataset: CocoDataset) -> Iterator[ImageDetections]:
+    """The recorded detections by ascending image id, read from the disk one by one; skipped images are left out."""
+    for image_id in sorted(dataset.images):
+        record = run.records.read(image_id)
+        if "skipped" not in record:
+            yield ImageDetections.from_json(record, f"{show_path(run.records.path)}: image {image_id}")
+
+
+def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """The images that were skipped and why, by ascending id: `{"image_id", "file_name", "reason"}`."""
+    records = [run.records.read(image_id) for image_id in sorted(dataset.images)]
+    return [
+        {"image_id": r["image_id"], "file_name": dataset.images[r["image_id"]].file_name, "reason": r["skipped"]}
+        for r in records
+        if "skipped" in r
+    ]
+
+
+def write_outcome(run: RunFolder, dataset: CocoDataset, ground_truth: GroundTruth) -> dict[str, Any]:
+    """Write results.json and metrics.json of a run whose images all have a record; returns the metrics.
+
+    Both depend on the records and the run's identity alone, not on when and on what the run was computed. The objects
+    of skipped images count as missed.
+    """
+    category_ids = [category.id for category in ground_truth.categories]
+    write_results(run.results, detections(run, dataset), category_ids)
+    metrics = evaluate_detections(ground_truth, detections(run, dataset))
+    metrics["skipped"] = skipped_images(run, dataset)
+    metrics["provenance"] = run.identity
+    write_json(run.metrics, metrics)
+    return metrics
