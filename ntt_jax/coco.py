@@ -1,0 +1,337 @@
+"""COCO instance annotations: reading and checking the JSON file, and lists of classes."""
+
+import difflib
+import gc
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ntt_jax.errors import InputError
+from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
+from ntt_jax.images import MAX_PIXELS
+from ntt_jax.rle import Rle, check_polygons, check_rle_size, decode_rle, segmentation_to_rle
+
+MAX_ANNOTATION_BYTES = 2 * 1024**3
+"""Default size limit of an annotation file (COCO train2017: 470 MB)."""
+_MAX_ID = 2**63 - 1
+_MAX_COORDINATE = 1e9
+
+# The 80 COCO classes by category id, ascending: their positions define the folds of COCO-20i (METHOD section 5).
+COCO_CLASSES: Mapping[int, str] = MappingProxyType(
+    {
+        1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck",
+        9: "boat", 10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench",
+        16: "bird", 17: "cat", 18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear",
+        24: "zebra", 25: "giraffe", 27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase",
+        34: "frisbee", 35: "skis", 36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat",
+        40: "baseball glove", 41: "skateboard", 42: "surfboard", 43: "tennis racket", 44: "bottle",
+        46: "wine glass", 47: "cup", 48: "fork", 49: "knife", 50: "spoon", 51: "bowl", 52: "banana", 53: "apple",
+        54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot", 58: "hot dog", 59: "pizza", 60: "donut",
+        61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed", 67: "dining table", 70: "toilet",
+        72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard", 77: "cell phone", 78: "microwave",
+        79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book", 85: "clock", 86: "vase",
+        87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
+    }
+)  # fmt: skip
+_NOVEL_IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
+_NAMES = tuple(COCO_CLASSES.values())
+CLASS_LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "novel": tuple(COCO_CLASSES[i] for i in _NOVEL_IDS),
+        "base": tuple(name for i, name in COCO_CLASSES.items() if i not in _NOVEL_IDS),
+        **{f"fold{fold}": _NAMES[fold - 1 :: 4] for fold in (1, 2, 3, 4)},
+    }
+)
+"""Named class lists by category name: few-shot novel 20 and base 60, COCO-20i folds. "all" is the file's own list."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """One image entry. Sizes in pixels; `file_name` is relative and stays inside its folder."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class CocoCategory:
+    """One category entry."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoAnnotation:
+    """One annotation entry.
+
+    bbox: x, y, width, height in pixels (not necessarily inside the image). area: as in the file, None where it has
+    none. segmentation: the JSON value, decoded by `CocoDataset.rle`; None where the file has none (boxes only).
+    """
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float | None
+    iscrowd: bool
+    isimpossible: bool
+    segmentation: Any
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A checked annotation file. Mappings are read-only.
+
+    path, sha256: of the file. images, annotations: by id, in the file's order. categories: by id, ascending.
+    image_annotations: annotations of every image id, in the file's order.
+    """
+
+    path: str
+    sha256: str
+    images: Mapping[int, CocoImage]
+    annotations: Mapping[int, CocoAnnotation]
+    categories: Mapping[int, CocoCategory]
+    image_annotations: Mapping[int, tuple[CocoAnnotation, ...]]
+
+    def rle(self, annotation: CocoAnnotation) -> Rle:
+        """The annotation's mask, compressed. Raises `InputError` naming file and entry if the segmentation is unsound
+        (what reading the file has not looked at: coordinates and runs) or absent."""
+        image = self.images[annotation.image_id]
+        where = f"{show_path(self.path)}: annotation {annotation.id}"
+        if annotation.segmentation is None:
+            raise InputError(f"{where}: has no segmentation, but its mask is needed")
+        return segmentation_to_rle(annotation.segmentation, image.height, image.width, where)
+
+    def mask(self, annotation: CocoAnnotation) -> np.ndarray:
+        """The annotation's mask, bool `[H, W]`. Raises as `rle`."""
+        return decode_rle(self.rle(annotation))
+
+    def image_path(self, folder: PathLike, image_id: int) -> pathlib.Path:
+        """Where an image's file is, given the folder that holds the data set's images."""
+        return pathlib.Path(folder) / self.images[image_id].file_name
+
+
+def load_coco(path: PathLike, *, max_bytes: int = MAX_ANNOTATION_BYTES) -> CocoDataset:
+    """Read a COCO instance annotation file.
+
+    Checked: JSON, the three lists, every entry's keys and types, unique ids, finite boxes, links from annotations to
+    images and categories, file names that stay inside their folder, image sizes, and the form of segmentations. What
+    lies inside a segmentation is checked when its mask is asked for. Unknown keys are ignored; `iscrowd` and
+    `isimpossible` default to 0; an empty segmentation counts as none.
+
+    Raises `InputError`: one line with the file and the entry.
+    """
+    data = read_bytes(path, max_bytes=max_bytes, what="annotation file")
+    return parse_coco(data, path)
+
+
+def parse_coco(data: bytes, path: PathLike) -> CocoDataset:
+    """`load_coco` for a file's contents; `path` names them in messages."""
+    name = show_path(path)
+    # A million small objects without a cycle: the collector only costs time here (a third of it).
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        content = parse_json(data, path, what="annotation file")
+        if not isinstance(content, dict):
+            raise InputError(f"{name}: expected a COCO annotation object, found {describe(content)}")
+        lists = {key: _list(content, key, name) for key in ("images", "categories", "annotations")}
+        images = _by_id((_image(v, f"{name}: images[{i}]") for i, v in enumerate(lists["images"])), f"{name}: images")
+        categories = _by_id(
+            (_category(v, f"{name}: categories[{i}]") for i, v in enumerate(lists["categories"])), f"{name}: categories"
+        )
+        annotations = _by_id(
+            (_annotation(v, name, i, images, categories) for i, v in enumerate(lists["annotations"])),
+            f"{name}: annotations",
+        )
+    finally:
+        if collecting:
+            gc.enable()
+    per_image: dict[int, list[CocoAnnotation]] = {image_id: [] for image_id in images}
+    for annotation in annotations.values():
+        per_image[annotation.image_id].append(annotation)
+    return CocoDataset(
+        path=os.fspath(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        images=MappingProxyType(images),
+        annotations=MappingProxyType(annotations),
+        categories=MappingProxyType({i: categories[i] for i in sorted(categories)}),
+        image_annotations=MappingProxyType({i: tuple(v) for i, v in per_image.items()}),
+    )
+
+
+def select_classes(dataset: CocoDataset, classes: str | Sequence[str | int]) -> tuple[CocoCategory, ...]:
+    """The chosen categories, ascending by category id: a category's position here is its class index.
+
+    classes: "all" (every category of the file), "novel", "base", "fold1".."fold4" (`CLASS_LISTS`), category names or
+    ids, or several of these separated by commas or in a sequence. A name wins over an id written the same way.
+
+    Raises `InputError` on an unknown or ambiguous class (with the names that come close) and on an empty choice.
+    """
+    tokens = [t.strip() for t in classes.split(",")] if isinstance(classes, str) else list(classes)
+    by_name: dict[str, list[int]] = {}
+    for category in dataset.categories.values():
+        by_name.setdefault(category.name, []).append(category.id)
+    chosen: set[int] = set()
+    for token in tokens:
+        if token == "all":
+            chosen.update(dataset.categories)
+        elif isinstance(token, str) and token in CLASS_LISTS:
+            if missing := [name for name in CLASS_LISTS[token] if name not in by_name]:
+                raise InputError(
+                    f'class list "{token}": {show_path(dataset.path)} has no category {missing[0]!r}'
+                    f' ({len(missing)} of its {len(CLASS_LISTS[token])} classes are missing); use "all" or names'
+                )
+            chosen.update(_category_id(name, by_name, dataset) for name in CLASS_LISTS[token])
+        elif token != "":
+            chosen.add(_category_id(token, by_name, dataset))
+    if not chosen:
+        raise InputError(f"no class chosen: {describe(classes)}; {_listing(dataset)}")
+    return tuple(dataset.categories[i] for i in sorted(chosen))
+
+
+def _category_id(token: str | int, by_name: dict[str, list[int]], dataset: CocoDataset) -> int:
+    if isinstance(token, str) and token in by_name:
+        if len(by_name[token]) > 1:
+            ids = ", ".join(map(str, by_name[token]))
+            raise InputError(f"class {token!r}: {show_path(dataset.path)} has several of this name; use an id ({ids})")
+        return by_name[token][0]
+    if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) <= 19:
+        token = int(token)
+    if type(token) is int and token in dataset.categories:
+        return token
+    close = difflib.get_close_matches(str(token), [*by_name, "all", *CLASS_LISTS], n=3) if len(str(token)) < 100 else []
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise InputError(f"unknown class {describe(token)}: {hint}{_listing(dataset)}")
+
+
+def _listing(dataset: CocoDataset) -> str:
+    names = [c.name for c in dataset.categories.values()]
+    shown = ", ".join(describe(n, 30)[1:-1] for n in names[:10]) + (", ..." if len(names) > 10 else "")
+    return (
+        f'classes are "all", {", ".join(CLASS_LISTS)}, or names or ids from "categories" of {show_path(dataset.path)}'
+        f" ({len(names)}: {shown})"
+    )
+
+
+def _list(content: dict[str, Any], key: str, name: str) -> list[Any]:
+    if key not in content:
+        raise InputError(f'{name}: not a COCO instance annotation file: the key "{key}" is missing')
+    if not isinstance(content[key], list):
+        raise InputError(f'{name}: "{key}": expected a list, found {describe(content[key])}')
+    return content[key]
+
+
+def _by_id(entries: Any, where: str) -> dict[int, Any]:
+    result: dict[int, Any] = {}
+    for entry in entries:
+        if entry.id in result:
+            raise InputError(f"{where}: the id {entry.id} occurs more than once; ids must be unique")
+        result[entry.id] = entry
+    return result
+
+
+def _integer(entry: Any, key: str, where: str, *, minimum: int = 0, maximum: int = _MAX_ID) -> int:
+    if type(entry) is not dict:
+        raise InputError(f"{where}: expected an object, found {describe(entry)}")
+    value = entry.get(key)
+    if type(value) is not int or not minimum <= value <= maximum:
+        found = describe(value) if key in entry else "no such key"
+        limit = f"of at least {minimum}" if maximum == _MAX_ID else f"in {minimum}..{maximum}"
+        raise InputError(f'{where}: "{key}": expected an integer {limit}, found {found}')
+    return value
+
+
+def _text(entry: dict[str, Any], key: str, where: str) -> str:
+    value = entry.get(key)
+    if type(value) is not str or not value:
+        raise InputError(f'{where}: "{key}": expected text, found {describe(value) if key in entry else "no such key"}')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f'{where}: "{key}": not valid Unicode: {describe(value)}') from error
+    return value
+
+
+def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
+    value = entry.get(key, 0)
+    if value is not True and value is not False and not (type(value) is int and value in (0, 1)):
+        raise InputError(f'{where}: "{key}": expected 0 or 1, found {describe(value)}')
+    return bool(value)
+
+
+def _image(entry: Any, where: str) -> CocoImage:
+    image_id = _integer(entry, "id", where)
+    where = f"{where} (id {image_id})"
+    file_name = _text(entry, "file_name", where)
+    parts = pathlib.PureWindowsPath(file_name).parts  # understands both separators and drive letters
+    if ".." in parts or file_name[0] in "/\\" or ":" in file_name[:3] or "\0" in file_name:
+        raise InputError(
+            f'{where}: "file_name": expected a relative path inside the image folder, found {describe(file_name)}'
+        )
+    height = _integer(entry, "height", where, minimum=1)
+    width = _integer(entry, "width", where, minimum=1)
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{where}: height x width is over the limit of {MAX_PIXELS:,} pixels")
+    return CocoImage(image_id, file_name, height, width)
+
+
+def _category(entry: Any, where: str) -> CocoCategory:
+    category_id = _integer(entry, "id", where)
+    return CocoCategory(category_id, _text(entry, "name", f"{where} (id {category_id})"))
+
+
+def _annotation(
+    entry: Any, name: str, index: int, images: dict[int, CocoImage], categories: dict[int, CocoCategory]
+) -> CocoAnnotation:
+    where = f"{name}: annotations[{index}]"
+    annotation_id = _integer(entry, "id", where)
+    where = f"{where} (id {annotation_id})"
+    image_id = _integer(entry, "image_id", where)
+    category_id = _integer(entry, "category_id", where)
+    if image_id not in images:
+        raise InputError(f'{where}: "image_id": {image_id} is not the id of an image in this file')
+    if category_id not in categories:
+        raise InputError(f'{where}: "category_id": {category_id} is not the id of a category in this file')
+    bbox = entry.get("bbox")
+    if type(bbox) is not list or len(bbox) != 4 or not all(map(_is_coordinate, bbox)) or bbox[2] < 0 or bbox[3] < 0:
+        found = describe(bbox) if "bbox" in entry else "no such key"
+        raise InputError(f'{where}: "bbox": expected finite numbers [x, y, width, height], found {found}')
+    area = entry.get("area")
+    if area is not None and not (type(area) in (int, float) and 0 <= area <= _MAX_COORDINATE**2):
+        raise InputError(f'{where}: "area": expected a finite number of at least 0, found {describe(area)}')
+    segmentation = entry.get("segmentation")
+    if segmentation is not None:
+        image = images[image_id]
+        if type(segmentation) is list:
+            check_polygons(segmentation, where)
+        elif type(segmentation) is dict:
+            check_rle_size(segmentation, image.height, image.width, where)
+        else:
+            raise InputError(
+                f"{where}: segmentation: expected polygons or an RLE object, found {describe(segmentation)}"
+            )
+    return CocoAnnotation(
+        id=annotation_id,
+        image_id=image_id,
+        category_id=category_id,
+        bbox=(float(bbox[0]), float(bbox[1]), float(bbox[2]), float(bbox[3])),
+        area=None if area is None else float(area),
+        iscrowd=_flag(entry, "iscrowd", where),
+        isimpossible=_flag(entry, "isimpossible", where),
+        segmentation=segmentation or None,
+    )
+
+
+def _is_coordinate(value: Any) -> bool:
+    """A number, not a bool, of bearable size; comparing is also what refuses NaN, infinities and huge integers."""
+    return type(value) in (float, int) and -_MAX_COORDINATE <= value <= _MAX_COORDINATE

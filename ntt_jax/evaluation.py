@@ -1,0 +1,198 @@
+"""COCO average precision of detections, by pycocotools' COCOeval (METHOD stage 3, Evaluation)."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ntt_jax.coco import CocoCategory, CocoDataset
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.results import ImageDetections, coco_results
+from ntt_jax.rle import rle_areas
+
+KINDS = ("bbox", "segm")
+"""What is compared: boxes or masks. COCOeval's `iouType`."""
+
+# name: (precision or recall, IoU threshold or None for their mean, area range, detections per image)
+_METRICS: dict[str, tuple[str, float | None, str, int]] = {
+    "AP": ("precision", None, "all", 100),
+    "AP50": ("precision", 0.5, "all", 100),
+    "AP75": ("precision", 0.75, "all", 100),
+    "APs": ("precision", None, "small", 100),
+    "APm": ("precision", None, "medium", 100),
+    "APl": ("precision", None, "large", 100),
+    "AR1": ("recall", None, "all", 1),
+    "AR10": ("recall", None, "all", 10),
+    "AR100": ("recall", None, "all", 100),
+    "ARs": ("recall", None, "small", 100),
+    "ARm": ("recall", None, "medium", 100),
+    "ARl": ("recall", None, "large", 100),
+}
+UNDEFINED_NOTE = "null: the evaluated images hold no ground truth of that kind, so the number is not defined"
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What detections are measured against: annotations of the chosen classes in the evaluated images.
+
+    image_ids: ascending. categories: ascending by id, a class index each. entries: COCO annotations with compressed
+    masks, ids counted from 1. kinds: "bbox" and "segm", or only "bbox".
+    """
+
+    image_ids: tuple[int, ...]
+    categories: tuple[CocoCategory, ...]
+    entries: tuple[dict[str, Any], ...]
+    kinds: tuple[str, ...]
+
+
+def prepare_ground_truth(
+    dataset: CocoDataset,
+    categories: Sequence[CocoCategory],
+    image_ids: Iterable[int] | None = None,
+    *,
+    kinds: Sequence[str] = KINDS,
+) -> GroundTruth:
+    """Gather and check the ground truth. Do this before a long run: it decodes every mask that will be needed.
+
+    image_ids: the evaluated images, with or without annotations; None takes all of the file. Crowds are kept:
+    COCOeval ignores what matches them. An annotation without "area" gets that of its mask (of its box without one).
+
+    Raises `InputError` if an image is not in the file or a segmentation is unsound, or missing while "segm" is asked
+    for.
+    """
+    ids = sorted(set(dataset.images if image_ids is None else image_ids))
+    ordered = tuple(sorted(categories, key=lambda category: category.id))
+    if not ids or not ordered or not kinds or not set(kinds) <= set(KINDS):
+        raise InputError("evaluation: expected at least one image and one class, and bbox or segm or both")
+    chosen = {category.id for category in ordered}
+    entries: list[dict[str, Any]] = []
+    for image_id in ids:
+        if image_id not in dataset.images:
+            raise InputError(f"{show_path(dataset.path)}: has no image {image_id} to evaluate")
+        for annotation in dataset.image_annotations[image_id]:
+            if annotation.category_id not in chosen:
+                continue
+            entry: dict[str, Any] = {
+                # COCOeval marks a match by the annotation's id and takes 0 for "no match": the file's ids cannot serve.
+                "id": len(entries) + 1,
+                "image_id": image_id,
+                "category_id": annotation.category_id,
+                "bbox": list(annotation.bbox),
+                "iscrowd": int(annotation.iscrowd),
+            }
+            area = annotation.area
+            if "segm" in kinds:
+                entry["segmentation"] = dataset.rle(annotation)
+                area = float(rle_areas([entry["segmentation"]])[0]) if area is None else area
+            entry["area"] = annotation.bbox[2] * annotation.bbox[3] if area is None else area
+            entries.append(entry)
+    return GroundTruth(tuple(ids), ordered, tuple(entries), tuple(kind for kind in KINDS if kind in kinds))
+
+
+def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[str, Any]:
+    """Metrics of detections, as JSON-ready data.
+
+    Returns `{"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}, "images": n, "detections": n, "classes": n,
+    "per_class": [{"category_id", "name", "ground_truth", "detections", "bbox": {"AP", "AP50", "AP75"}, ...}]}`.
+    Numbers are fractions in 0..1: COCO's twelve (AP, AP50, AP75, APs/m/l by object size, AR1/10/100, ARs/m/l).
+    "ground_truth" counts a class's instances without crowds. A number without any ground truth to measure it on
+    (pycocotools: -1) is None, and `"note"` then says why. An image without detections counts as such; without any
+    detection at all every defined number is 0.
+
+    For "segm" the size of a detection, which matters only to APs/m/l, is the area of its mask. (pycocotools' `loadRes`
+    takes the box's when a results entry has both; evaluators that rely on it drop the box first, to the same effect.)
+
+    Raises `InputError` if a detection is of an image that is not evaluated, or an image comes twice.
+    """
+    records = sorted(detections, key=lambda record: record.image_id)
+    known, previous = set(ground_truth.image_ids), None
+    category_ids = [category.id for category in ground_truth.categories]
+    entries: list[dict[str, Any]] = []
+    for record in records:
+        if record.image_id not in known or record.image_id == previous:
+            problem = "comes twice" if record.image_id == previous else "is not among the evaluated images"
+            raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
+        previous = record.image_id
+        entries.extend(coco_results(record, category_ids))
+    metrics: dict[str, Any] = {}
+    per_class = _class_counts(ground_truth, entries)
+    for kind in ground_truth.kinds:
+        precision, recall, params = _run(ground_truth, entries, kind)
+        metrics[kind] = {name: _number(precision, recall, params, spec) for name, spec in _METRICS.items()}
+        for k, row in enumerate(per_class):
+            one_precision, one_recall = precision[:, :, k : k + 1], recall[:, k : k + 1]
+            row[kind] = {
+                name: _number(one_precision, one_recall, params, _METRICS[name]) for name in ("AP", "AP50", "AP75")
+            }
+    metrics |= {"images": len(ground_truth.image_ids), "detections": len(entries), "classes": len(category_ids)}
+    metrics["per_class"] = per_class
+    tables = [metrics[kind] for kind in ground_truth.kinds] + [row[k] for row in per_class for k in ground_truth.kinds]
+    if any(value is None for table in tables for value in table.values()):
+        metrics["note"] = UNDEFINED_NOTE
+    return metrics
+
+
+def _class_counts(ground_truth: GroundTruth, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = {
+        c.id: {"category_id": c.id, "name": c.name, "ground_truth": 0, "detections": 0} for c in ground_truth.categories
+    }
+    for entry in ground_truth.entries:
+        rows[entry["category_id"]]["ground_truth"] += not entry["iscrowd"]
+    for entry in entries:
+        rows[entry["category_id"]]["detections"] += 1
+    return list(rows.values())
+
+
+def _run(ground_truth: GroundTruth, entries: list[dict[str, Any]], kind: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    """COCOeval's precision `[T, R, K, A, M]`, recall `[T, K, A, M]` and parameters."""
+    if kind == "segm":
+        areas = rle_areas([entry["segmentation"] for entry in entries]).tolist()
+    else:
+        areas = [entry["bbox"][2] * entry["bbox"][3] for entry in entries]
+    found = [
+        {**entry, "id": i + 1, "iscrowd": 0, "area": area}
+        for i, (entry, area) in enumerate(zip(entries, areas, strict=True))
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its steps with print
+        # COCOeval writes into the annotations it is given.
+        evaluation = COCOeval(
+            _index(ground_truth, [dict(entry) for entry in ground_truth.entries]), _index(ground_truth, found), kind
+        )
+        evaluation.params.imgIds = list(ground_truth.image_ids)
+        evaluation.params.catIds = [category.id for category in ground_truth.categories]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.params
+
+
+def _index(ground_truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:
+    """A pycocotools index over annotations; it needs of images and categories only their ids."""
+    coco: Any = COCO()
+    coco.dataset = {
+        "images": [{"id": image_id} for image_id in ground_truth.image_ids],
+        "categories": [{"id": category.id, "name": category.name} for category in ground_truth.categories],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    # Masks are compressed already; pycocotools' own conversion would ask each image's entry for its size.
+    coco.annToRLE = lambda annotation: annotation["segmentation"]
+    return coco
+
+
+def _number(
+    precision: np.ndarray, recall: np.ndarray, params: Any, spec: tuple[str, float | None, str, int]
+) -> float | None:
+    """One of COCO's numbers: the mean over all defined (not -1) values of a slice, None if there is none."""
+    array, threshold, area, limit = spec
+    a, m = params.areaRngLbl.index(area), params.maxDets.index(limit)
+    values = (precision if array == "precision" else recall)[..., a, m]
+    if threshold is not None:
+        values = values[np.flatnonzero(np.isclose(params.iouThrs, threshold))]
+    values = values[values > -1]
+    return float(np.mean(values)) if values.size else None

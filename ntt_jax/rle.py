@@ -1,0 +1,188 @@
+"""Masks as COCO run-length encodings: encoding, checked decoding, polygons.
+
+A COCO RLE is `{"size": [height, width], "counts": ...}`: lengths of alternating runs of background and foreground,
+column by column, as a list of integers or as pycocotools' compressed text. pycocotools trusts what it is given, so
+everything from a file is checked here first. Results always carry compressed ASCII text, which JSON can hold.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from pycocotools import mask as mask_api
+
+from ntt_jax.errors import InputError
+from ntt_jax.files import describe
+
+
+class Rle(TypedDict):
+    """One compressed mask: `size` is [height, width], `counts` ASCII text."""
+
+    size: list[int]
+    counts: str
+
+
+# pycocotools draws polygons at five times the resolution, point by point along the edges: 20 bytes per unit of
+# max(|dx|, |dy|) and more. The limit keeps one annotation under about 300 MB.
+MAX_POLYGON_LENGTH = 4_000_000
+_MAX_CHARACTERS_PER_COUNT = 7  # 5 bits each: room for 2**31 with its sign
+
+
+def encode_masks(masks: np.ndarray) -> list[Rle]:
+    """Boolean masks `[n, H, W]` to compressed RLEs, in order."""
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != np.bool_:
+        raise InputError(f"masks: expected bool [n, H, W], found {masks.dtype} {list(masks.shape)}")
+    rles = []
+    for mask in masks:
+        # One transposed copy per mask stays in the cache: a transposed copy of the whole stack takes longer.
+        columns = np.ascontiguousarray(mask.T).view(np.uint8)  # [W, H]
+        rles.append(_compressed(mask_api.encode(np.asfortranarray(columns.T))))
+    return rles
+
+
+def decode_rle(rle: Rle) -> np.ndarray:
+    """One compressed RLE to a boolean mask `[H, W]`. Raises `InputError` if it is not sound."""
+    height, width = rle["size"]
+    runs = _decompress(rle["counts"], "RLE")
+    _check_runs(runs, height * width, "RLE")
+    # pycocotools' own decoder raises a DeprecationWarning under numpy 2.
+    columns = np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
+    return np.ascontiguousarray(columns.T)
+
+
+def rle_areas(rles: Sequence[Rle]) -> np.ndarray:
+    """Foreground pixels of each RLE, int64 `[n]`."""
+    # One at a time: under numpy 2, pycocotools (2.0.11) fails on lists of 256 and more.
+    area: Any = mask_api.area
+    return np.array([int(area(rle)) for rle in rles], np.int64)
+
+
+def rle_boxes(rles: Sequence[Rle]) -> np.ndarray:
+    """COCO's boxes `[n, 4]` float64 as x, y, width, height in pixels, where the width counts pixels (last - first + 1).
+
+    METHOD's boxes of detections are one smaller in width and height: they are not these.
+    """
+    untyped: Any = list(rles)
+    return np.asarray(mask_api.toBbox(untyped), np.float64) if rles else np.zeros((0, 4))
+
+
+def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) -> Rle:
+    """Any of COCO's three segmentations (polygons, list RLE, compressed RLE) as a checked, compressed RLE.
+
+    segmentation: the JSON value, untrusted. height, width: of its image, in pixels. where: start of error messages
+    (file and entry). Polygons are drawn and clipped to the image by pycocotools; several are united.
+
+    Raises `InputError` unless the value has one of the three forms, an RLE is of the image's size with runs that are
+    not negative and fill the image exactly, and polygons have at least three points of finite coordinates.
+    """
+    if isinstance(segmentation, list):
+        return _polygons_to_rle(segmentation, height, width, where)
+    if not isinstance(segmentation, dict):
+        raise InputError(f"{where}: segmentation: expected polygons or an RLE object, found {describe(segmentation)}")
+    check_rle_size(segmentation, height, width, where)
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        _check_runs(_decompress(counts, where), height * width, where)
+        return Rle(size=[height, width], counts=counts)
+    runs = _integers(counts, where)
+    _check_runs(runs, height * width, where)
+    encoded = mask_api.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return _compressed(encoded)
+
+
+def check_rle_size(segmentation: dict[str, Any], height: int, width: int, where: str) -> None:
+    """The quick part of the check of an RLE object: its keys, their types, and the size against the image's."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(counts, (str, list)):
+        raise InputError(f'{where}: segmentation: RLE "counts": expected text or a list, found {describe(counts)}')
+    if not (isinstance(size, list) and len(size) == 2 and all(type(v) is int for v in size)):
+        raise InputError(f'{where}: segmentation: RLE "size": expected [height, width], found {describe(size)}')
+    if size != [height, width]:
+        raise InputError(
+            f"{where}: segmentation: RLE size [height, width] is {describe(size)}, but its image is {[height, width]}"
+        )
+
+
+def check_polygons(polygons: list[Any], where: str) -> None:
+    """The quick part of the check of polygons: lists of x, y pairs, at least three of them each."""
+    for polygon in polygons:
+        if type(polygon) is not list or len(polygon) < 6 or len(polygon) % 2:
+            raise InputError(
+                f"{where}: segmentation: expected polygons [[x1, y1, x2, y2, x3, y3, ...], ...] of at least three"
+                f" points, found {describe(polygon)}"
+            )
+
+
+def _compressed(encoded: Any) -> Rle:
+    """pycocotools' result with its text as `str`."""
+    return Rle(size=list(encoded["size"]), counts=encoded["counts"].decode("ascii"))
+
+
+def _polygons_to_rle(polygons: list[Any], height: int, width: int, where: str) -> Rle:
+    if not polygons:
+        raise InputError(f"{where}: segmentation: expected polygons, found an empty list")
+    check_polygons(polygons, where)
+    length = 0.0
+    for polygon in polygons:
+        try:
+            points = np.asarray(polygon)
+        except ValueError:
+            points = np.zeros(0)
+        # Integers beyond 64 bits, strings and nested lists end here as other kinds or ranks.
+        if points.ndim != 1 or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
+            raise InputError(f"{where}: segmentation: polygon coordinates must be finite numbers")
+        closed = np.append(points, points[:2]).astype(np.float64).reshape(-1, 2)
+        length += float(np.abs(np.diff(closed, axis=0)).max(axis=1).sum()) + float(np.abs(closed[0]).max())
+    if not length <= MAX_POLYGON_LENGTH:
+        raise InputError(
+            f"{where}: segmentation: polygon edges sum to {length:.3g} pixels, over the limit of {MAX_POLYGON_LENGTH}"
+        )
+    encoded = mask_api.merge(mask_api.frPyObjects(polygons, height, width))
+    return _compressed(encoded)
+
+
+def _integers(counts: list[Any], where: str) -> np.ndarray:
+    try:
+        runs = np.asarray(counts)
+    except ValueError:
+        runs = np.zeros(1, np.bool_)
+    if runs.ndim != 1 or runs.dtype.kind != "i":
+        raise InputError(f'{where}: segmentation: RLE "counts" must be a list of integers')
+    return runs
+
+
+def _decompress(counts: str, where: str) -> np.ndarray:
+    """Run lengths, int64, from pycocotools' text: 5 bits per character, least significant first, bit 5 = "goes on".
+
+    The last character's bit 4 is the sign; from the fourth number on, each is a difference to the one two before.
+    """
+    try:
+        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        codes = np.array([-1])
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise InputError(f'{where}: segmentation: RLE "counts" is not valid compressed text')
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_CHARACTERS_PER_COUNT:
+        raise InputError(f'{where}: segmentation: RLE "counts" holds a number that is too large')
+    position = np.arange(codes.size) - np.repeat(starts, lengths)
+    values = np.add.reduceat((codes & 31) << (5 * position), starts)
+    values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def _check_runs(runs: np.ndarray, pixels: int, where: str) -> None:
+    if runs.size and (runs.min() < 0 or runs.max() > pixels):
+        raise InputError(
+            f"{where}: segmentation: RLE runs must lie in 0..{pixels} (height x width),"
+            f" found {runs.min()}..{runs.max()}"
+        )
+    if int(runs.sum()) != pixels:
+        raise InputError(
+            f"{where}: segmentation: RLE runs sum to {int(runs.sum())}, expected height x width = {pixels}"
+        )
