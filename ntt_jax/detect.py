@@ -1,0 +1,194 @@
+"""Candidates of one image to its detections (METHOD stage 3, steps 6 to 10)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ntt_jax.config import DetectConfig
+from ntt_jax.errors import InputError
+from ntt_jax.match import assign_labels, mask_weights, object_features, similarities
+from ntt_jax.merge import class_aware_nms, full_size_overlaps, mask_boxes, resize_masks, soft_merge
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one image, best first, padded to a fixed number D. Where `valid` is False all else is 0 or -1.
+
+    masks: `[D, H, W]` bool. boxes: `[D, 4]` int32 x1, y1, x2, y2 in pixels, inclusive (COCO's box is x1, y1, x2 - x1,
+    y2 - y1). scores: `[D]` float32. labels: `[D]` int32 class index, -1 where not valid. valid: `[D]` bool.
+    """
+
+    masks: Array
+    boxes: Array
+    scores: Array
+    labels: Array
+    valid: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Candidates:
+    """What matching and merging need to know of P candidate masks, beside their logits.
+
+    weights: `[P, h, w]` float32 share of every patch. boxes: `[P, 4]` int32 on the mask grid. valid: `[P]` bool,
+    whether the mask has a pixel. All can be computed chunk by chunk as masks are decoded.
+    """
+
+    weights: Array
+    boxes: Array
+    valid: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Merged:
+    """Detections without their masks: `source` `[D]` int32 says which candidate's logits each one is made of."""
+
+    source: Array
+    boxes: Array
+    scores: Array
+    labels: Array
+    valid: Array
+
+
+def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates:
+    """Reduce mask logits `[P, m, n]` to `Candidates` for patch features of `grid` = (h, w)."""
+    masks = mask_logits > 0
+    weights, counts = mask_weights(masks, grid)
+    return Candidates(weights, mask_boxes(masks), counts > 0)
+
+
+def merge_candidates(
+    features: Array,
+    candidates: Candidates,
+    mask_logits: Array,
+    predicted_ious: Array,
+    prototypes: Array,
+    *,
+    height: int | Array,
+    width: int | Array,
+    config: DetectConfig,
+) -> Merged:
+    """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values."""
+    count = mask_logits.shape[0]
+    num_classes = prototypes.shape[0]
+    objects, has_direction = object_features(candidates.weights, features)
+    labels, scores = assign_labels(similarities(objects, prototypes), config.classes_per_mask)  # [P, n]
+    valid = candidates.valid & has_direction & jnp.all(jnp.isfinite(scores), axis=1)
+
+    # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
+    order = jnp.argsort(jnp.where(valid, -predicted_ious, jnp.inf), stable=True)
+    keep = class_aware_nms(
+        candidates.boxes[order], labels[order], valid[order], num_classes, config.nms_iou_threshold
+    )
+    rows = keep.size
+    limit = min(config.max_candidates, rows)
+    row = jnp.nonzero(keep.reshape(-1), size=limit, fill_value=rows)[0]  # [M], in NMS order
+    position = jnp.minimum(row, rows - 1)
+    source = order[position // labels.shape[1]]
+    rank = position % labels.shape[1]
+    label, score = labels[source, rank], scores[source, rank]
+    alive = (row < rows) & (score > 0)
+
+    # Rows of one candidate share one mask: overlaps are counted between candidates, grouped by their best class.
+    used = jnp.zeros(count, bool).at[jnp.where(alive, source, count)].set(True, mode="drop")
+    by_label = jnp.argsort(jnp.where(used, labels[:, 0], num_classes), stable=True)
+    slots = by_label[: min(limit, count)].astype(jnp.int32)
+    slot_of = jnp.zeros(count, jnp.int32).at[slots].set(jnp.arange(slots.shape[0], dtype=jnp.int32))
+    slot = slot_of[source]
+    has_class = jnp.zeros((slots.shape[0], num_classes), jnp.float32)
+    has_class = has_class.at[jnp.where(alive, slot, slots.shape[0]), label].set(1.0, mode="drop")
+    partners = jnp.dot(has_class, has_class.T) > 0
+    intersections, boxes = full_size_overlaps(mask_logits, slots, jnp.sum(used), partners, height, width)
+
+    areas = jnp.diagonal(intersections)[slot]
+    alive = alive & (areas > 0)
+    feature = objects[source]
+    cosines = jnp.einsum("ic,jc->ij", feature, feature, precision="highest")
+    score = soft_merge(score, label, cosines, intersections[slot[:, None], slot[None, :]], areas, alive)
+
+    best = jnp.argsort(jnp.where(alive, -score, jnp.inf), stable=True)[: config.max_detections]
+    best = jnp.pad(best, (0, config.max_detections - best.shape[0]))
+    valid = alive[best] & (jnp.arange(best.shape[0]) < limit)
+    return Merged(
+        source=jnp.where(valid, source[best], 0).astype(jnp.int32),
+        boxes=jnp.where(valid[:, None], boxes[slot[best]], 0),
+        scores=jnp.where(valid, score[best], 0.0),
+        labels=jnp.where(valid, label[best], -1),
+        valid=valid,
+    )
+
+
+def detect(
+    features: Array,
+    mask_logits: Array,
+    predicted_ious: Array,
+    prototypes: Array,
+    *,
+    height: int,
+    width: int,
+    config: DetectConfig | None = None,
+    valid: Array | None = None,
+) -> Detections:
+    """Label candidate masks by the class prototypes, remove duplicates, and keep the best at full size.
+
+    METHOD stage 3, steps 6 to 10: object features by masked pooling, cosine with every prototype, greedy class-aware
+    NMS in order of predicted IoU (ties by index), full-size masks, soft merge, the best by score. It does not apply
+    the threshold on predicted IoUs (step 5): give `valid` for that.
+
+    Args:
+      features: `[h, w, C]` float, patch features of the image, not normalised.
+      mask_logits: `[P, m, n]` float, finite; a pixel belongs to the mask where the logit is > 0.
+      predicted_ious: `[P]` float.
+      prototypes: `[K, C]` float, L2-normalised.
+      height, width: size of the image in pixels, Python ints.
+      config: constants; the default is the published ones.
+      valid: `[P]` bool, candidates to consider; all by default.
+
+    Returns:
+      `Detections` with D = config.max_detections. Masks without a foreground pixel, on the mask grid or at full size,
+      are left out; there is never a NaN.
+
+    Raises:
+      InputError: shapes that do not fit together, sizes below 1, no classes, a bad `classes_per_mask`.
+    """
+    config = DetectConfig() if config is None else config
+    _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config)
+    # Which pixels belong to a mask does not change smoothly: gradients flow through features and prototypes only.
+    mask_logits = lax.stop_gradient(mask_logits.astype(jnp.float32))
+    predicted_ious = lax.stop_gradient(predicted_ious.astype(jnp.float32))
+    if mask_logits.shape[0] == 0:
+        mask_logits = jnp.full((1, *mask_logits.shape[1:]), -1.0)
+        predicted_ious, valid = jnp.zeros(1), None
+    candidates = describe_candidates(mask_logits, features.shape[:2])
+    if valid is not None:
+        candidates = Candidates(candidates.weights, candidates.boxes, candidates.valid & valid)
+    merged = merge_candidates(
+        features, candidates, mask_logits, predicted_ious, prototypes, height=height, width=width, config=config
+    )
+    count = jnp.sum(merged.valid)
+    masks = resize_masks(mask_logits, merged.source, count, height, width, (height, width))
+    return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
+
+
+def _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config: DetectConfig) -> None:
+    shapes = f"features {features.shape}, mask_logits {mask_logits.shape}, predicted_ious {predicted_ious.shape}, "
+    shapes += f"prototypes {prototypes.shape}"
+    fits = (
+        features.ndim == mask_logits.ndim == 3
+        and prototypes.ndim == 2
+        and predicted_ious.shape == mask_logits.shape[:1]
+        and features.shape[2] == prototypes.shape[1]
+        and min(*features.shape, *mask_logits.shape[1:], prototypes.shape[0]) >= 1
+        and (valid is None or valid.shape == predicted_ious.shape)
+    )
+    if not fits:
+        raise InputError(f"detect: expected features [h, w, C], mask_logits [P, m, n], predicted_ious [P], "
+                         f"prototypes [K, C], K >= 1, found {shapes}")
+    if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
+        raise InputError(f"detect: height and width must be Python ints of at least 1, found {height!r} x {width!r}")
+    if config.max_candidates < 1 or config.max_detections < 1:
+        raise InputError("detect: max_candidates and max_detections must be at least 1")
