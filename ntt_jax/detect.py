@@ -81,9 +81,7 @@ def merge_candidates(
 
     # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
     order = jnp.argsort(jnp.where(valid, -predicted_ious, jnp.inf), stable=True)
-    keep = class_aware_nms(
-        candidates.boxes[order], labels[order], valid[order], num_classes, config.nms_iou_threshold
-    )
+    keep = class_aware_nms(candidates.boxes[order], labels[order], valid[order], num_classes, config.nms_iou_threshold)
     rows = keep.size
     limit = min(config.max_candidates, rows)
     row = jnp.nonzero(keep.reshape(-1), size=limit, fill_value=rows)[0]  # [M], in NMS order
@@ -186,8 +184,10 @@ def _check(features, mask_logits, predicted_ious, prototypes, height, width, val
         and (valid is None or valid.shape == predicted_ious.shape)
     )
     if not fits:
-        raise InputError(f"detect: expected features [h, w, C], mask_logits [P, m, n], predicted_ious [P], "
-                         f"prototypes [K, C], K >= 1, found {shapes}")
+        raise InputError(
+            f"detect: expected features [h, w, C], mask_logits [P, m, n], predicted_ious [P], "
+            f"prototypes [K, C], K >= 1, found {shapes}"
+        )
     if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
         raise InputError(f"detect: height and width must be Python ints of at least 1, found {height!r} x {width!r}")
     if config.max_candidates < 1 or config.max_detections < 1:

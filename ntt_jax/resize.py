@@ -183,7 +183,9 @@ def pil_resize_bicubic(image: Array, size: tuple[int, int]) -> Array:
       InputError: `image` is not a uint8 array of rank 3, or a side is below 1.
     """
     if image.ndim != 3 or image.dtype != jnp.uint8 or min(*image.shape, *size) < 1:
-        raise InputError(f"pil_resize_bicubic: expected uint8 [H, W, C] and sides >= 1, found {image.dtype} {image.shape} -> {size}")
+        raise InputError(
+            f"pil_resize_bicubic: expected uint8 [H, W, C] and sides >= 1, found {image.dtype} {image.shape} -> {size}"
+        )
     for axis, length in ((1, size[1]), (0, size[0])):
         if image.shape[axis] != length:
             image = _pil_pass(image, length, axis)
@@ -200,9 +202,7 @@ def _pil_pass(image: Array, length: int, axis: int) -> Array:
         return total + samples * weight.reshape(shape), None
 
     indices, weights = _pil_taps(length, image.shape[axis])
-    start = jnp.full(
-        (*image.shape[:axis], length, *image.shape[axis + 1 :]), 1 << (_PIL_PRECISION_BITS - 1), jnp.int32
-    )
+    start = jnp.full((*image.shape[:axis], length, *image.shape[axis + 1 :]), 1 << (_PIL_PRECISION_BITS - 1), jnp.int32)
     total, _ = jax.lax.scan(add_tap, start, (jnp.asarray(indices), jnp.asarray(weights)))
     return jnp.clip(total >> _PIL_PRECISION_BITS, 0, 255).astype(jnp.uint8)
 
