@@ -106,10 +106,10 @@ class DinoVisionTransformer(nnx.Module):
         self.config = config
         dim, table_side = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, dim, dtype=dtype, rngs=rngs)
-        self.cls_token = nnx.Param(_normal(rngs, (1, 1, dim), 1e-6))
+        self.cls_token = nnx.Param(_normal(rngs.params(), (1, 1, dim), 1e-6))
         if config.num_register_tokens:
-            self.register_tokens = nnx.Param(_normal(rngs, (1, config.num_register_tokens, dim), 1e-6))
-        self.pos_embed = nnx.Param(_normal(rngs, (1, 1 + table_side**2, dim)))
+            self.register_tokens = nnx.Param(_normal(rngs.params(), (1, config.num_register_tokens, dim), 1e-6))
+        self.pos_embed = nnx.Param(_normal(rngs.params(), (1, 1 + table_side**2, dim)))
         # Pre-training replaces hidden patches by this token; kept so that a checkpoint's tensor has its place.
         self.mask_token = nnx.Param(jnp.zeros((1, dim)))
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
@@ -117,10 +117,9 @@ class DinoVisionTransformer(nnx.Module):
         self._init_weights(rngs)
 
     def _init_weights(self, rngs: nnx.Rngs) -> None:
-        for _, module in nnx.iter_modules(self):
-            if isinstance(module, Linear):
-                kernel = module.kernel[...]
-                module.kernel[...] = _normal(rngs, kernel.shape).astype(kernel.dtype)
+        linears = [module for _, module in nnx.iter_modules(self) if isinstance(module, Linear)]
+        for module, key in zip(linears, jax.random.split(rngs.params(), len(linears)), strict=True):
+            module.kernel = nnx.Param(_normal(key, module.kernel.shape).astype(module.kernel.dtype))
 
     def __call__(self, images: Array) -> Array:
         """Patch features after the final norm (`x_norm_patchtokens` in Meta's code, as a grid).
@@ -208,9 +207,9 @@ class DinoVisionTransformer(nnx.Module):
             )
 
 
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], deviation: float = 0.02) -> Array:
+def _normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> Array:
     """Meta's `trunc_normal_(std=0.02)` cuts at +-2, a hundred deviations: a plain normal distribution."""
-    return deviation * jax.random.normal(rngs.params(), shape)
+    return deviation * jax.random.normal(key, shape)
 
 
 def _check_config(config: DinoV2Config) -> None:
@@ -220,7 +219,7 @@ def _check_config(config: DinoV2Config) -> None:
     if min(sizes) < 1 or config.ffn_hidden_dim < 1:
         raise InputError(f"{config.name}: embed_dim, depth, num_heads, patch_size, image_size and MLP must be positive")
     if config.embed_dim % config.num_heads:
-        raise InputError(f"{config.name}: embed_dim {config.embed_dim} is not a multiple of {config.num_heads} heads")
+        raise InputError(f"{config.name}: embed_dim {config.embed_dim} does not divide by num_heads {config.num_heads}")
     if config.image_size % config.patch_size:
         raise InputError(
             f"{config.name}: image_size {config.image_size} is not a multiple of patch {config.patch_size}"
