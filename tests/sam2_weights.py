@@ -52,6 +52,7 @@ def checkpoint_key(path: tuple) -> str:
     return re.sub(r"\.(kernel|scale|embedding)$", ".weight", ".".join(map(str, path)))
 
 
+@functools.lru_cache
 def checkpoint_shapes(config: Sam2Config) -> dict[str, tuple[int, ...]]:
     """Meta's names and torch's shapes of everything on the image path."""
     flat = nnx.to_flat_state(nnx.state(skeleton(config)))
