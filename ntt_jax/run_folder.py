@@ -69,17 +69,18 @@ class RunFolder:
         if restart:
             for path in (self.metrics, self.results, self._records, self._run):
                 path.unlink(missing_ok=True)
-        self.starts = self._earlier_starts()
+        self.starts: list[dict[str, Any]] = []
+        if self._records.exists() and self._records.stat().st_size:
+            self.starts = self._earlier_starts()
+        else:  # nothing is finished yet, so nothing can be mixed up
+            write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": []})
         self.records = RecordFile(self._records)
 
     def _earlier_starts(self) -> list[dict[str, Any]]:
-        """Compare with the run that is here, or make this a new one. Returns what is known of its earlier starts."""
+        """Make sure that the run that is here is this one. Returns what is known of its earlier starts."""
         if not self._run.exists():
-            if self._records.exists():
-                found = f"{show_path(self.folder)} has finished images but no run.json that says of what"
-                raise InputError(f"{found}; {ADVICE}")
-            write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": []})
-            return []
+            found = f"{show_path(self.folder)} has finished images but no run.json that says of what"
+            raise InputError(f"{found}; {ADVICE}")
         try:
             found = parse_json(read_bytes(self._run, max_bytes=MAX_RUN_BYTES, what="run"), self._run, what="run")
             theirs, starts = found["identity"], found["starts"]

@@ -8,7 +8,7 @@ image in the same place of the same batch, and ends in the same bytes.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,24 +17,20 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images import read_image
+from ntt_jax.prefetch import map_ahead
 from ntt_jax.records import RecordFile
 from ntt_jax.results import ImageDetections, write_results
 from ntt_jax.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ntt_jax.pipeline import HostDetections
 
 # Stands in for an image that cannot be read, so that the others of its batch stay where they are.
 _BLANK = np.zeros((64, 64, 3), np.uint8)
 
 
-class Found(Protocol):
-    """What the target pass returns per image (`pipeline.HostDetections`), with the meaning of `ImageDetections`."""
-
-    boxes: Any
-    scores: Any
-    labels: Any
-    rles: Any
-
-
-Predict = Callable[[Iterable[np.ndarray]], Iterator[Found]]
+Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
+"""The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
 
 
 class Observer(Protocol):
@@ -91,8 +87,8 @@ def segment_images(
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
     def pixels() -> Iterator[np.ndarray]:
-        for image in queue:
-            read = _read(dataset, folder, image)
+        ahead = map_ahead(lambda image: _read(dataset, folder, image), queue, ahead=window)
+        for image, read in zip(queue, ahead, strict=True):
             fed.append((image, read if isinstance(read, str) else None))
             yield _BLANK if isinstance(read, str) else read
 
@@ -130,9 +126,9 @@ def _read(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | 
     return read
 
 
-def _record(image: CocoImage, found: Found) -> dict[str, Any]:
+def _record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
     return ImageDetections(
-        image.id, image.height, image.width, found.boxes, found.scores, found.labels, found.rles
+        image.id, image.height, image.width, found.boxes, found.scores, found.labels, tuple(found.rles)
     ).to_json()
 
 

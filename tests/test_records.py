@@ -10,7 +10,7 @@ from ntt_jax import records
 from ntt_jax.errors import InputError
 from ntt_jax.records import RecordFile
 
-RECORDS = [{"image_id": i, "detections": [f"é\n{i}"] * i} for i in (7, 3, 0, 12)]
+RECORDS = [{"image_id": i, "detections": [f"é\n{i}"] * (i % 3)} for i in (7, 3, 0, 12)]
 
 
 def write(path, entries):

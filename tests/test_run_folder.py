@@ -10,6 +10,11 @@ from ntt_jax.run_folder import FolderLock, RunFolder, differences
 IDENTITY = {"sam2": "a" * 64, "memory": "b" * 64, "classes": {"1": "cat"}, "configuration": {"points_per_side": 32}}
 
 
+def one_finished(lock):
+    with RunFolder(lock, IDENTITY) as run:
+        run.records.append([{"image_id": 5}])
+
+
 def test_a_run_is_found_again(tmp_path):
     with FolderLock(tmp_path) as lock:
         with RunFolder(lock, IDENTITY) as run:
@@ -22,7 +27,7 @@ def test_a_run_is_found_again(tmp_path):
 def test_another_run_is_refused_with_what_changed(tmp_path):
     other = IDENTITY | {"memory": "c" * 64, "configuration": {"points_per_side": 16}}
     with FolderLock(tmp_path) as lock:
-        RunFolder(lock, IDENTITY).records.close()
+        one_finished(lock)
         before = (tmp_path / "run.json").read_bytes()
         with pytest.raises(InputError) as caught:
             RunFolder(lock, other)
@@ -33,6 +38,13 @@ def test_another_run_is_refused_with_what_changed(tmp_path):
         assert (tmp_path / "run.json").read_bytes() == before
         with RunFolder(lock, other, restart=True) as run:
             assert len(run.records) == 0
+
+
+def test_a_run_without_a_finished_image_makes_way(tmp_path):
+    with FolderLock(tmp_path) as lock:
+        RunFolder(lock, IDENTITY).records.close()
+        with RunFolder(lock, IDENTITY | {"memory": "c" * 64}) as run:
+            assert run.identity["memory"] == "c" * 64
 
 
 def test_restart_removes_the_old_outcome(tmp_path):
@@ -48,7 +60,7 @@ def test_restart_removes_the_old_outcome(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 2, "identity": {}, "starts": []}'])
 def test_a_damaged_description_is_refused(tmp_path, text):
     with FolderLock(tmp_path) as lock:
-        RunFolder(lock, IDENTITY).records.close()
+        one_finished(lock)
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(InputError, match="--restart"):
             RunFolder(lock, IDENTITY)
@@ -56,7 +68,7 @@ def test_a_damaged_description_is_refused(tmp_path, text):
 
 def test_records_without_description_are_refused(tmp_path):
     with FolderLock(tmp_path) as lock:
-        RunFolder(lock, IDENTITY).records.close()
+        one_finished(lock)
         (tmp_path / "run.json").unlink()
         with pytest.raises(InputError, match=r"no run\.json"):
             RunFolder(lock, IDENTITY)

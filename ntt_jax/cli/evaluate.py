@@ -1,10 +1,21 @@
 """`ntt-jax evaluate`: segment every image of an annotation file and compare with its annotations."""
 
 import argparse
+import dataclasses
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ntt_jax
 from ntt_jax.cli import options
+from ntt_jax.cli.progress import Progress
+from ntt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ntt_jax.coco import CocoCategory, CocoDataset
+    from ntt_jax.memory_file import MemoryBank
+    from ntt_jax.run_folder import FolderLock
 
 EPILOG = """\
 example:
@@ -51,3 +62,97 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    from ntt_jax.coco import load_coco
+    from ntt_jax.run_folder import FolderLock
+
+    with FolderLock(args.out) as lock:
+        evaluate(args, lock, load_coco(args.annotations), args.memory)
+
+
+def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
+    """Evaluate the memory file `memory` on `dataset` in the locked folder, as the options of this command say."""
+    from ntt_jax import runner
+    from ntt_jax.cli import models
+    from ntt_jax.evaluation import prepare_ground_truth
+    from ntt_jax.memory_file import load_memory, require_encoder
+    from ntt_jax.run_folder import RunFolder
+    from weight_port.files import sha256
+
+    bank = load_memory(memory)
+    require_encoder(bank, *models.read_encoder(args.dinov2))
+    categories = classes_of(bank, dataset)
+    runner.check_images(dataset, args.images)
+    ground_truth = prepare_ground_truth(dataset, categories)
+    config = options.detect_config(args)
+    identity = {
+        "ntt-jax": ntt_jax.__version__,
+        "SAM 2 checkpoint": sha256(args.sam2),
+        "DINOv2 checkpoint": sha256(args.dinov2),
+        "memory": sha256(memory),
+        "annotation file": dataset.sha256,
+        "classes": {str(category.id): category.name for category in categories},
+        "detection options": dataclasses.asdict(config),
+        "dtype": args.dtype,
+    }
+    with RunFolder(lock, identity, restart=args.restart) as run:
+        args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+        if run.records.dropped:
+            warn("the last record of an earlier start was cut off; that image is done again")
+        todo = runner.unfinished(run.records, dataset, args.images)
+        if todo:
+            total = len(dataset.images)
+            devices = options.start_jax(args)
+            started = time.time()
+            with Progress("evaluate", total, done=total - len(todo)) as progress:
+                largest = max(max(image.height, image.width) for image in dataset.images.values())
+                predictor = models.load_predictor(args, bank, config, devices, largest)
+                try:
+                    runner.segment_images(
+                        run,
+                        dataset,
+                        args.images,
+                        predictor,
+                        todo=todo,
+                        window=args.batch_size * len(devices),
+                        observer=progress,
+                    )
+                finally:
+                    run.note_start(models.describe_start(args, devices, started, progress.steps))
+        metrics = runner.write_outcome(run, dataset, ground_truth)
+    report(args.out, metrics)
+
+
+def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory]":
+    """The memory's classes as categories of the annotation file. Raises `InputError` where the two disagree."""
+    from ntt_jax.files import show_path
+
+    for category_id, name in zip(bank.category_ids, bank.class_names, strict=True):
+        found = dataset.categories.get(category_id)
+        if found is None or found.name != name:
+            what = f"there it is {found.name!r}" if found else "it has no such category"
+            raise InputError(
+                f"{show_path(dataset.path)}: the memory's class {category_id} is {name!r}, but {what}; "
+                "give the annotations that belong to the memory"
+            )
+    return [dataset.categories[category_id] for category_id in bank.category_ids]
+
+
+def warn(message: str) -> None:
+    """A warning on stderr; the exit status stays 0."""
+    print(f"ntt-jax: warning: {message}", file=sys.stderr)
+
+
+def report(folder: Path, metrics: dict[str, Any]) -> None:
+    """Print what a person wants to know first; warn of what they may have missed."""
+    if skipped := metrics["skipped"]:
+        warn(f"{len(skipped)} of {metrics['images']} images were skipped and count as missed; metrics.json lists them")
+    if not metrics["detections"]:
+        warn("no detections at all; check --memory and the thresholds")
+    print(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
+    for kind, words in (("bbox", "boxes"), ("segm", "masks")):
+        numbers = (f"{name} {_percent(metrics[kind][name])}" for name in ("AP", "AP50", "AP75"))
+        print(f"  {words}  {'  '.join(numbers)}")
+
+
+def _percent(value: float | None) -> str:
+    return " n/a" if value is None else f"{100 * value:4.1f}"

@@ -32,6 +32,11 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self._show(end=True)
 
+    @property
+    def steps(self) -> int:
+        """Steps finished by this process."""
+        return self.done - self.already
+
     def step(self, count: int = 1) -> None:
         """`count` more steps are finished."""
         if self.done == self.already:
@@ -54,7 +59,7 @@ class Progress:
     def _show(self, end: bool = False) -> None:
         self.last = time.monotonic()
         text = f"{self.what}: {self.done} of {self.total} {self.unit}"
-        steps = self.done - self.already
+        steps = self.steps
         if end:
             text += f" in {_duration(self.last - self.started)}"
         elif steps > 1:

@@ -2,9 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ntt_jax.cli import evaluate, options, sample
+from ntt_jax.cli import evaluate, memory, models, options, sample
+from ntt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ntt_jax.coco import CocoDataset
+    from ntt_jax.sampling import ReferenceSet
 
 EPILOG = """\
 example:
@@ -57,3 +62,37 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    from ntt_jax.coco import load_coco
+    from ntt_jax.run_folder import ADVICE, FolderLock
+    from ntt_jax.sampling import load_references, save_references
+
+    references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
+    with FolderLock(args.out) as lock:
+        args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+        sources = load_coco(args.reference_annotations)
+        references = sample.choose(args, sources)
+        if references_file.exists() and not args.restart:
+            if load_references(references_file) != references:
+                raise InputError(
+                    f"{references_file}: made from another reference annotation file or with other --classes, --shots "
+                    f"or --seed; {ADVICE}"
+                )
+        else:
+            save_references(references_file, references)
+        if args.restart or not is_current(args, sources, references, memory_file):
+            memory.build(args, sources, args.reference_images or args.images, references, memory_file)
+        evaluate.evaluate(args, lock, load_coco(args.annotations), memory_file)
+
+
+def is_current(args: argparse.Namespace, sources: "CocoDataset", references: "ReferenceSet", memory_file: Path) -> bool:
+    """Whether an earlier start has made this memory; `InputError` if it has made another one."""
+    if not memory_file.exists():
+        return False
+    from ntt_jax.memory_file import load_memory
+    from ntt_jax.run_folder import ADVICE, differences
+
+    _, source_sha256 = models.read_encoder(args.dinov2)
+    made = load_memory(memory_file).provenance
+    if changed := differences(made, memory.describe(args, sources, references, source_sha256)):
+        raise InputError(f"{memory_file}: made with another {changed}; {ADVICE}")
+    return True

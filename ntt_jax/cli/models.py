@@ -1,0 +1,63 @@
+"""Models and memory behind `memory`, `evaluate` and `segment`: loading them, and whether they belong together."""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntt_jax.config import DetectConfig, DinoV2Config
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+
+if TYPE_CHECKING:
+    from ntt_jax.memory_file import MemoryBank
+    from ntt_jax.pipeline import Predictor
+
+
+def read_encoder(path: Path) -> tuple[DinoV2Config, str]:
+    """Configuration of a converted DINOv2 file, and the sha256 of the checkpoint it was converted from.
+
+    That hash, not the file's own, says which encoder it is: converting once more does not make it another one.
+    """
+    from weight_port.port import read_converted
+
+    weights = read_converted(path)
+    if not isinstance(weights.config, DinoV2Config):
+        raise InputError(f"--dinov2: {show_path(path)} holds {weights.config.name}, not a DINOv2")
+    return weights.config, weights.metadata.get("source_sha256", "")
+
+
+def load_predictor(
+    args: argparse.Namespace, bank: "MemoryBank", config: DetectConfig, devices: list[Any], largest_side: int
+) -> "Predictor":
+    """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
+    from ntt_jax.loading import load_dinov2, load_sam2
+    from ntt_jax.pipeline import Predictor
+
+    return Predictor(
+        load_sam2(args.sam2, args.dtype),
+        load_dinov2(args.dinov2, args.dtype),
+        bank.memory.prototypes,
+        config,
+        batch_size=args.batch_size,
+        devices=devices,
+        canvas=min(largest_side, 640),
+    )
+
+
+def describe_start(args: argparse.Namespace, devices: list[Any], started: float, images: int) -> dict[str, Any]:
+    """When and on what a run worked, for run.json."""
+    import jax
+
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "images": images,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "batch_size": args.batch_size,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "system": platform.platform(),
+    }
