@@ -1,0 +1,177 @@
+"""`python -m weight_port convert | export | inspect`."""
+
+import argparse
+import collections
+import pathlib
+import sys
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ntt_jax.errors import InputError
+
+_DESCRIPTION = """\
+Weights of SAM 2 and DINOv2: from PyTorch or Hugging Face checkpoints to the one file that ntt-jax loads, and back.
+Checkpoints from strangers are safe to open: nothing in them is executed."""
+
+_EXAMPLES = """\
+examples:
+  python -m weight_port convert sam2.1_hiera_large.pt sam2.1_hiera_large.safetensors
+  python -m weight_port convert dinov2_vitl14_pretrain.pth dinov2_vitl14.safetensors
+  python -m weight_port convert facebook_dinov2-large/ dinov2_vitl14.safetensors     (a Hugging Face folder)
+  python -m weight_port inspect sam2.1_hiera_large.safetensors
+  python -m weight_port export  sam2.1_hiera_large.safetensors again.pt
+
+Meta publishes the checkpoints at https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt
+(tiny, small, base_plus, large; SAM 2.0: 072824/sam2_hiera_large.pt) and
+https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth (vits14, vitb14, vitl14, vitg14; with
+registers: dinov2_vitl14_reg4_pretrain.pth). .pt and .pth files need PyTorch: pip install "ntt-jax[torch]"
+
+exit status: 0 done; 2 bad arguments or input (one line says what); 1 anything else."""
+
+_CONFIG_HELP = """\
+JSON file with configuration fields that the tensors do not show, for models of no published size:
+{"num_heads": 6} for DINOv2;
+{"hiera": {"num_heads": 2, "window_spec": [8, 4, 16, 8], "global_att_blocks": [23, 33, 43]}} for SAM 2;
+other fields of ntt_jax.config may be added"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help shows the usage)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser("python -m weight_port", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="convert | export | inspect")
+    convert = commands.add_parser(
+        "convert",
+        help="a PyTorch or Hugging Face checkpoint to one .safetensors for ntt-jax",
+        description="Recognise a checkpoint of SAM 2 or DINOv2 from its tensors and write it as one .safetensors file.",
+    )
+    convert.add_argument("source", metavar="SRC", help="Meta's .pt or .pth, a .safetensors, or a Hugging Face folder")
+    convert.add_argument("destination", metavar="DST", help="the .safetensors file to write")
+    convert.add_argument("--model", metavar="NAME", help="published name, such as sam2.1_hiera_tiny: no recognition")
+    convert.add_argument("--config", metavar="FILE.json", help=_CONFIG_HELP)
+    export = commands.add_parser(
+        "export",
+        help="a converted file back to the original PyTorch names and layouts",
+        description="Write a converted file back as a checkpoint that Meta's code loads, bit for bit what it was.",
+    )
+    export.add_argument("source", metavar="SRC", help="a file written by convert")
+    export.add_argument("destination", metavar="DST", help="the .pt, .pth or .safetensors file to write")
+    inspect = commands.add_parser(
+        "inspect",
+        help="which model, variant, tensors, types, size and sha256 a file has",
+        description="Show what a checkpoint or a converted file holds, after checking all of it.",
+    )
+    inspect.add_argument("file", metavar="FILE", help="any file or folder that convert reads, or that it wrote")
+    return parser
+
+
+def _read_given(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    from weight_port.files import regular_file
+    from weight_port.store import read_json
+
+    file = pathlib.Path(path)
+    if regular_file(file) > 2**20:
+        raise InputError(f"{file}: larger than 1 MB, not a configuration")
+    given = read_json(file.read_bytes(), str(file))
+    if not isinstance(given, dict):
+        raise InputError(f"{file}: expected a JSON object, found {type(given).__name__}")
+    return given
+
+
+def _convert(arguments: argparse.Namespace) -> list[str]:
+    from weight_port import port
+
+    given = _read_given(arguments.config)
+    source, weights = port.convert(arguments.source, arguments.destination, model=arguments.model, given=given)
+    return [*_describe_source(source, weights), f"written  {arguments.destination}"]
+
+
+def _export(arguments: argparse.Namespace) -> list[str]:
+    from weight_port import port
+
+    weights = port.export(arguments.source, arguments.destination)
+    lines = [*_describe_model(weights), f"written  {arguments.destination}"]
+    if not weights.complete:
+        lines.append("note     it has no video part: load it into Meta's classes with strict=False")
+    return lines
+
+
+def _inspect(arguments: argparse.Namespace) -> list[str]:
+    from weight_port import port
+
+    source, weights = port.inspect(arguments.file)
+    lines = _describe_source(source, weights)
+    lines.append("tensors")
+    for name in weights.order:
+        carried = name.startswith(port.CARRIED)
+        array = weights.carried[name.removeprefix(port.CARRIED)] if carried else weights.tensors[name]
+        lines.append(f"  {name}  {list(array.shape)} {array.dtype}")
+    return lines
+
+
+def _describe_source(source: Any, weights: Any) -> list[str]:
+    from weight_port.official import describe_sha256
+
+    name = weights.config.name
+    lines = [f"source   {source.path} ({source.form}; {_megabytes(source.size)})"]
+    if weights.metadata:
+        original = weights.metadata.get("source_sha256", "")
+        lines += [
+            f"sha256   {source.sha256}",
+            f"made of  {weights.metadata.get('source_name')} ({weights.metadata.get('source_format')}) "
+            f"by {weights.metadata.get('tool_version')}",
+            f"         sha256 {original}: as recorded, {describe_sha256(original, name)}",
+        ]
+    else:
+        lines.append(f"sha256   {source.sha256}: {describe_sha256(source.sha256, name)}")
+    lines += _describe_model(weights)
+    lines += [f"note     {remark}" for remark in weights.remarks]
+    if source.beside:
+        lines.append(f"left out {', '.join(source.beside)[:200]}: beside the model in this checkpoint, not weights")
+    return lines
+
+
+def _describe_model(weights: Any) -> list[str]:
+    arrays = [*weights.tensors.values(), *weights.carried.values()]
+    kinds = ", ".join(sorted({str(array.dtype) for array in arrays}))
+    count = sum(array.size for array in arrays)
+    lines = [f"model    {weights.config.name}: {len(arrays)} tensors, {count / 1e6:.1f} M numbers, {kinds}"]
+    if weights.carried:
+        groups = collections.Counter(name.split(".", 1)[0] for name in weights.carried)
+        listed = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in groups.items())
+        numbers = sum(np.size(array) for array in weights.carried.values())
+        lines.append(
+            f"carried  {len(weights.carried)} video-only tensors, {numbers / 1e6:.1f} M numbers, unused here and "
+            f"restored by export: {listed}"
+        )
+    return lines
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool; returns the exit status (0, or 2 after one line on standard error)."""
+    parsed = _parser().parse_args(arguments)
+    command = {"convert": _convert, "export": _export, "inspect": _inspect}[parsed.command]
+    try:
+        print("\n".join(command(parsed)))
+    except InputError as e:
+        print(f"weight_port: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("weight_port: interrupted; nothing was written", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""PyTorch checkpoint files (.pt, .pth): read without running anything in them, and written for Meta's code.
+
+Three gates, each enough alone against a pickle that carries code: the archive is measured (`zipfile`), the pickle is
+read as data (`pickle_scan`), and only then `torch.load(weights_only=True, mmap=True)` opens it, in a torch whose
+restricted unpickler has no known hole. Tensors are views of the mapped file, so a model costs no memory until used.
+"""
+
+import math
+import pathlib
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+
+from ntt_jax.errors import InputError
+from weight_port.files import reason, replacing
+from weight_port.pickle_scan import TensorClaim, scan
+from weight_port.store import MAX_TENSORS
+
+MIN_TORCH = (2, 10)
+MAX_PICKLE_BYTES = 16 * 2**20
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+def looks_like_torch(path: pathlib.Path) -> bool:
+    """Whether the file starts like something `torch.save` wrote, old or new."""
+    try:
+        with path.open("rb") as f:
+            start = f.read(16)
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+    return start.startswith((_ZIP_MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def import_torch(path: pathlib.Path) -> Any:
+    """The torch module, if it is there and safe enough. Raises `InputError` saying what to install."""
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f'{path}: PyTorch files need torch: pip install "ntt-jax[torch]" (safetensors files do not)'
+        ) from None
+    version = tuple(int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
+    if version < MIN_TORCH:
+        raise InputError(
+            f"{path}: torch {torch.__version__} can be made to run code from a checkpoint even with weights_only; "
+            f'pip install "torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"'
+        )
+    return torch
+
+
+def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Tensors of a checkpoint by name, and the names of what lies beside `"model"` in it (optimiser state and such).
+
+    Both forms that Meta uses are read: `{"model": {name: tensor}}` and a flat `{name: tensor}`.
+
+    Raises:
+        InputError: not such a checkpoint, damaged, hostile, or no suitable torch installed.
+    """
+    claims, records, size = _survey(path)
+    root = claims["model"] if isinstance(claims.get("model"), dict) else claims
+    beside = [str(key) for key in claims if root is not claims and key != "model"]
+    _check_claims(path, root, records, size)
+    torch = import_torch(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # torch raises many types on damaged files; all mean that this one cannot be used
+        raise InputError(f"{path}: torch cannot read it: {reason(e)}") from None
+    loaded = loaded["model"] if root is not claims else loaded
+    return {name: _to_numpy(path, torch, name, loaded[name], claim) for name, claim in root.items()}, beside
+
+
+def _survey(path: pathlib.Path) -> tuple[dict[Any, Any], dict[str, int], int]:
+    """What the archive holds: the scanned pickle, the size of each storage record, the size of the file."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_archive(path, entries, size)
+            prefixes = [e.filename.removesuffix("data.pkl") for e in entries if e.filename.endswith("/data.pkl")]
+            names = {e.filename for e in entries}
+            if len(prefixes) != 1 or f"{prefixes[0]}constants.pkl" in names:
+                raise InputError(
+                    f"{path}: not a checkpoint of torch.save (a TorchScript model or another archive); "
+                    "expected a state dict saved with torch.save"
+                )
+            order = f"{prefixes[0]}byteorder"
+            if order in names and archive.getinfo(order).file_size < 16 and archive.read(order) != b"little":
+                raise InputError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+            if archive.getinfo(f"{prefixes[0]}data.pkl").file_size > MAX_PICKLE_BYTES:
+                raise InputError(f"{path}: its pickle is larger than {MAX_PICKLE_BYTES >> 20} MB")
+            pickle = archive.read(f"{prefixes[0]}data.pkl")
+    except InputError:
+        raise
+    except Exception as e:  # zipfile too raises many types on damaged files
+        if not _starts_with_zip(path):
+            raise InputError(
+                f"{path}: written by torch.save before 1.6, or no checkpoint at all; expected a zip archive: "
+                "load it in a PyTorch you trust it with and save it again"
+            ) from None
+        raise InputError(f"{path}: damaged or truncated archive: {reason(e)}; download it again") from None
+    data = f"{prefixes[0]}data/"
+    records = {e.filename.removeprefix(data): e.file_size for e in entries if e.filename.startswith(data)}
+    claims = scan(pickle, str(path))
+    if not isinstance(claims, dict):
+        raise InputError(f"{path}: expected a dictionary of tensors, found {type(claims).__name__}")
+    return claims, records, size
+
+
+def _starts_with_zip(path: pathlib.Path) -> bool:
+    with path.open("rb") as f:
+        return f.read(4) == _ZIP_MAGIC
+
+
+def _check_archive(path: pathlib.Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """torch stores records uncompressed, one after the other: anything else is a bomb or a trick."""
+    if len(entries) > MAX_TENSORS + 100:
+        raise InputError(f"{path}: {len(entries)} records in the archive, expected at most {MAX_TENSORS}")
+    if len({e.filename for e in entries}) != len(entries):
+        raise InputError(f"{path}: two records of the archive have the same name")
+    position = 0
+    for e in sorted(entries, key=lambda e: e.header_offset):
+        if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size or e.flag_bits & 1:
+            raise InputError(f"{path}: record {e.filename!r:.80} is compressed or encrypted; torch.save does neither")
+        if e.header_offset < position or e.header_offset + e.file_size > size:
+            raise InputError(f"{path}: record {e.filename!r:.80} overlaps another or the end of the file")
+        position = e.header_offset + e.file_size
+
+
+def _check_claims(path: pathlib.Path, root: dict[Any, Any], records: dict[str, int], size: int) -> None:
+    if not 0 < len(root) <= MAX_TENSORS:
+        raise InputError(f"{path}: expected 1 to {MAX_TENSORS} tensors, found {len(root)}")
+    for name, claim in root.items():
+        where = f"{path}: {name!r:.120}"
+        if type(name) is not str or not isinstance(claim, TensorClaim):
+            raise InputError(f"{where} is {_kind(claim)}, expected a state dict: names and tensors only")
+        storage = claim.storage
+        if storage.numel * storage.itemsize != records.get(storage.key):
+            raise InputError(
+                f"{where}: the pickle claims a storage of {storage.numel * storage.itemsize} bytes, "
+                f"the archive has {records.get(storage.key)}"
+            )
+        last = claim.offset + sum((n - 1) * step for n, step in zip(claim.shape, claim.stride, strict=True))
+        if math.prod(claim.shape) and last >= storage.numel:
+            raise InputError(
+                f"{where}: shape {list(claim.shape)} reaches beyond its storage of {storage.numel} numbers"
+            )
+    if (total := sum(claim.nbytes for claim in root.values())) > size:
+        raise InputError(f"{path}: its tensors would take {total} bytes, the file has {size}: storages used repeatedly")
+
+
+def _kind(claim: Any) -> str:
+    return "a tensor" if isinstance(claim, TensorClaim) else type(claim).__name__
+
+
+def _to_numpy(path: pathlib.Path, torch: Any, name: str, tensor: Any, claim: TensorClaim) -> np.ndarray:
+    if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != claim.shape:
+        raise InputError(f"{path}: {name!r:.120} is not the tensor that its pickle describes")
+    return torch_to_numpy(tensor)
+
+
+def torch_to_numpy(tensor: Any) -> np.ndarray:
+    """A torch tensor as a numpy array of the same bits, without a copy where it lies in main memory."""
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # numpy itself knows no bfloat16, and torch not numpy's extension
+        import torch
+
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def write_torch(path: pathlib.Path, tensors: Mapping[str, np.ndarray], *, wrap: bool) -> None:
+    """Write a checkpoint as Meta's: `{"model": {...}}` if `wrap`, else the flat dictionary.
+
+    Raises:
+        InputError: no suitable torch, or the file system refuses.
+    """
+    torch = import_torch(path)
+    state = {}
+    for name, array in tensors.items():
+        array = np.require(array, requirements=["C", "W"])  # torch warns about read-only memory; this copies it
+        bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+        tensor = torch.from_numpy(bits)
+        state[name] = tensor.view(torch.bfloat16) if bits is not array else tensor
+    with replacing(path) as f:
+        try:
+            torch.save({"model": state} if wrap else state, cast(Any, f))
+        except RuntimeError as e:  # torch wraps the file system's error
+            raise OSError(reason(e)) from None
