@@ -14,7 +14,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, show_path
 
 # Photograph formats whose decoders run inside Pillow. Others are refused: the EPS reader, for one, starts Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS = 200_000_000
 """Default limit on height x width, for images and for annotations: 600 MB as RGB."""
 
