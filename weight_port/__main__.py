@@ -2,13 +2,18 @@
 
 import argparse
 import collections
-import pathlib
+import contextlib
+import os
+import signal
 import sys
 from typing import Any, NoReturn
 
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import describe, parse_json, read_bytes, show_path
+
+INTERRUPTED = 130
 
 _DESCRIPTION = """\
 Weights of SAM 2 and DINOv2: from PyTorch or Hugging Face checkpoints to the one file that ntt-jax loads, and back.
@@ -38,7 +43,7 @@ other fields of ntt_jax.config may be added"""
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help shows the usage)\n")
+        self.exit(2, f"{self.prog}: error: {message} (--help shows the usage)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,15 +78,9 @@ def _parser() -> argparse.ArgumentParser:
 def _read_given(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    from weight_port.files import regular_file
-    from weight_port.store import read_json
-
-    file = pathlib.Path(path)
-    if regular_file(file) > 2**20:
-        raise InputError(f"{file}: larger than 1 MB, not a configuration")
-    given = read_json(file.read_bytes(), str(file))
+    given = parse_json(read_bytes(path, max_bytes=2**20, what="configuration"), path, what="configuration")
     if not isinstance(given, dict):
-        raise InputError(f"{file}: expected a JSON object, found {type(given).__name__}")
+        raise InputError(f"{show_path(path)}: expected a JSON object, found {describe(given)}")
     return given
 
 
@@ -123,18 +122,23 @@ def _describe_source(source: Any, weights: Any) -> list[str]:
     lines = [f"source   {source.path} ({source.form}; {_megabytes(source.size)})"]
     if weights.metadata:
         original = weights.metadata.get("source_sha256", "")
+
+        def recorded(key: str) -> str:  # a stranger's text: no control characters to the terminal
+            return weights.metadata.get(key, "")[:200].encode("unicode_escape").decode("ascii")
+
         lines += [
             f"sha256   {source.sha256}",
-            f"made of  {weights.metadata.get('source_name')} ({weights.metadata.get('source_format')}) "
-            f"by {weights.metadata.get('tool_version')}",
-            f"         sha256 {original}: as recorded, {describe_sha256(original, name)}",
+            f"made of  {recorded('source_name')} ({recorded('source_format')}) by {recorded('tool_version')}",
+            f"         sha256 {recorded('source_sha256')}: as recorded, {describe_sha256(original, name)}",
         ]
     else:
         lines.append(f"sha256   {source.sha256}: {describe_sha256(source.sha256, name)}")
     lines += _describe_model(weights)
     lines += [f"note     {remark}" for remark in weights.remarks]
     if source.beside:
-        lines.append(f"left out {', '.join(source.beside)[:200]}: beside the model in this checkpoint, not weights")
+        lines.append(
+            f"left out {', '.join(map(ascii, source.beside))[:200]}: beside the model in this checkpoint, not weights"
+        )
     return lines
 
 
@@ -159,19 +163,24 @@ def _megabytes(size: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the tool; returns the exit status (0, or 2 after one line on standard error)."""
+    """Run the tool; returns the exit status: 0, 2 after one line on standard error, 130 after Ctrl-C."""
     parsed = _parser().parse_args(arguments)
     command = {"convert": _convert, "export": _export, "inspect": _inspect}[parsed.command]
     try:
-        print("\n".join(command(parsed)))
+        lines = command(parsed)
     except InputError as e:
-        print(f"weight_port: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"weight_port: error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("weight_port: interrupted; nothing was written", file=sys.stderr)
-        return 1
+        return INTERRUPTED
+    with contextlib.suppress(BrokenPipeError):  # `| head`: the work is done, nobody reads on
+        print("\n".join(lines), flush=True)
+        return 0
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary files go away then too
     sys.exit(main())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
 
 
 def regular_file(path: pathlib.Path) -> int:
@@ -17,13 +18,13 @@ def regular_file(path: pathlib.Path) -> int:
     try:
         status = path.stat()
     except (OSError, ValueError) as e:  # ValueError: a NUL character in the name
-        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path}: is a folder, expected a file")
+        raise InputError(f"{show_path(path)}: is a folder, expected a file")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: not a regular file")
+        raise InputError(f"{show_path(path)}: not a regular file")
     if status.st_size == 0:
-        raise InputError(f"{path}: the file is empty; download or write it again")
+        raise InputError(f"{show_path(path)}: the file is empty; download or write it again")
     return status.st_size
 
 
@@ -39,7 +40,7 @@ def sha256(path: pathlib.Path) -> str:
         with path.open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
-        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     leaves `path` as it was and no temporary file behind. Raises `InputError` if the file system refuses.
     """
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected the name of the file to write")
+        raise InputError(f"{show_path(path)}: is a folder, expected the name of the file to write")
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
@@ -67,7 +68,7 @@ def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{path}: cannot be written: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be written: {reason(e)}") from None
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import describe
 
 # Ordered, applied one after the other to every name.
 _DINOV2 = [
@@ -70,6 +71,57 @@ _SAM2 = [
     (r"^mask_decoder\.", "sam_mask_decoder."),
 ]
 _GAUSSIAN = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+
+
+def read_hints(config: Any, where: str) -> dict[str, Any] | None:
+    """Fields of our configuration that Hugging Face's `config.json` states and no tensor shows.
+
+    Args:
+        config: the parsed file.
+        where: for messages: its name.
+
+    Returns:
+        Fields as in `ntt_jax.config.to_dict`, unchecked, or None if it is the configuration of another model.
+
+    Raises:
+        InputError: it states an activation or epsilon that neither model has.
+    """
+    trunk = _nested(config, "vision_config", "backbone_config")
+    for part in (config, trunk):
+        for name, expected in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-6)):
+            if (found := _nested(part).get(name, expected)) != expected:
+                raise InputError(f"{where}: {name} is {describe(found)}; the architecture has {expected}")
+    model = _nested(config).get("model_type")
+    if model in ("dinov2", "dinov2_with_registers"):
+        return {"model": "dinov2", **_present(num_heads=config.get("num_attention_heads"))}
+    if model not in ("sam2", "sam2_video"):
+        return None
+    heads, prompt = trunk.get("num_attention_heads_per_stage"), _nested(config, "prompt_encoder_config")
+    return {
+        "model": "sam2",
+        "hiera": _present(
+            num_heads=heads[0] if isinstance(heads, list) and heads else None,
+            window_spec=trunk.get("window_size_per_stage"),
+            global_att_blocks=trunk.get("global_attention_blocks"),
+            q_pool=trunk.get("num_query_pool_stages"),
+        ),
+        **_present(
+            image_size=prompt.get("image_size"),
+            backbone_stride=prompt.get("patch_size"),
+            fpn_top_down_levels=_nested(config, "vision_config").get("fpn_top_down_levels"),
+            decoder_num_heads=_nested(config, "mask_decoder_config").get("num_attention_heads"),
+        ),
+    }
+
+
+def _nested(value: Any, *keys: str) -> dict[str, Any]:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def is_huggingface(names: Any) -> bool:

@@ -15,12 +15,12 @@ import numpy as np
 
 from ntt_jax.config import DinoV2Config, Sam2Config, from_dict, to_dict
 from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
 from weight_port import rules, torch_file
-from weight_port.recognise import check_shown, read_config
+from weight_port.recognise import check_name, check_shown, read_config
 from weight_port.source import Source, open_source
-from weight_port.store import Item, read_json, read_safetensors, write_safetensors
+from weight_port.store import FORMAT, Item, read_json, read_safetensors, write_safetensors
 
-FORMAT = "ntt-jax-weights"
 FORMAT_VERSION = "1"
 CARRIED = "carried."
 """Prefix, in a converted file, of tensors that no module here uses; what follows is Meta's name, and Meta's layout."""
@@ -51,6 +51,7 @@ def check_tensors(
     *,
     model: str | None = None,
     given: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
     config: DinoV2Config | Sam2Config | None = None,
 ) -> Weights:
     """Recognise tensors with Meta's names and check every one of them.
@@ -58,7 +59,7 @@ def check_tensors(
     Args:
         tensors: by Meta's names, Meta's layout.
         where: for messages: the file.
-        model, given: as for `recognise.read_config`.
+        model, given, hints: as for `recognise.read_config`.
         config: the configuration, if it is known; then nothing is recognised.
 
     Raises:
@@ -68,7 +69,7 @@ def check_tensors(
     shapes = {name: array.shape for name, array in tensors.items()}
     remarks: list[str] = []
     if config is None:
-        config, remarks = read_config(shapes, where, model=model, given=given)
+        config, remarks = read_config(shapes, where, model=model, given=given, hints=hints)
     else:
         check_shown(config, shapes, where)
     by_torch_name = {rule.torch_name: rule for rule in rules.skeleton(config).rules.values()}
@@ -121,8 +122,8 @@ def convert(
     opened, target = open_source(source), pathlib.Path(destination)
     _refuse_overwriting(opened, target)
     if opened.metadata.get("format") == FORMAT:
-        raise InputError(f"{opened.path}: is a converted file already; load it as it is, or `export` it")
-    weights = check_tensors(opened.tensors, str(opened.path), model=model, given=given or opened.hints)
+        raise InputError(f"{show_path(opened.path)}: is a converted file already; load it as it is, or `export` it")
+    weights = check_tensors(opened.tensors, show_path(opened.path), model=model, given=given, hints=opened.hints)
     arrays = weights.tensors | {CARRIED + name: array for name, array in weights.carried.items()}
     meta = {
         "format": FORMAT,
@@ -144,7 +145,7 @@ def _item(name: str, array: np.ndarray) -> Item:
 def _refuse_overwriting(opened: Source, target: pathlib.Path) -> None:
     for path in opened.files:
         if target.exists() and path.samefile(target):
-            raise InputError(f"{target}: source and destination are the same file; choose another name")
+            raise InputError(f"{show_path(target)}: source and destination are the same file; choose another name")
 
 
 def read_converted(path: str | os.PathLike[str]) -> Weights:
@@ -155,7 +156,7 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
             or tensors that do not fit the configuration in it.
     """
     path = pathlib.Path(path)
-    where = str(path)
+    where = show_path(path)
     if path.is_dir() or (path.is_file() and torch_file.looks_like_torch(path)):
         raise _unconverted(path, "a folder" if path.is_dir() else "a PyTorch checkpoint")
     tensors, meta = read_safetensors(path)
@@ -167,6 +168,7 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
             "convert the original again"
         )
     config = from_dict(read_json(meta.get("config", "").encode(), f"{where}: configuration"))
+    check_name(config, where)
     carried = {n.removeprefix(CARRIED): a for n, a in tensors.items() if n.startswith(CARRIED)}
     ours = {n: a for n, a in tensors.items() if not n.startswith(CARRIED)}
     check_shown(config, _guess_torch_shapes(ours), where)
@@ -202,7 +204,7 @@ def _unconverted(path: pathlib.Path, what: str) -> InputError:
     if target == path.name:
         target = f"converted_{target}"
     return InputError(
-        f"{path}: {what}, not a converted weight file; convert it first: "
+        f"{show_path(path)}: {what}, not a converted weight file; convert it first: "
         f"python -m weight_port convert {path} {path.parent / target}"
     )
 
@@ -212,7 +214,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Source, Weights]:
     source = open_source(path)
     if source.metadata.get("format") == FORMAT:
         return source, read_converted(path)
-    return source, check_tensors(source.tensors, str(source.path), given=source.hints)
+    return source, check_tensors(source.tensors, show_path(source.path), hints=source.hints)
 
 
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> Weights:
@@ -227,10 +229,10 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) 
     """
     target = pathlib.Path(destination)
     if target.suffix not in (".pt", ".pth", ".safetensors"):
-        raise InputError(f"{target}: expected a name ending in .pt, .pth or .safetensors")
+        raise InputError(f"{show_path(target)}: expected a name ending in .pt, .pth or .safetensors")
     weights = read_converted(source)
     if target.exists() and target.samefile(source):
-        raise InputError(f"{target}: source and destination are the same file; choose another name")
+        raise InputError(f"{show_path(target)}: source and destination are the same file; choose another name")
     tensors = _torch_tensors(weights.config, weights.tensors, weights.carried, weights.order)
     if target.suffix == ".safetensors":
         write_safetensors(target, [_item(name, array) for name, array in tensors.items()], {"format": "pt"})

@@ -34,7 +34,12 @@ def kind_of(names: Iterable[str]) -> str | None:
 
 
 def read_config(
-    shapes: Shapes, where: str, *, model: str | None = None, given: Mapping[str, Any] | None = None
+    shapes: Shapes,
+    where: str,
+    *,
+    model: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    hints: Mapping[str, Any] | None = None,
 ) -> tuple[DinoV2Config | Sam2Config, list[str]]:
     """Configuration of the model that has these tensors, and remarks for the user.
 
@@ -43,6 +48,7 @@ def read_config(
         where: for messages: the file.
         model: a published name that the tensors must fit; overrides recognition.
         given: fields as in `ntt_jax.config.to_dict`, all or some, for what the tensors do not show.
+        hints: the same from a file beside the tensors; counts where nothing is given.
 
     Raises:
         InputError: neither model, contradictions, or fields that nothing shows (named in the message).
@@ -58,9 +64,14 @@ def read_config(
         return _named(model, kind, shown, given, where), []
     if given is not None:
         return _given(kind, shown, given, where), []
-    matches = [c for c in PUBLISHED.values() if _kind_of_config(c) == kind and not _differences(shown, c)]
+    if hints and hints["model"] != kind:
+        raise InputError(f"{where}: the tensors are those of a {kind} model, config.json describes a {hints['model']}")
+    known = _merge(hints, shown)
+    matches = [c for c in PUBLISHED.values() if _kind_of_config(c) == kind and not _differences(known, c)]
     if kind == "dinov2" and matches:
         return matches[0], []
+    if hints and not _missing(kind, hints):
+        return _given(kind, shown, hints, where), []
     if kind == "dinov2" and (heads := _PUBLISHED_HEADS.get(shown["embed_dim"])):
         remark = f"num_heads {heads} is that of the published models of width {shown['embed_dim']}; --config overrides"
         return _given(kind, shown, {"num_heads": heads}, where), [remark]
@@ -102,19 +113,36 @@ def _given(kind: str, shown: dict[str, Any], given: Mapping[str, Any], where: st
     if given.get("model", kind) != kind:
         raise InputError(f"{where}: the tensors are those of a {kind} model, --config describes {given['model']!r:.40}")
     fields = {"model": kind, "name": f"{kind}_custom", **_defaults(kind, shown), **shown, **given}
-    missing = [name for name in _HIDDEN_DINOV2 if name not in given] if kind == "dinov2" else []
     if kind == "sam2":
         hiera = given.get("hiera", {})
         if not isinstance(hiera, Mapping):
             raise InputError(f"configuration.hiera: expected a JSON object, found {type(hiera).__name__}")
         fields["hiera"] = {**shown["hiera"], **hiera}
-        missing = [f"hiera.{name}" for name in _HIDDEN_HIERA if name not in hiera]
-    if missing:
+    if missing := _missing(kind, given):
         raise InputError(f"{where}: --config lacks {', '.join(missing)}, which the tensors do not show")
     config = from_dict(fields)
+    check_name(config, where)
     if different := _differences(shown, config):
         raise InputError(f"{where}: does not fit --config: {different[0]}")
     return config
+
+
+def _missing(kind: str, given: Mapping[str, Any]) -> list[str]:
+    """What neither tensors nor `given` say."""
+    if kind == "dinov2":
+        return [name for name in _HIDDEN_DINOV2 if name not in given]
+    return [f"hiera.{name}" for name in _HIDDEN_HIERA if name not in given.get("hiera", {})]
+
+
+def _merge(hints: Mapping[str, Any] | None, shown: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known altogether: tensors first; JSON lists become tuples to compare with a configuration."""
+    out = dict(shown)
+    for name, value in (hints or {}).items():
+        if isinstance(value, Mapping):
+            out[name] = _merge(value, shown.get(name, {}))
+        elif name == "window_spec" or (name not in shown and name != "model"):
+            out[name] = tuple(value) if isinstance(value, list) else value
+    return out
 
 
 def _defaults(kind: str, shown: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +156,14 @@ def _defaults(kind: str, shown: Mapping[str, Any]) -> dict[str, Any]:
         "interpolate_offset": 0.0 if registers else default.interpolate_offset,
         "interpolate_antialias": bool(registers),
     }
+
+
+def check_name(config: DinoV2Config | Sam2Config, where: str) -> None:
+    """A name ends up in messages and file names: refuse control characters and novels."""
+    if not re.fullmatch(r"[\w.+-]{1,100}", config.name):
+        raise InputError(
+            f"{where}: configuration.name must be 1 to 100 letters, digits or _.+-, found {config.name!a:.80}"
+        )
 
 
 def check_shown(config: DinoV2Config | Sam2Config, shapes: Shapes, where: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import describe, read_bytes, show_path
 from weight_port import huggingface
 from weight_port.files import regular_file, sha256
-from weight_port.store import MAX_HEADER_BYTES, read_json, read_safetensors
+from weight_port.store import FORMAT, MAX_HEADER_BYTES, read_json, read_safetensors
 from weight_port.torch_file import looks_like_torch, read_torch
 
 _INDEX = "model.safetensors.index.json"
@@ -55,6 +56,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     hints = None
     if path.is_dir():
         files = _files_of_folder(path)
+        hints = _read_hints(path / "config.json")
     elif path.name.endswith(".index.json"):
         files = _shards(path)
     else:
@@ -71,12 +73,14 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         else:
             found, metadata = read_safetensors(file)
         if repeated := sorted(set(found) & set(tensors)):
-            raise InputError(f"{file}: tensor {repeated[0]!r:.120} is in another shard too")
+            raise InputError(f"{show_path(file)}: tensor {repeated[0]!r:.120} is in another shard too")
         tensors |= found
     naming = "Meta's names"
     if huggingface.is_huggingface(tensors):
         naming = "Hugging Face's names"
-        tensors = huggingface.to_meta(tensors, str(path))
+        tensors = huggingface.to_meta(tensors, show_path(path))
+    if metadata.get("format") == FORMAT:
+        naming = "converted"
     return Source(path, files, f"{container}, {naming}", tensors, metadata, beside, hints)
 
 
@@ -84,28 +88,38 @@ def _files_of_folder(folder: pathlib.Path) -> list[pathlib.Path]:
     for name in ("model.safetensors", _INDEX):
         if (folder / name).is_file():
             return [folder / name] if name != _INDEX else _shards(folder / name)
-    raise InputError(f"{folder}: no model.safetensors or {_INDEX} in this folder; name the checkpoint file itself")
+    raise InputError(
+        f"{show_path(folder)}: no model.safetensors or {_INDEX} in this folder; name the checkpoint file itself"
+    )
+
+
+def _read_hints(config: pathlib.Path) -> dict[str, Any] | None:
+    if not config.exists():
+        return None
+    content = read_bytes(config, max_bytes=2**20, what="Hugging Face configuration")
+    return huggingface.read_hints(read_json(content, show_path(config)), show_path(config))
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     """Files that an index names, in order. Names must be plain: an index may not lead out of its folder."""
-    if regular_file(index) > MAX_HEADER_BYTES:
-        raise InputError(f"{index}: larger than {MAX_HEADER_BYTES >> 20} MB")
-    content = read_json(index.read_bytes(), str(index))
+    text = read_bytes(index, max_bytes=MAX_HEADER_BYTES, what="index of shards")
+    content = read_json(text, show_path(index))
     mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise InputError(f'{index}: expected an object "weight_map" of tensor names to file names')
     names = set()
     for value in mapping.values():
         if not isinstance(value, str) or not value.endswith(".safetensors") or set(value) & set("/\\:\0"):
-            raise InputError(f"{index}: {value!r:.120} is not the plain name of a .safetensors file beside the index")
+            raise InputError(
+                f"{show_path(index)}: {value!r:.120} is not the plain name of a .safetensors file beside the index"
+            )
         names.add(value)
     if len(names) > 1000:
-        raise InputError(f"{index}: {len(names)} shards, expected at most 1000")
+        raise InputError(f"{show_path(index)}: {len(names)} shards, expected at most 1000")
     files = [index.parent / name for name in sorted(names)]
     for file in files:
         found, _ = read_safetensors(file)
         claimed = {tensor for tensor, name in mapping.items() if name == file.name}
         if different := sorted(claimed.symmetric_difference(found)):
-            raise InputError(f"{file}: the index and the file disagree about tensor {different[0]!r:.120}")
+            raise InputError(f"{show_path(file)}: the index and the file disagree about tensor {different[0]!r:.120}")
     return files

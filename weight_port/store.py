@@ -15,7 +15,11 @@ import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
 from weight_port.files import reason, regular_file, replacing
+
+FORMAT = "ntt-jax-weights"
+"""Metadata "format" of a file that `convert` wrote."""
 
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_TENSORS = 20_000
@@ -74,23 +78,25 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise InputError(f"{path}: not a safetensors file, or a truncated one (header of {length} bytes)")
-            header = read_json(f.read(length), f"{path}: header")
+                raise InputError(
+                    f"{show_path(path)}: not a safetensors file, or a truncated one (header of {length} bytes)"
+                )
+            header = read_json(f.read(length), f"{show_path(path)}: header")
     except OSError as e:
-        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
     if not isinstance(header, dict):
-        raise InputError(f"{path}: header: expected a JSON object, found {type(header).__name__}")
+        raise InputError(f"{show_path(path)}: header: expected a JSON object, found {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise InputError(f"{path}: header: metadata must map strings to strings")
+        raise InputError(f"{show_path(path)}: header: metadata must map strings to strings")
     if not 0 < len(header) <= MAX_TENSORS:
-        raise InputError(f"{path}: expected 1 to {MAX_TENSORS} tensors, found {len(header)}")
+        raise InputError(f"{show_path(path)}: expected 1 to {MAX_TENSORS} tensors, found {len(header)}")
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_layout(path, entries, size - 8 - length)
     try:
         data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
     except (OSError, ValueError) as e:
-        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
     data = np.asarray(data)  # a plain array: memmap instances are slow to slice
     return {
         name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in entries.items()
@@ -98,7 +104,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def _entry(path: pathlib.Path, name: str, value: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    where = f"{path}: tensor {name!r:.120}"
+    where = f"{show_path(path)}: tensor {name!r:.120}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{where}: header entry must have dtype, shape and data_offsets")
     dtype = DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
@@ -129,10 +135,12 @@ def _check_layout(
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            raise InputError(f"{path}: tensor {name!r:.120} starts at byte {begin}, expected {position}")
+            raise InputError(f"{show_path(path)}: tensor {name!r:.120} starts at byte {begin}, expected {position}")
         position = end
     if position != size:
-        raise InputError(f"{path}: the header describes {position} bytes of data, the file has {size}; truncated?")
+        raise InputError(
+            f"{show_path(path)}: the header describes {position} bytes of data, the file has {size}; truncated?"
+        )
 
 
 def write_safetensors(path: pathlib.Path, items: Iterable[Item], metadata: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
 from weight_port.files import reason, replacing
 from weight_port.pickle_scan import TensorClaim, scan
 from weight_port.store import MAX_TENSORS
@@ -31,7 +32,7 @@ def looks_like_torch(path: pathlib.Path) -> bool:
         with path.open("rb") as f:
             start = f.read(16)
     except OSError as e:
-        raise InputError(f"{path}: cannot be read: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
     return start.startswith((_ZIP_MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
@@ -46,7 +47,7 @@ def import_torch(path: pathlib.Path) -> Any:
     version = tuple(int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
     if version < MIN_TORCH:
         raise InputError(
-            f"{path}: torch {torch.__version__} can be made to run code from a checkpoint even with weights_only; "
+            f"{show_path(path)}: torch {torch.__version__} can be made to run a checkpoint's code even with weights_only; "
             f'pip install "torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"'
         )
     return torch
@@ -68,7 +69,7 @@ def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as e:  # torch raises many types on damaged files; all mean that this one cannot be used
-        raise InputError(f"{path}: torch cannot read it: {reason(e)}") from None
+        raise InputError(f"{show_path(path)}: torch cannot read it: {reason(e)}") from None
     loaded = loaded["model"] if root is not claims else loaded
     return {name: _to_numpy(path, torch, name, loaded[name], claim) for name, claim in root.items()}, beside
 
@@ -84,29 +85,31 @@ def _survey(path: pathlib.Path) -> tuple[dict[Any, Any], dict[str, int], int]:
             names = {e.filename for e in entries}
             if len(prefixes) != 1 or f"{prefixes[0]}constants.pkl" in names:
                 raise InputError(
-                    f"{path}: not a checkpoint of torch.save (a TorchScript model or another archive); "
+                    f"{show_path(path)}: not a checkpoint of torch.save (a TorchScript model or another archive); "
                     "expected a state dict saved with torch.save"
                 )
             order = f"{prefixes[0]}byteorder"
             if order in names and archive.getinfo(order).file_size < 16 and archive.read(order) != b"little":
-                raise InputError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+                raise InputError(
+                    f"{show_path(path)}: written on a big-endian machine; save it again on a little-endian one"
+                )
             if archive.getinfo(f"{prefixes[0]}data.pkl").file_size > MAX_PICKLE_BYTES:
-                raise InputError(f"{path}: its pickle is larger than {MAX_PICKLE_BYTES >> 20} MB")
+                raise InputError(f"{show_path(path)}: its pickle is larger than {MAX_PICKLE_BYTES >> 20} MB")
             pickle = archive.read(f"{prefixes[0]}data.pkl")
     except InputError:
         raise
     except Exception as e:  # zipfile too raises many types on damaged files
         if not _starts_with_zip(path):
             raise InputError(
-                f"{path}: written by torch.save before 1.6, or no checkpoint at all; expected a zip archive: "
+                f"{show_path(path)}: no checkpoint, or one written by torch before 1.6; expected a zip archive: "
                 "load it in a PyTorch you trust it with and save it again"
             ) from None
-        raise InputError(f"{path}: damaged or truncated archive: {reason(e)}; download it again") from None
+        raise InputError(f"{show_path(path)}: damaged or truncated archive: {reason(e)}; download it again") from None
     data = f"{prefixes[0]}data/"
     records = {e.filename.removeprefix(data): e.file_size for e in entries if e.filename.startswith(data)}
-    claims = scan(pickle, str(path))
+    claims = scan(pickle, show_path(path))
     if not isinstance(claims, dict):
-        raise InputError(f"{path}: expected a dictionary of tensors, found {type(claims).__name__}")
+        raise InputError(f"{show_path(path)}: expected a dictionary of tensors, found {type(claims).__name__}")
     return claims, records, size
 
 
@@ -118,23 +121,25 @@ def _starts_with_zip(path: pathlib.Path) -> bool:
 def _check_archive(path: pathlib.Path, entries: list[zipfile.ZipInfo], size: int) -> None:
     """torch stores records uncompressed, one after the other: anything else is a bomb or a trick."""
     if len(entries) > MAX_TENSORS + 100:
-        raise InputError(f"{path}: {len(entries)} records in the archive, expected at most {MAX_TENSORS}")
+        raise InputError(f"{show_path(path)}: {len(entries)} records in the archive, expected at most {MAX_TENSORS}")
     if len({e.filename for e in entries}) != len(entries):
-        raise InputError(f"{path}: two records of the archive have the same name")
+        raise InputError(f"{show_path(path)}: two records of the archive have the same name")
     position = 0
     for e in sorted(entries, key=lambda e: e.header_offset):
         if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size or e.flag_bits & 1:
-            raise InputError(f"{path}: record {e.filename!r:.80} is compressed or encrypted; torch.save does neither")
+            raise InputError(
+                f"{show_path(path)}: record {e.filename!r:.80} is compressed or encrypted; torch.save does neither"
+            )
         if e.header_offset < position or e.header_offset + e.file_size > size:
-            raise InputError(f"{path}: record {e.filename!r:.80} overlaps another or the end of the file")
+            raise InputError(f"{show_path(path)}: record {e.filename!r:.80} overlaps another or the end of the file")
         position = e.header_offset + e.file_size
 
 
 def _check_claims(path: pathlib.Path, root: dict[Any, Any], records: dict[str, int], size: int) -> None:
     if not 0 < len(root) <= MAX_TENSORS:
-        raise InputError(f"{path}: expected 1 to {MAX_TENSORS} tensors, found {len(root)}")
+        raise InputError(f"{show_path(path)}: expected 1 to {MAX_TENSORS} tensors, found {len(root)}")
     for name, claim in root.items():
-        where = f"{path}: {name!r:.120}"
+        where = f"{show_path(path)}: {name!r:.120}"
         if type(name) is not str or not isinstance(claim, TensorClaim):
             raise InputError(f"{where} is {_kind(claim)}, expected a state dict: names and tensors only")
         storage = claim.storage
@@ -149,7 +154,9 @@ def _check_claims(path: pathlib.Path, root: dict[Any, Any], records: dict[str, i
                 f"{where}: shape {list(claim.shape)} reaches beyond its storage of {storage.numel} numbers"
             )
     if (total := sum(claim.nbytes for claim in root.values())) > size:
-        raise InputError(f"{path}: its tensors would take {total} bytes, the file has {size}: storages used repeatedly")
+        raise InputError(
+            f"{show_path(path)}: its tensors would take {total} bytes, the file has {size}: storages used repeatedly"
+        )
 
 
 def _kind(claim: Any) -> str:
@@ -158,7 +165,7 @@ def _kind(claim: Any) -> str:
 
 def _to_numpy(path: pathlib.Path, torch: Any, name: str, tensor: Any, claim: TensorClaim) -> np.ndarray:
     if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != claim.shape:
-        raise InputError(f"{path}: {name!r:.120} is not the tensor that its pickle describes")
+        raise InputError(f"{show_path(path)}: {name!r:.120} is not the tensor that its pickle describes")
     return torch_to_numpy(tensor)
 
 
