@@ -6,6 +6,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from recipe import recipe
 
 from ntt_jax.config import HieraConfig, Sam2Config
@@ -20,9 +21,9 @@ SMALL = Sam2Config(
 )
 
 
-def skeleton(config: Sam2Config) -> Sam2:
+def skeleton(config: Sam2Config, dtype: DTypeLike = jnp.float32) -> Sam2:
     """The model with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: Sam2(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Sam2(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
 def to_torch(path: tuple, value: np.ndarray) -> np.ndarray:
@@ -60,11 +61,12 @@ def checkpoint_shapes(config: Sam2Config) -> dict[str, tuple[int, ...]]:
 
 
 @functools.lru_cache(maxsize=2)
-def recipe_model(config: Sam2Config, seed: int = 0) -> Sam2:
-    """A float32 model of this size with the recipe's tensors."""
-    model, shapes, filled = skeleton(config), checkpoint_shapes(config), []
+def recipe_model(config: Sam2Config, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Sam2:
+    """A model of this size with the recipe's tensors."""
+    model, shapes, filled = skeleton(config, dtype), checkpoint_shapes(config), []
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         key = checkpoint_key(path)
-        filled.append((path, variable.replace(jnp.asarray(from_torch(path, recipe(key, shapes[key], seed))))))
+        value = from_torch(path, recipe(key, shapes[key], seed))
+        filled.append((path, variable.replace(jnp.asarray(value, variable.dtype))))
     nnx.update(model, nnx.from_flat_state(filled))
     return model

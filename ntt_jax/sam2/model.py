@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from ntt_jax.config import Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.sam2.decoder import MaskDecoder
+from ntt_jax.sam2.hiera import check_config as check_hiera
 from ntt_jax.sam2.neck import ImageEncoder
 from ntt_jax.sam2.prompt import PromptEncoder
 
@@ -137,6 +138,7 @@ class Sam2(nnx.Module):
 
 def check_config(config: Sam2Config) -> None:
     """Raise `InputError` if the sizes of `config` do not fit together."""
+    check_hiera(config.hiera)
     stride = 4 * 2**config.hiera.q_pool // 2
     if len(config.hiera.stages) != 4 or config.hiera.q_pool != 3 or config.backbone_stride != stride:
         raise InputError(
