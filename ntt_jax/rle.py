@@ -25,6 +25,7 @@ class Rle(TypedDict):
 # pycocotools draws polygons at five times the resolution, point by point along the edges: 20 bytes per unit of
 # max(|dx|, |dy|) and more. The limit keeps one annotation under about 300 MB.
 MAX_POLYGON_LENGTH = 4_000_000
+MAX_COORDINATE = 1_000_000
 _MAX_CHARACTERS_PER_COUNT = 7  # 5 bits each: room for 2**31 with its sign
 
 
@@ -128,13 +129,15 @@ def _polygons_to_rle(polygons: list[Any], height: int, width: int, where: str) -
         try:
             points = np.asarray(polygon)
         except ValueError:
-            points = np.zeros(0)
-        # Integers beyond 64 bits, strings and nested lists end here as other kinds or ranks.
-        if points.ndim != 1 or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
-            raise InputError(f"{where}: segmentation: polygon coordinates must be finite numbers")
-        closed = np.append(points, points[:2]).astype(np.float64).reshape(-1, 2)
-        length += float(np.abs(np.diff(closed, axis=0)).max(axis=1).sum()) + float(np.abs(closed[0]).max())
-    if not length <= MAX_POLYGON_LENGTH:
+            points = np.zeros((0, 0))  # ragged: refused by its rank
+        # Integers beyond 64 bits, strings and nested lists end here as other kinds or ranks, NaN by comparing.
+        if points.ndim != 1 or points.dtype.kind not in "iuf" or not _bearable(points):
+            raise InputError(
+                f"{where}: segmentation: polygon coordinates must be finite numbers within +-{MAX_COORDINATE:,}"
+            )
+        closed = np.append(points, points[:2]).astype(np.float64).reshape(-1, 2)  # [n + 1, 2]
+        length += float(np.abs(np.diff(closed, axis=0)).max(axis=1).sum())
+    if length > MAX_POLYGON_LENGTH:
         raise InputError(
             f"{where}: segmentation: polygon edges sum to {length:.3g} pixels, over the limit of {MAX_POLYGON_LENGTH}"
         )
@@ -142,11 +145,15 @@ def _polygons_to_rle(polygons: list[Any], height: int, width: int, where: str) -
     return _compressed(encoded)
 
 
+def _bearable(points: np.ndarray) -> bool:
+    return bool((np.abs(points.astype(np.float64)) <= MAX_COORDINATE).all())
+
+
 def _integers(counts: list[Any], where: str) -> np.ndarray:
     try:
         runs = np.asarray(counts)
     except ValueError:
-        runs = np.zeros(1, np.bool_)
+        runs = np.zeros((0, 0))  # ragged: refused by its rank
     if runs.ndim != 1 or runs.dtype.kind != "i":
         raise InputError(f'{where}: segmentation: RLE "counts" must be a list of integers')
     return runs

@@ -1,6 +1,7 @@
 """Reference sets (METHOD stage 0): which annotations stand for each class. Sampling, their JSON file, checks."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,12 +99,11 @@ def sample_references(
     short = result.short_classes()
     if empty := [name for name, count in short if count == 0]:
         raise InputError(
-            f"{show_path(dataset.path)}: no valid reference for {_names(empty)}; leave out of the class list"
+            f"{show_path(dataset.path)}: no valid reference for {_some(empty)}; leave them out of the classes"
         )
     if short and not allow_fewer:
-        counts = _names([f"{name} ({count})" for name, count in short])
         raise InputError(
-            f"{show_path(dataset.path)}: fewer than {shots} valid references for {counts};"
+            f"{show_path(dataset.path)}: fewer than {shots} valid references for {_some(short)};"
             " ask for fewer shots, or allow fewer (--allow-fewer)"
         )
     return result
@@ -188,6 +188,8 @@ def parse_references(data: bytes, path: PathLike) -> ReferenceSet:
     if shots < max(len(c.references) for c in classes):
         raise InputError(f'{name}: "shots" is {shots}, but a class has more references')
     texts = {key: None if source.get(key) is None else _get(source, key, str, name) for key in ("name", "sha256")}
+    if texts["sha256"] is not None and not re.fullmatch("[0-9a-f]{64}", texts["sha256"]):
+        raise InputError(f'{name}: "sha256": expected 64 hexadecimal digits, found {describe(texts["sha256"])}')
     return ReferenceSet(tuple(classes), shots, seed, texts["name"], texts["sha256"])
 
 
@@ -247,5 +249,7 @@ def _get(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _names(names: Sequence[str], limit: int = 20) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _some(classes: Sequence[str | tuple[str, int]], limit: int = 20) -> str:
+    """The first class names, with their counts where given."""
+    texts = [describe(c) if isinstance(c, str) else f"{describe(c[0])} ({c[1]})" for c in classes[:limit]]
+    return ", ".join(texts) + (f" and {len(classes) - limit} more" if len(classes) > limit else "")

@@ -12,14 +12,14 @@ from ntt_jax.sampling import ClassReferences, Reference, ReferenceSet
 
 MAX_PICKLE_BYTES = 64 * 1024**2
 MAX_REFERENCES = 1_000_000
-# What dictionaries, lists, tuples, integers and text are pickled with, protocols 0 to 5. Nothing here can name, build
-# or call anything; whatever can (GLOBAL, REDUCE, BUILD, INST, EXT, PERSID, ...) is absent.
+# What dictionaries, lists, integers and text are pickled with, protocols 0 to 5. Nothing here can name, build or call
+# anything; whatever can (GLOBAL, REDUCE, BUILD, INST, EXT, PERSID, ...) is absent. So are tuples: nested by reference
+# and used as a key, a hundred of them would take for ever to hash.
 _PLAIN_OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK"),
         *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
         *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
         *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
         *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
     }
@@ -82,9 +82,12 @@ def _plain_data(data: bytes, name: str) -> Any:
                     f"{name}: refused: opcode {opcode.name} at byte {position} is not plain data; a reference pickle"
                     " holds only dictionaries, lists, integers and text"
                 )
-            # The unpickler allocates its memo up to the largest index named.
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(data):
-                raise InputError(f"{name}: refused: memo index {describe(argument)} is beyond the size of the file")
+            # The unpickler allocates its memo up to the largest index named; longer keys can be made to collide.
+            limit = len(data) if "PUT" in opcode.name else 2**63
+            if isinstance(argument, int) and not -limit < argument < limit:
+                raise InputError(
+                    f"{name}: refused: {opcode.name} at byte {position}: {describe(argument)} is too large"
+                )
         return _PlainUnpickler(io.BytesIO(data)).load()
     except InputError:
         raise
