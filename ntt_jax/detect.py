@@ -1,5 +1,6 @@
 """Candidates of one image to its detections (METHOD stage 3, steps 6 to 10)."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -56,9 +57,18 @@ class Merged:
 
 def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates:
     """Reduce mask logits `[P, m, n]` to `Candidates` for patch features of `grid` = (h, w)."""
-    masks = mask_logits > 0
-    weights, counts = mask_weights(masks, grid)
-    return Candidates(weights, mask_boxes(masks), counts > 0)
+
+    def describe(batch: int, logits: Array) -> tuple[Array, Array]:
+        def one(mask: Array) -> tuple[Array, Array]:
+            return mask_weights(mask[None] > 0, grid)[0], mask_boxes(mask[None])[0]
+
+        return lax.map(one, logits, batch_size=batch)
+
+    # A few masks at a time stay in a CPU's cache between the reductions and the product.
+    weights, boxes = lax.platform_dependent(
+        mask_logits, cpu=functools.partial(describe, 8), default=functools.partial(describe, 256)
+    )
+    return Candidates(weights, boxes, boxes[:, 2] >= 0)
 
 
 def merge_candidates(
@@ -161,7 +171,7 @@ def detect(
     if mask_logits.shape[0] == 0:
         mask_logits = jnp.full((1, *mask_logits.shape[1:]), -1.0)
         predicted_ious, valid = jnp.zeros(1), None
-    candidates = describe_candidates(mask_logits, features.shape[:2])
+    candidates = describe_candidates(mask_logits, (features.shape[0], features.shape[1]))
     if valid is not None:
         candidates = Candidates(candidates.weights, candidates.boxes, candidates.valid & valid)
     merged = merge_candidates(

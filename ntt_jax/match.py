@@ -20,22 +20,20 @@ from ntt_jax.resize import resize_matrix
 _ALL_CLASSES_FLOOR = 0.6
 
 
-def mask_weights(masks: Array, grid: tuple[int, int]) -> tuple[Array, Array]:
+def mask_weights(masks: Array, grid: tuple[int, int]) -> Array:
     """Push 0/1 masks through the adjoint of the bilinear upsampling from the patch grid.
 
     Args:
       masks: `[P, m, n]` bool, on the grid of the mask decoder (256 x 256).
-      grid: (h, w) of the patch features (37, 37), no larger than the masks.
+      grid: (h, w) of the patch features (37, 37).
 
     Returns:
-      weights `[P, h, w]` float32, the share of every patch in the mask; they sum to the mask's area.
-      counts `[P]` int32, the area in mask pixels, exact.
+      `[P, h, w]` float32, the share of every patch in the mask, in mask pixels: they sum to the mask's area.
     """
     rows = jnp.asarray(resize_matrix(masks.shape[1], grid[0], "bilinear"), jnp.float32)  # [m, h]
     columns = jnp.asarray(resize_matrix(masks.shape[2], grid[1], "bilinear"), jnp.float32)  # [n, w]
     weights = jnp.einsum("pyx,xw->pyw", masks.astype(jnp.float32), columns, precision="highest")
-    weights = jnp.einsum("yh,pyw->phw", rows, weights, precision="highest")
-    return weights, jnp.sum(masks, axis=(1, 2), dtype=jnp.int32)
+    return jnp.einsum("yh,pyw->phw", rows, weights, precision="highest")
 
 
 def object_features(weights: Array, features: Array) -> tuple[Array, Array]:

@@ -9,8 +9,9 @@ import dataclasses
 import json
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -32,7 +33,7 @@ _WHAT = "memory file"
 class MemoryBank:
     """A memory with the names of its classes and its origin.
 
-    memory: K classes, arrays on the host. class_names, category_ids: K each, in class index order. encoder: the
+    memory: K classes, arrays. class_names, category_ids: K each, in class index order. encoder: the
     configuration of the DINOv2 it was made with, whose `input_size` is the side of the crops. provenance: JSON data for
     people: checkpoint sha256 under "encoder_sha256", the references of every class under "references", the version of
     this package under "tool", and whatever else the maker adds.
@@ -102,7 +103,8 @@ def load_memory(path: PathLike) -> MemoryBank:
         raise InputError(f"{shown}: encoder {error}") from error
     if not isinstance(encoder, DinoV2Config):
         raise InputError(f"{shown}: the encoder must be a DINOv2, found {encoder.name!a}")
-    bank = MemoryBank(Memory(**tensors), tuple(names), tuple(ids), encoder, provenance)
+    memory = Memory(*(jnp.asarray(tensors[name]) for name in _TENSORS))
+    bank = MemoryBank(memory, tuple(names), tuple(ids), encoder, provenance)
     _check_bank(bank, shown)
     return bank
 
@@ -143,10 +145,8 @@ def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get("bank"), str):
         raise InputError(f'{shown}: not a memory file: no "bank" in its metadata; make it with "ntt-jax memory"')
     if set(header) != {"__metadata__", *_TENSORS}:
-        other = sorted(set(header) ^ {"__metadata__", *_TENSORS})
-        raise InputError(
-            f"{shown}: expected the tensors {', '.join(_TENSORS)}; missing or unknown: {describe(other[0])}"
-        )
+        other = describe(min(set(header) ^ {"__metadata__", *_TENSORS}))
+        raise InputError(f"{shown}: expected the tensors {', '.join(_TENSORS)}; missing or unknown: {other}")
     tensors, covered = {}, 0
     for name, (dtype, rank) in _TENSORS.items():
         entry = header[name]
@@ -162,7 +162,7 @@ def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
         if size == 0 or end - start != size or end > len(body):
             raise InputError(f"{shown}: tensor {name} of shape {describe(shape)} does not fit the data of the file")
         raw = body[start:end]
-        if dtype == "BOOL" and max(raw) > 1:
+        if dtype == "BOOL" and np.frombuffer(raw, np.uint8).max() > 1:
             raise InputError(f"{shown}: tensor {name} holds bytes that are neither 0 nor 1")
         tensors[name] = np.frombuffer(raw, _DTYPES[dtype]).reshape(shape)
         covered += size
@@ -171,7 +171,7 @@ def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
     return tensors, metadata["bank"]
 
 
-def _whole_numbers(value: Any, count: int) -> bool:
+def _whole_numbers(value: Any, count: int) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) == count and all(type(v) is int and 0 <= v < 2**40 for v in value)
 
 

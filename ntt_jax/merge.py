@@ -10,29 +10,27 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from ntt_jax.resize import antialias_matrix
+from ntt_jax.resize import antialias_resize
 
 Size = int | Array
 
 
-def mask_boxes(masks: Array) -> Array:
-    """Inclusive extents of masks `[..., h, w]` bool -> `[..., 4]` int32 (x1, y1, x2, y2); an empty mask gives 0,0,0,0."""
-    height, width = masks.shape[-2:]
-    columns, rows = jnp.any(masks, axis=-2), jnp.any(masks, axis=-1)
-    box = jnp.stack(
-        [
-            jnp.argmax(columns, axis=-1),
-            jnp.argmax(rows, axis=-1),
-            width - 1 - jnp.argmax(columns[..., ::-1], axis=-1),
-            height - 1 - jnp.argmax(rows[..., ::-1], axis=-1),
-        ],
-        axis=-1,
-    )
-    return jnp.where(jnp.any(rows, axis=-1)[..., None], box, 0).astype(jnp.int32)
+def mask_boxes(mask_logits: Array) -> Array:
+    """Inclusive extents of the pixels > 0 of `[P, h, w]` -> `[P, 4]` int32 x1, y1, x2, y2; 0, 0, -1, -1 if none."""
+
+    def first_and_last(found: Array) -> tuple[Array, Array]:
+        first, last = jnp.argmax(found, axis=-1), found.shape[-1] - 1 - jnp.argmax(found[:, ::-1], axis=-1)
+        some = jnp.any(found, axis=-1)
+        return jnp.where(some, first, 0), jnp.where(some, last, -1)
+
+    # Maxima of the logits themselves: a quarter of the time of reducing booleans on a CPU.
+    x1, x2 = first_and_last(jnp.max(mask_logits, axis=1) > 0)
+    y1, y2 = first_and_last(jnp.max(mask_logits, axis=2) > 0)
+    return jnp.stack([x1, y1, x2, y2], axis=-1).astype(jnp.int32)
 
 
 def box_iou(boxes: Array) -> Array:
@@ -83,34 +81,18 @@ def class_aware_nms(boxes: Array, labels: Array, valid: Array, num_classes: int,
 
 
 class Tiling(NamedTuple):
-    """How the full-resolution sweep cuts its work: pixels of a tile, masks resized together, masks multiplied together."""
+    """How the full-size sweep cuts its work: pixels of a tile, masks resized together, masks multiplied together."""
 
     rows: int
     columns: int
     chunk: int
     block: int
-    dtype: Any
 
 
-# Cache-sized tiles where loops are cheap; few large products where every iteration costs a launch.
-CPU_TILING = Tiling(rows=32, columns=128, chunk=32, block=64, dtype=jnp.float32)
-ACCELERATOR_TILING = Tiling(rows=128, columns=256, chunk=256, block=256, dtype=jnp.bfloat16)
-
-
-def _tile_weights(first: Array, tile: int, size: Size, in_size: int, band: int) -> tuple[Array, Array]:
-    """Rows [first, first + tile) of the resize matrix, cut to the `band` input samples they can touch."""
-    base = ((2 * first + 1) * in_size) // (2 * jnp.asarray(size, jnp.int32)) - 1
-    start = jnp.clip(base, 0, in_size - band)
-    rows = first + jnp.arange(tile, dtype=jnp.int32)
-    return start, antialias_matrix(rows, size, in_size, start + jnp.arange(band, dtype=jnp.int32))
-
-
-def _band(tile: int, size: Size, in_size: int, upscaling: bool) -> int:
-    """Input samples that a tile of output samples can touch, at most."""
-    if not upscaling:
-        return in_size
-    step = in_size / size if isinstance(size, int) else 1.0
-    return min(in_size, math.ceil(tile * step) + 3)
+# Cache-sized pieces where loops are cheap; few large ones where every iteration costs a launch.
+CPU_TILING = Tiling(rows=512, columns=128, chunk=8, block=32)
+ACCELERATOR_TILING = Tiling(rows=512, columns=256, chunk=128, block=256)
+_WORD = 32  # rows of a tile that one word holds, one bit each
 
 
 def _sweep(
@@ -123,64 +105,63 @@ def _sweep(
     carry: Any,
     on_chunk: Callable[[Any, Array, Array, Array, Array], Any],
     on_tile: Callable[[Any], Any],
-    upscaling: bool,
 ) -> Any:
-    """Resize candidates[:count] to height x width tile by tile, rows first, and hand on the bits.
+    """Resize candidates[:count] to height x width tile by tile and hand on the bits.
 
     Calls `carry = on_chunk(carry, first_mask, first_row, first_column, bits [chunk, rows, columns] bool)` for every
-    chunk of masks of a tile, then `carry = on_tile(carry)`. `candidates` is padded to a multiple of the chunk.
+    chunk of masks of a tile, then `carry = on_tile(carry)`. `candidates` is padded to a multiple of the chunk. Bits
+    outside the image are False; rows from `count` on hold anything.
     """
-    _, in_height, in_width = mask_logits.shape
     rows, columns, chunk = tiling.rows, tiling.columns, tiling.chunk
-    band_height = _band(rows, height, in_height, upscaling)
-    band_width = _band(columns, width, in_width, upscaling)
     chunks = (count + chunk - 1) // chunk
+    tiles_across = (jnp.asarray(width, jnp.int32) + columns - 1) // columns
+    tiles_down = (jnp.asarray(height, jnp.int32) + rows - 1) // rows
 
-    def strip(strip_index: Array, state: Any) -> Any:
-        first_row = strip_index * rows
-        start_row, row_weights = _tile_weights(first_row, rows, height, in_height, band_height)
+    def tile(index: Array, carry: Any) -> Any:
+        first_row, first_column = index // tiles_across * rows, index % tiles_across * columns
+        y = first_row + jnp.arange(rows, dtype=jnp.int32)
+        x = first_column + jnp.arange(columns, dtype=jnp.int32)
 
-        def resize_rows(index: Array, strips: Array) -> Array:
+        def resize(index: Array, carry: Any) -> Any:
             source = lax.dynamic_slice(candidates, (index * chunk,), (chunk,))
-            start = jnp.stack([source, jnp.full_like(source, start_row)], axis=-1)
-            band = jax.vmap(
-                lambda at: lax.dynamic_slice(mask_logits, (at[0], at[1], 0), (1, band_height, in_width))[0]
-            )(start)
-            resized = jnp.einsum("iy,byx->bix", row_weights, band, precision="highest")
-            return lax.dynamic_update_slice(strips, resized, (index * chunk, 0, 0))
+            # Columns first, as torch does; the masks are the smaller then.
+            resized = antialias_resize(mask_logits[source], x, width, axis=2)
+            resized = antialias_resize(resized, y, height, axis=1)
+            return on_chunk(carry, index * chunk, first_row, first_column, resized > 0)
 
-        def tile(tile_index: Array, state: Any) -> Any:
-            strips, carry = state
-            first_column = tile_index * columns
-            start_column, column_weights = _tile_weights(first_column, columns, width, in_width, band_width)
+        return on_tile(lax.fori_loop(0, chunks, resize, carry))
 
-            def resize_columns(index: Array, carry: Any) -> Any:
-                at = (index * chunk, 0, start_column)
-                band = lax.dynamic_slice(strips, at, (chunk, rows, band_width))
-                resized = jnp.einsum("jx,bix->bij", column_weights, band, precision="highest")
-                return on_chunk(carry, index * chunk, first_row, first_column, resized > 0)
-
-            return strips, on_tile(lax.fori_loop(0, chunks, resize_columns, carry))
-
-        strips, carry = state
-        strips = lax.fori_loop(0, chunks, resize_rows, strips)
-        return lax.fori_loop(0, (jnp.asarray(width, jnp.int32) + columns - 1) // columns, tile, (strips, carry))
-
-    strips = jnp.zeros((candidates.shape[0], rows, in_width), jnp.float32)
-    strip_count = (jnp.asarray(height, jnp.int32) + rows - 1) // rows
-    return lax.fori_loop(0, strip_count, strip, (strips, carry))[1]
-
-
-def _by_direction(mask_logits: Array, height: Size, width: Size, sweep: Callable[[bool], Any]) -> Any:
-    """Run `sweep(upscaling)`; the narrow bands of upscaling are chosen when tracing if the sizes are known then."""
-    _, in_height, in_width = mask_logits.shape
-    if isinstance(height, int) and isinstance(width, int):
-        return sweep(height >= in_height and width >= in_width)
-    return lax.cond((height >= in_height) & (width >= in_width), lambda: sweep(True), lambda: sweep(False))
+    return lax.fori_loop(0, tiles_down * tiles_across, tile, carry)
 
 
 def _pad(candidates: Array, multiple: int) -> Array:
     return jnp.pad(candidates, (0, -candidates.shape[0] % multiple))
+
+
+def _pack(bits: Array) -> Array:
+    """`[n, rows, columns]` bool -> `[n, rows / 32, columns]` uint32, row r of a group in bit r."""
+    n, rows, columns = bits.shape
+    shift = jnp.arange(_WORD, dtype=jnp.uint32).reshape(1, 1, _WORD, 1)
+    groups = bits.reshape(n, rows // _WORD, _WORD, columns).astype(jnp.uint32)
+    return jnp.sum(groups << shift, axis=2, dtype=jnp.uint32)
+
+
+def _unpack(words: Array) -> Array:
+    """Bits of uint32 words `[...]` -> `[..., 32]` bool."""
+    shift = jnp.arange(_WORD, dtype=jnp.uint32).reshape((1,) * words.ndim + (_WORD,))
+    return ((words[..., None] >> shift) & 1).astype(bool)
+
+
+def _count_cpu(first: Array, second: Array) -> Array:
+    """Common bits of every two rows, `[n, words]`, `[n, words]` uint32 -> `[n, n]` int32, one row at a time."""
+    return lax.map(lambda row: jnp.sum(lax.population_count(row[None, :] & second).astype(jnp.int32), axis=1), first)
+
+
+def _count_accelerator(first: Array, second: Array) -> Array:
+    """The same as a matrix product of 0/1 numbers, exact in bfloat16 with float32 sums (below 2**24 pixels a tile)."""
+    first = _unpack(first).reshape(first.shape[0], -1).astype(jnp.bfloat16)
+    second = _unpack(second).reshape(second.shape[0], -1).astype(jnp.bfloat16)
+    return jnp.einsum("ip,jp->ij", first, second, preferred_element_type=jnp.float32).astype(jnp.int32)
 
 
 def full_size_overlaps(
@@ -201,13 +182,16 @@ def full_size_overlaps(
       0 for masks without pixels. Rows beyond `count` are 0.
     """
 
-    def overlaps(tiling: Tiling) -> Callable[..., tuple[Array, Array]]:
-        return lambda *arrays: _by_direction(
-            arrays[0], height, width, lambda upscaling: _overlaps(*arrays, height, width, tiling, upscaling)
-        )
+    def overlaps(tiling: Tiling, count_common: Callable[[Array, Array], Array]) -> Callable[..., tuple[Array, Array]]:
+        return lambda *arrays: _overlaps(*arrays, height=height, width=width, tiling=tiling, count_common=count_common)
 
     return lax.platform_dependent(
-        mask_logits, candidates, count, partners, cpu=overlaps(CPU_TILING), default=overlaps(ACCELERATOR_TILING)
+        mask_logits,
+        candidates,
+        count,
+        partners,
+        cpu=overlaps(CPU_TILING, _count_cpu),
+        default=overlaps(ACCELERATOR_TILING, _count_accelerator),
     )
 
 
@@ -216,10 +200,11 @@ def _overlaps(
     candidates: Array,
     count: Array,
     partners: Array,
+    *,
     height: Size,
     width: Size,
     tiling: Tiling,
-    upscaling: bool,
+    count_common: Callable[[Array, Array], Array],
 ) -> tuple[Array, Array]:
     total, block = candidates.shape[0], tiling.block
     candidates = _pad(candidates, math.lcm(tiling.chunk, block))
@@ -230,18 +215,18 @@ def _overlaps(
     # The block pairs of the lower triangle that hold a wanted pair, listed first. Diagonal blocks give the areas.
     wanted = jnp.pad(partners, ((0, padded - total), (0, padded - total))) & live[:, None] & live[None, :]
     wanted = wanted | (jnp.eye(padded, dtype=bool) & live[:, None])
-    wanted = jnp.any(wanted.reshape(blocks, block, blocks, block), axis=(1, 3))
-    pairs = blocks * (blocks + 1) // 2
-    first_block, second_block = jnp.nonzero(jnp.tril(wanted), size=pairs, fill_value=0)
-    pair_count = jnp.sum(jnp.tril(wanted))
+    wanted = jnp.tril(jnp.any(wanted.reshape(blocks, block, blocks, block), axis=(1, 3)))
+    first_block, second_block = jnp.nonzero(wanted, size=blocks * (blocks + 1) // 2, fill_value=0)
+    pair_count = jnp.sum(wanted)
 
     def on_chunk(carry: Any, first_mask: Array, first_row: Array, first_column: Array, bits: Array) -> Any:
-        tile_bits, intersections, extents = carry
-        flat = bits.reshape(bits.shape[0], -1).astype(tiling.dtype)
-        tile_bits = lax.dynamic_update_slice(tile_bits, flat, (first_mask, 0))
+        tile_words, intersections, extents = carry
+        words = lax.optimization_barrier(_pack(bits))  # made once, read three times
+        tile_words = lax.dynamic_update_slice(tile_words, words.reshape(words.shape[0], -1), (first_mask, 0))
         x = first_column + jnp.arange(tiling.columns, dtype=jnp.int32)
         y = first_row + jnp.arange(tiling.rows, dtype=jnp.int32)
-        in_column, in_row = jnp.any(bits, axis=1), jnp.any(bits, axis=2)
+        in_column = jnp.any(words != 0, axis=1)
+        in_row = _unpack(lax.reduce(words, np.uint32(0), lax.bitwise_or, (2,))).reshape(words.shape[0], -1)
         # All four as maxima: the first index is minus the greatest negative one.
         here = jnp.stack(
             [
@@ -253,31 +238,26 @@ def _overlaps(
             axis=1,
         )
         known = lax.dynamic_slice(extents, (first_mask, 0), here.shape)
-        return tile_bits, intersections, lax.dynamic_update_slice(extents, jnp.maximum(known, here), (first_mask, 0))
+        return tile_words, intersections, lax.dynamic_update_slice(extents, jnp.maximum(known, here), (first_mask, 0))
 
     def on_tile(carry: Any) -> Any:
-        tile_bits, intersections, extents = carry
+        tile_words, intersections, extents = carry
 
         def multiply(index: Array, intersections: Array) -> Array:
             i, j = first_block[index] * block, second_block[index] * block
-            pixels = tile_bits.shape[1]
-            first = lax.dynamic_slice(tile_bits, (i, 0), (block, pixels))
-            second = lax.dynamic_slice(tile_bits, (j, 0), (block, pixels))
-            # 0/1 products summed in float32 over one tile: exact. Tiles are added up as integers.
-            product = jnp.einsum("ip,jp->ij", first, second, preferred_element_type=jnp.float32).astype(jnp.int32)
+            first = lax.dynamic_slice(tile_words, (i, 0), (block, tile_words.shape[1]))
+            second = lax.dynamic_slice(tile_words, (j, 0), (block, tile_words.shape[1]))
             known = lax.dynamic_slice(intersections, (i, j), (block, block))
-            return lax.dynamic_update_slice(intersections, known + product, (i, j))
+            return lax.dynamic_update_slice(intersections, known + count_common(first, second), (i, j))
 
-        return tile_bits, lax.fori_loop(0, pair_count, multiply, intersections), extents
+        return tile_words, lax.fori_loop(0, pair_count, multiply, intersections), extents
 
     carry = (
-        jnp.zeros((padded, tiling.rows * tiling.columns), tiling.dtype),
+        jnp.zeros((padded, tiling.rows // _WORD * tiling.columns), jnp.uint32),
         jnp.zeros((padded, padded), jnp.int32),
         jnp.full((padded, 4), _NOWHERE, jnp.int32),
     )
-    _, intersections, extents = _sweep(
-        mask_logits, candidates, count, height, width, tiling, carry, on_chunk, on_tile, upscaling
-    )
+    _, intersections, extents = _sweep(mask_logits, candidates, count, height, width, tiling, carry, on_chunk, on_tile)
     lower = jnp.tril(intersections)
     intersections = jnp.where(live[:, None] & live[None, :], jnp.maximum(lower, lower.T), 0)
     boxes = extents * jnp.array([[-1, -1, 1, 1]])
@@ -303,27 +283,25 @@ def resize_masks(
       `[D, canvas height, canvas width]` bool, False outside the image and for masks that are not live.
     """
 
-    def resize(tiling: Tiling, upscaling: bool, arrays: tuple[Array, Array, Array]) -> Array:
-        logits, indices, live = arrays
-        total = indices.shape[0]
-        indices = _pad(indices, tiling.chunk)
-        shape = tuple(-(-side // tile) * tile for side, tile in zip(canvas, tiling[:2], strict=True))
+    def resize(tiling: Tiling) -> Callable[..., Array]:
+        def run(logits: Array, indices: Array, live: Array) -> Array:
+            total = indices.shape[0]
+            indices = _pad(indices, tiling.chunk)
+            shape = [-(-side // tile) * tile for side, tile in zip(canvas, tiling[:2], strict=True)]
 
-        def on_chunk(masks: Array, first_mask: Array, first_row: Array, first_column: Array, bits: Array) -> Array:
-            mask = first_mask + jnp.arange(bits.shape[0])
-            bits = bits & (mask < live)[:, None, None]
-            return lax.dynamic_update_slice(masks, bits, (first_mask, first_row, first_column))
+            def on_chunk(masks: Array, first_mask: Array, first_row: Array, first_column: Array, bits: Array) -> Array:
+                mask = first_mask + jnp.arange(bits.shape[0])
+                bits = bits & (mask < live)[:, None, None]
+                return lax.dynamic_update_slice(masks, bits, (first_mask, first_row, first_column))
 
-        masks = jnp.zeros((indices.shape[0], *shape), bool)
-        masks = _sweep(logits, indices, live, height, width, tiling, masks, on_chunk, lambda m: m, upscaling)
-        return masks[:total, : canvas[0], : canvas[1]]
+            masks = jnp.zeros((indices.shape[0], *shape), bool)
+            masks = _sweep(logits, indices, live, height, width, tiling, masks, on_chunk, lambda masks: masks)
+            return masks[:total, : canvas[0], : canvas[1]]
 
-    def with_tiling(tiling: Tiling) -> Callable[..., Array]:
-        return lambda *arrays: _by_direction(arrays[0], height, width, lambda up: resize(tiling, up, arrays))
+        return run
 
-    accelerator = ACCELERATOR_TILING._replace(chunk=64)
     return lax.platform_dependent(
-        mask_logits, candidates, count, cpu=with_tiling(CPU_TILING), default=with_tiling(accelerator)
+        mask_logits, candidates, count, cpu=resize(CPU_TILING), default=resize(ACCELERATOR_TILING)
     )
 
 

@@ -99,7 +99,7 @@ def reference_crop(
     mask = np.asarray(mask)
     if mask.shape != image.shape[:2]:
         raise InputError(f"reference mask: expected {image.shape[:2]} like the image, found {mask.shape}")
-    left, top, right, bottom = crop_box(*mask.shape, box)
+    left, top, right, bottom = crop_box(image.shape[0], image.shape[1], box)
     crop = image[top:bottom, left:right].astype(np.float32) / np.float32(255.0)
     crop = resize_host(crop, (size, size), "bicubic")
     soft = resize_host((mask[top:bottom, left:right] != 0).astype(np.float32), (size, size), "bilinear")

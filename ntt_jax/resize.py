@@ -7,17 +7,16 @@ Four kinds are used by the method (METHOD stages 1 to 3):
 - torch's nearest, source index floor(i * in / out);
 - PIL's bicubic on uint8 (a = -0.5, antialiased, 22-bit fixed point, rounded to uint8 between the two passes).
 
-Tables for sizes known ahead are made by numpy in float64. `antialias_matrix` makes the table of the logits' final
-resize on the device for sizes known only when the program runs, from integers, so that no position is ever rounded.
+Tables for sizes known ahead are made by numpy in float64. `antialias_taps` gives those of the logits' final resize on
+the device for sizes known only when the program runs, from integers, so that no position is ever rounded.
 """
 
 import functools
-import math
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from ntt_jax.errors import InputError
 
@@ -134,30 +133,65 @@ def resize_host(array: np.ndarray, size: tuple[int, int], method: str, antialias
     return array
 
 
-def antialias_matrix(rows: Array, size: int | Array, in_size: int, columns: Array | None = None) -> Array:
-    """Rows of the antialiased bilinear matrix in_size -> size, where `size` may be a traced value.
+def antialias_taps(
+    index: Array, size: int | Array, in_size: int
+) -> tuple[Array, Callable[[int | Array], Array], Array]:
+    """Antialiased bilinear resize in_size -> size as taps, where `size` may be a traced value.
 
     The weight of input sample j in output sample i is max(0, 1 - |d| / 2s) with d = (2j + 1) size - (2i + 1) in_size
     and s = max(size, in_size), normalised over j. All of it but the last division is integer, hence exact: large
     sizes do not drift as float32 positions do.
 
     Args:
-      rows: `[n]` int32 output indices; rows outside [0, size) are zero.
+      index: `[n]` int32, output samples; weights of samples outside [0, size) are 0.
       size: output length, a Python int or an int32 scalar, at most 2**20.
       in_size: input length, at most 1024.
-      columns: `[k]` int32 input indices, default all. They must include every tap of the rows asked for.
 
     Returns:
-      `[n, k]` float32. Source: torch's `_upsample_bilinear2d_aa`, METHOD stage 3 step 8.
+      first `[n]` int32: the first input sample of each output sample, possibly -1.
+      weight: function of t giving the float32 weight `[n]` of input sample first + t; 0 for samples that do not exist.
+      taps: int32 scalar, how many t count; 2 if size >= in_size.
+      Source: torch's `_upsample_bilinear2d_aa`, METHOD stage 3 step 8.
     """
-    columns = jnp.arange(in_size, dtype=jnp.int32) if columns is None else columns
     size = jnp.asarray(size, jnp.int32)
-    distance = jnp.abs((2 * columns[None, :] + 1) * size - (2 * rows[:, None] + 1) * in_size)
-    weights = jnp.maximum(0, 2 * jnp.maximum(size, in_size) - distance)
-    inside = (rows >= 0) & (rows < size)
-    weights = jnp.where(inside[:, None] & ((columns >= 0) & (columns < in_size))[None, :], weights, 0)
-    total = jnp.maximum(1, jnp.sum(weights, axis=1, keepdims=True))
-    return weights.astype(jnp.float32) / total.astype(jnp.float32)
+    stretch = jnp.maximum(size, in_size)
+    first = ((2 * index + 1) * in_size - 2 * stretch - size) // (2 * size) + 1
+    taps = (2 * stretch + size - 1) // size
+    inside = (index >= 0) & (index < size)
+
+    def share(t: int | Array) -> Array:  # times 2 * stretch, a whole number
+        j = first + t
+        distance = jnp.abs((2 * j + 1) * size - (2 * index + 1) * in_size)
+        return jnp.where(inside & (j >= 0) & (j < in_size), jnp.maximum(0, 2 * stretch - distance), 0)
+
+    total = lax.fori_loop(0, taps, lambda t, total: total + share(t), jnp.zeros_like(index))
+    total = jnp.maximum(1, total).astype(jnp.float32)
+    return first, lambda t: share(t).astype(jnp.float32) / total, taps
+
+
+def antialias_resize(array: Array, index: Array, size: int | Array, axis: int) -> Array:
+    """Output samples `index` `[n]` of the antialiased bilinear resize of one axis to `size`; see `antialias_taps`.
+
+    Two taps per sample if `size`, known or traced, is not below the axis' length; as many as it takes otherwise.
+    """
+    in_size = array.shape[axis]
+    first, weight, taps = antialias_taps(index, size, in_size)
+    shape = [1] * array.ndim
+    shape[axis] = index.shape[0]
+
+    def tap(t: int | Array) -> Array:
+        samples = jnp.take(array, jnp.clip(first + t, 0, in_size - 1), axis=axis, mode="clip")
+        return samples * weight(t).reshape(shape)
+
+    def two_taps() -> Array:
+        return tap(0) + tap(1)
+
+    def all_taps() -> Array:
+        return lax.fori_loop(1, taps, lambda t, total: total + tap(t), tap(0))
+
+    if isinstance(size, int):
+        return two_taps() if size >= in_size else all_taps()
+    return lax.cond(size >= in_size, two_taps, all_taps)
 
 
 @functools.lru_cache(maxsize=64)
@@ -203,10 +237,5 @@ def _pil_pass(image: Array, length: int, axis: int) -> Array:
 
     indices, weights = _pil_taps(length, image.shape[axis])
     start = jnp.full((*image.shape[:axis], length, *image.shape[axis + 1 :]), 1 << (_PIL_PRECISION_BITS - 1), jnp.int32)
-    total, _ = jax.lax.scan(add_tap, start, (jnp.asarray(indices), jnp.asarray(weights)))
+    total, _ = lax.scan(add_tap, start, (jnp.asarray(indices), jnp.asarray(weights)))
     return jnp.clip(total >> _PIL_PRECISION_BITS, 0, 255).astype(jnp.uint8)
-
-
-def tap_reach(out_size: int, in_size: int) -> int:
-    """How many input samples beyond its own position an antialiased bilinear output sample may touch, rounded up."""
-    return math.ceil(max(1.0, in_size / out_size))
