@@ -91,8 +91,8 @@ def _skeleton(config: DinoV2Config | Sam2Config, dtype: str) -> Skeleton:
     model: Any = DinoVisionTransformer if isinstance(config, DinoV2Config) else Sam2
     try:
         module = nnx.eval_shape(lambda: model(config, dtype=jnp.dtype(dtype), rngs=_NoRandomness()))
-    except InputError:
-        raise
+    except InputError as e:
+        raise InputError(str(e)) from None  # without the notes that JAX adds to whatever passes its tracing
     except Exception as e:  # a configuration may come from a stranger's file; what its sizes break cannot be foreseen
         raise InputError(f"configuration {config.name!r:.80}: no model can be built from it: {reason(e)}") from None
     graph, state = nnx.split(module)

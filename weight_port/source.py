@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe, read_bytes, show_path
+from ntt_jax.files import read_bytes, show_path
 from weight_port import huggingface
 from weight_port.files import regular_file, sha256
 from weight_port.store import FORMAT, MAX_HEADER_BYTES, read_json, read_safetensors

@@ -78,9 +78,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[st
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 10 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise InputError(
-                    f"{show_path(path)}: not a safetensors file, or a truncated one (header of {length} bytes)"
-                )
+                raise InputError(f"{show_path(path)}: not a safetensors file, or truncated (header of {length} bytes)")
             header = read_json(f.read(length), f"{show_path(path)}: header")
     except OSError as e:
         raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None

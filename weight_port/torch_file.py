@@ -47,7 +47,7 @@ def import_torch(path: pathlib.Path) -> Any:
     version = tuple(int(part) for part in re.findall(r"\d+", str(torch.__version__))[:2])
     if version < MIN_TORCH:
         raise InputError(
-            f"{show_path(path)}: torch {torch.__version__} can be made to run a checkpoint's code even with weights_only; "
+            f"{show_path(path)}: torch {torch.__version__} can run code from a checkpoint even with weights_only; "
             f'pip install "torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}"'
         )
     return torch
