@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ntt_jax
-from ntt_jax.cli import options
+from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 
@@ -72,7 +71,6 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
     """Evaluate the memory file `memory` on `dataset` in the locked folder, as the options of this command say."""
     from ntt_jax import runner
-    from ntt_jax.cli import models
     from ntt_jax.evaluation import prepare_ground_truth
     from ntt_jax.memory_file import load_memory, require_encoder
     from ntt_jax.run_folder import RunFolder
@@ -97,7 +95,7 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
     with RunFolder(lock, identity, restart=args.restart) as run:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
         if run.records.dropped:
-            warn("the last record of an earlier start was cut off; that image is done again")
+            models.warn("the last record of an earlier start was cut off; that image is done again")
         todo = runner.unfinished(run.records, dataset, args.images)
         if todo:
             total = len(dataset.images)
@@ -137,17 +135,14 @@ def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory
     return [dataset.categories[category_id] for category_id in bank.category_ids]
 
 
-def warn(message: str) -> None:
-    """A warning on stderr; the exit status stays 0."""
-    print(f"ntt-jax: warning: {message}", file=sys.stderr)
-
-
 def report(folder: Path, metrics: dict[str, Any]) -> None:
     """Print what a person wants to know first; warn of what they may have missed."""
     if skipped := metrics["skipped"]:
-        warn(f"{len(skipped)} of {metrics['images']} images were skipped and count as missed; metrics.json lists them")
+        models.warn(
+            f"{len(skipped)} of {metrics['images']} images were skipped and count as missed; metrics.json lists them"
+        )
     if not metrics["detections"]:
-        warn("no detections at all; check --memory and the thresholds")
+        models.warn("no detections at all; check --memory and the thresholds")
     print(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
     for kind, words in (("bbox", "boxes"), ("segm", "masks")):
         numbers = (f"{name} {_percent(metrics[kind][name])}" for name in ("AP", "AP50", "AP75"))

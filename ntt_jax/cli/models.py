@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,3 +62,8 @@ def describe_start(args: argparse.Namespace, devices: list[Any], started: float,
         "jax": jax.__version__,
         "system": platform.platform(),
     }
+
+
+def warn(message: str) -> None:
+    """A warning on stderr; the exit status stays 0."""
+    print(f"ntt-jax: warning: {message}", file=sys.stderr)

@@ -1,10 +1,17 @@
 """`ntt-jax segment`: detections in plain images, without annotations."""
 
 import argparse
+import difflib
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ntt_jax.cli import options
+from ntt_jax.cli import models, options
+from ntt_jax.cli.progress import Progress
+from ntt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from ntt_jax.memory_file import MemoryBank
 
 EPILOG = """\
 examples:
@@ -54,3 +61,44 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    from ntt_jax.cli.segment_files import find_images, segment_files
+    from ntt_jax.memory_file import load_memory, require_encoder
+
+    names = find_images(args.images)
+    bank = load_memory(args.memory)
+    require_encoder(bank, *models.read_encoder(args.dinov2))
+    chosen = choose_classes(bank, args.classes)
+    devices = options.start_jax(args)
+    args.resume_hint = f"pictures of the finished images are in {args.out}; the same command does all of them again"
+    with Progress("segment", len(names)) as progress:
+        predictor = models.load_predictor(args, bank, options.detect_config(args), devices, 640)
+        content = segment_files(
+            predictor, names, bank, args.out, classes=chosen, threshold=args.score_threshold, progress=progress
+        )
+    report(args, content)
+
+
+def choose_classes(bank: "MemoryBank", names: str | None) -> set[int]:
+    """Class indices of the comma-separated `names`, all if None. Raises `InputError` with the close matches."""
+    if names is None:
+        return set(range(len(bank.class_names)))
+    chosen = set()
+    for name in (part.strip() for part in names.split(",")):
+        if name not in bank.class_names:
+            close = difflib.get_close_matches(name, bank.class_names)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(bank.class_names[:20])}"
+            raise InputError(f"--classes: the memory has no class {name!r}; {hint}")
+        chosen.add(bank.class_names.index(name))
+    return chosen
+
+
+def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Say what was found, and warn of what may have been missed."""
+    if content["skipped"]:
+        models.warn(f"{len(content['skipped'])} images could not be read; detections.json lists them")
+    if not content["annotations"]:
+        models.warn("no detections at all; a lower --score-threshold shows weaker ones")
+    print(f"{args.out}: {len(content['annotations'])} detections in {len(content['images'])} images")
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for category_id, count in Counter(a["category_id"] for a in content["annotations"]).most_common():
+        print(f"  {names[category_id]}: {count}")
