@@ -1,0 +1,43 @@
+"""Random changes of images on the device, inside the training step."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+
+
+def turn(key: Array, *maps: Array) -> tuple[Array, ...]:
+    """One of the eight turns and mirrorings per sample, the same for all maps. Maps: `[B, S, S, ...]`, square."""
+    choices = jax.random.bernoulli(key, shape=(3, maps[0].shape[0]))
+
+    def apply(x: Array) -> Array:
+        flags = choices.reshape(3, -1, *(1,) * (x.ndim - 1))
+        x = jnp.where(flags[0], x[:, ::-1], x)
+        x = jnp.where(flags[1], x[:, :, ::-1], x)
+        return jnp.where(flags[2], jnp.swapaxes(x, 1, 2), x)
+
+    return tuple(apply(x) for x in maps)
+
+
+def permute_channels(key: Array, images: Array) -> tuple[Array, Array]:
+    """Swap the colour channels at random. `[B, H, W, 3]` -> the same, and which of the six permutations, `[B]`."""
+    choice = jax.random.randint(key, (images.shape[0],), 0, len(PERMUTATIONS))
+    order = jnp.asarray(PERMUTATIONS)[choice][:, None, None, :]
+    return jnp.take_along_axis(images, jnp.broadcast_to(order, (images.shape[0], 1, 1, 3)), axis=3), choice
+
+
+def normalised(key: Array, images: Array, gain: float) -> Array:
+    """uint8 `[B, H, W, 3]` to ImageNet-normalised float32, after a random gain per image and per channel."""
+    common, each = jax.random.split(key)
+    b = images.shape[0]
+    factor = jnp.exp(gain * jax.random.normal(common, (b, 1, 1, 1)) + gain / 2 * jax.random.normal(each, (b, 1, 1, 3)))
+    x = jnp.clip(images.astype(jnp.float32) / 255 * factor, 0, 1)
+    return normalise(x)
+
+
+def normalise(images: Array) -> Array:
+    """ImageNet's mean and deviation. images: `[B, H, W, 3]` in [0, 1]."""
+    return (images - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(DEVIATION).reshape(1, 1, 1, 3)

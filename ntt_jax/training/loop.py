@@ -1,0 +1,199 @@
+"""One training loop for both models: AdamW with a moving average of the weights, many steps per dispatch, resumable.
+
+A step is a pure function of the state, the data and the step's number, so a run is repeated by its seed and goes on
+from a checkpoint as if it had never stopped.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax import Array
+from PIL import Image, ImageDraw
+
+Parameters = Any
+# (parameters, data, key, progress in [0, 1]) -> loss, metrics
+LossFunction = Callable[[Parameters, Any, Array, Array], tuple[Array, dict[str, Array]]]
+# parameters -> metrics by name
+Evaluation = Callable[[Parameters], dict[str, float]]
+
+_UNKNOWN_STEPS = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """steps: in all, or 0 for as many as fit into `minutes`. learning_rate: its peak, after `warmup` steps; then a
+    cosine to zero. average: decay of the weight average. steps_per_call: steps in one dispatch. save_seconds: time
+    between checkpoints, each with an evaluation."""
+
+    learning_rate: float
+    steps: int = 0
+    minutes: float = 0.0
+    warmup: int = 200
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    average: float = 0.999
+    steps_per_call: int = 50
+    save_seconds: float = 60.0
+
+
+def train(
+    parameters: Parameters,
+    loss: LossFunction,
+    data: Any,
+    schedule: Schedule,
+    *,
+    seed: int,
+    out: Path,
+    checkpoints: Path,
+    evaluate: Evaluation,
+    export: Callable[[Parameters], nnx.State],
+) -> Parameters:
+    """Train and return the averaged parameters.
+
+    Args:
+      parameters: pytree of arrays to start from. loss: see `LossFunction`. data: device arrays, handed to `loss`.
+      out: gets `log.jsonl`, `curves.png` and `weights.npz` (float16, the part that `export` returns), renewed at every
+        checkpoint. checkpoints: folder of orbax checkpoints; a run found there goes on.
+      evaluate: metrics of averaged parameters, logged at every checkpoint.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(schedule.clip),
+        optax.scale_by_adam(b1=0.9, b2=0.98),
+        optax.add_decayed_weights(schedule.weight_decay, mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
+    )
+    steps = jnp.asarray(schedule.steps or _UNKNOWN_STEPS, jnp.int32)
+    state = {"step": jnp.zeros((), jnp.int32), "steps": steps, "parameters": parameters, "average": parameters}
+    state["optimiser"] = optimiser.init(parameters)
+    manager = ocp.CheckpointManager(checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1))
+    if manager.latest_step() is not None:
+        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+        print(f"going on from step {int(state['step'])} of {checkpoints}", flush=True)
+
+    def one_step(data: Any, state: dict[str, Any], _: None) -> tuple[dict[str, Any], dict[str, Array]]:
+        step = state["step"]
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        progress = step / state["steps"]
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state["parameters"], data, key, progress)
+        updates, moments = optimiser.update(gradient, state["optimiser"], state["parameters"])
+        rate = schedule.learning_rate * jnp.minimum(1.0, (step + 1) / schedule.warmup)
+        rate = rate * 0.5 * (1 + jnp.cos(math.pi * progress))
+        new = jax.tree.map(lambda p, u: p - rate * u, state["parameters"], updates)
+        decay = jnp.minimum(schedule.average, (step + 1) / (step + 10))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["average"], new)
+        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        done = {"step": step + 1, "steps": state["steps"]}
+        return done | {"parameters": new, "average": average, "optimiser": moments}, metrics
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def several_steps(state: dict[str, Any], data: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+        state, metrics = jax.lax.scan(functools.partial(one_step, data), state, length=schedule.steps_per_call)
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    state = jax.tree.map(jnp.copy, state)  # parameters and average must not share a donated buffer
+    log = out / "log.jsonl"
+    started = saved = time.monotonic()
+    first = int(state["step"])
+    while (step := int(state["step"])) < int(state["steps"]):
+        began = time.monotonic()
+        state, metrics = several_steps(state, data)
+        values = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"the loss is {values['loss']} after step {step}: {values}")
+        step += schedule.steps_per_call
+        seconds = time.monotonic() - started
+        if int(state["steps"]) == _UNKNOWN_STEPS and step >= first + 4 * schedule.steps_per_call:
+            calls = 0.93 * (schedule.minutes * 60 - seconds) / (time.monotonic() - began)
+            state["steps"] = jnp.asarray(step + max(1, int(calls)) * schedule.steps_per_call, jnp.int32)
+            print(f"{schedule.minutes} minutes allow {int(state['steps'])} steps: --steps repeats this run", flush=True)
+        _append(log, {"step": step, "seconds": round(seconds, 1), **values})
+        if time.monotonic() - saved > schedule.save_seconds or step >= int(state["steps"]):
+            rate = (step - first) / seconds
+            print(f"step {step} of {int(state['steps'])}, {rate:.1f} steps/s: {_line(values)}", flush=True)
+            quality = evaluate(state["average"])
+            print(f"  evaluation: {_line(quality)}", flush=True)
+            _append(log, {"step": step, "seconds": round(seconds, 1), **quality})
+            manager.save(step, args=ocp.args.StandardSave(state))
+            manager.wait_until_finished()  # the next call donates the very buffers being written
+            save_weights(out / "weights.npz", export(state["average"]))
+            draw_curves(log, out / "curves.png")
+            saved = time.monotonic()
+    manager.close()
+    return state["average"]
+
+
+def save_weights(path: Path, parameters: Any) -> None:
+    """Write arrays of an NNX state as float16 under `/`-joined names. In one move: a killed run leaves a whole file."""
+    flat = {"/".join(map(str, names)): leaf for names, leaf in nnx.to_flat_state(parameters)}
+    arrays = {name: np.asarray(leaf[...], np.float16) for name, leaf in flat.items()}
+    temporary = path.with_name(f".{path.name}")
+    with open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_weights(path: Path, model: nnx.Module) -> nnx.Module:
+    """The model with the arrays of `save_weights`, as float32. Every array of the model must be there, and no other."""
+    graph, state = nnx.split(model)
+    flat = nnx.to_flat_state(state)
+    with np.load(path, allow_pickle=False) as arrays:
+        names = ["/".join(map(str, parts)) for parts, _ in flat]
+        if set(names) != set(arrays.files):
+            raise ValueError(f"{path}: other arrays than the model's: {sorted(set(names) ^ set(arrays.files))[:4]}")
+        new = [
+            (parts, leaf.replace(jnp.asarray(arrays[name], jnp.float32)))
+            for name, (parts, leaf) in zip(names, flat, strict=True)
+        ]
+    return nnx.merge(graph, nnx.from_flat_state(new))
+
+
+def draw_curves(log: Path, path: Path) -> None:
+    """One panel per logged quantity over the steps, as a small PNG."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in log.read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                series.setdefault(name, []).append((row["step"], value))
+    width, height, columns = 300, 150, 4
+    rows = -(-len(series) // columns)
+    picture = Image.new("RGB", (columns * width, rows * height), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, (name, points) in enumerate(series.items()):
+        left, top = index % columns * width, index // columns * height
+        values = [value for _, value in points]
+        low, high, last = min(values), max(values), max(step for step, _ in points)
+        span = (high - low) or 1.0
+        box = (left + 8, top + 22, left + width - 8, top + height - 8)
+        draw.rectangle(box, outline=(200, 200, 200))
+        line = [
+            (box[0] + step / last * (box[2] - box[0]), box[3] - (value - low) / span * (box[3] - box[1]))
+            for step, value in points
+        ]
+        draw.line(line, fill=(20, 80, 200)) if len(line) > 1 else draw.point(line, fill=(20, 80, 200))
+        draw.text((left + 8, top + 6), f"{name}: {values[-1]:.4g}  [{low:.4g}, {high:.4g}]", fill="black")
+    picture.save(path)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with open(path, "a") as file:
+        file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()}) + "\n")
+
+
+def _line(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

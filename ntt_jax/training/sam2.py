@@ -1,0 +1,274 @@
+"""Training of the small SAM 2: a point or a box on a made object -> three masks and their predicted IoUs.
+
+Losses, and why each is there:
+- binary cross-entropy on soft 64 x 64 targets and dice, the best of the three masks and (later) their mean. Plain, they
+  get stuck in predicting background; for the first 40 % foreground and background weigh the same;
+- for the first 60 %, a pixel embedding on the image features: pixels of one object close, of two objects apart;
+- predicted IoU of all four masks against the true one (L1). Points on the background have a true IoU of 0;
+- the object score: is there an object under the prompt?
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from ntt_jax.config import HieraConfig, Sam2Config
+from ntt_jax.sam2.model import ImageFeatures, Sam2
+from ntt_jax.training.augment import normalise, normalised, permute_channels, turn
+from ntt_jax.training.data import MAX_OBJECTS, SCENE_SIDE
+
+SMALL_SAM2 = Sam2Config(
+    name="sam2_ntt_small",
+    hiera=HieraConfig(
+        embed_dim=28,
+        num_heads=1,
+        stages=(1, 2, 4, 1),
+        global_att_blocks=(4, 6),
+        window_spec=(8, 4, 8, 4),
+        window_pos_embed_bkg_spatial_size=(4, 4),
+    ),
+    image_size=SCENE_SIDE,
+    d_model=96,
+)
+
+_EMBEDDING_DIM = 32
+_EMBEDDING_PIXELS = 96
+_MASK_SIDE = SMALL_SAM2.mask_size
+
+
+def initialise(seed: int) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
+    """A new model, split: its graph, `{"model": parameters, "head": training-only}`, and its fixed buffers."""
+    graph, parameters, buffers = nnx.split(Sam2(SMALL_SAM2, rngs=nnx.Rngs(seed)), nnx.Param, ...)
+    d = SMALL_SAM2.d_model
+    width = d + d // 4 + d // 8
+    head = 0.02 * jax.random.normal(jax.random.key(seed + 1), (width, _EMBEDDING_DIM))
+    return graph, {"model": parameters, "head": head}, buffers
+
+
+def make_loss(graph: nnx.GraphDef, buffers: nnx.State, batch: int, points: int) -> Callable[..., Any]:
+    """The loss of `ntt_jax.training.loop` on `batch` scenes with `points` prompts each."""
+
+    def loss(parameters: Any, data: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+        model = nnx.merge(graph, parameters["model"], buffers)
+        keys = jax.random.split(key, 8)
+        rows = jax.random.randint(keys[0], (batch,), 0, data["images"].shape[0])
+        images, instances = turn(keys[1], data["images"][rows], data["instances"][rows])
+        images, _ = permute_channels(keys[2], images)
+        images = normalised(keys[3], images, 0.15)
+        soft = soft_targets(instances)  # [B, 64, 64, M + 1]
+        features = model.encode_image(images)
+
+        prompts, owner = sample_points(keys[4], instances, soft, points, 0.2)
+        target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)  # [B, P, 64, 64]
+        prompts, labels = _some_boxes(keys[5], prompts, owner, instances)
+        logits, ious, scores = _decode(model, features, prompts, labels)
+        mask_loss, metrics = _prompt_losses(logits, ious, scores, target, owner, progress)
+
+        # A few images once more, with the answer as a mask prompt and a point where it is wrong.
+        few = max(1, batch // 8)
+        again = _mask_prompts(keys[6], prompts[:few], labels[:few], logits[:few], ious[:few], target[:few])
+        outputs = _decode(model, features[:few], *again)
+        refined, more = _prompt_losses(*outputs, target[:few], owner[:few], progress)
+        metrics |= {"refined_iou": more["chosen_iou"]}
+        pull = _embedding_loss(keys[7], parameters["head"], features, instances, soft)
+        total = mask_loss + 0.1 * refined + jnp.maximum(0.0, 1 - progress / 0.6) * pull
+        return total, metrics | {"embedding_loss": pull}
+
+    return loss
+
+
+def soft_targets(instances: Array) -> Array:
+    """Part of every 4 x 4 block that each object covers: `[B, 256, 256]` -> `[B, 64, 64, M + 1]`, 0 is background."""
+    b, cell = instances.shape[0], SCENE_SIDE // _MASK_SIDE
+    blocks = instances.reshape(b, _MASK_SIDE, cell, _MASK_SIDE, cell)
+    one_hot = blocks[..., None] == jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype).reshape(1, 1, 1, 1, 1, -1)
+    return jnp.mean(one_hot, axis=(2, 4), dtype=jnp.float32)
+
+
+def sample_points(key: Array, instances: Array, soft: Array, count: int, empty: float) -> tuple[Array, Array]:
+    """Random prompts: objects with equal chances whatever their size, and background with chance `empty`.
+
+    Returns points `[B, count, 2]` in the convention of METHOD stage 3 (half a pixel before the pixel's centre, which
+    the prompt encoder adds), and the object under each, `[B, count]`, 0 for background.
+    """
+    b = instances.shape[0]
+    area = jnp.sum(soft, axis=(1, 2))  # [B, M + 1]
+    present = (area[:, 1:] > 0.5).astype(jnp.float32)
+    share = jnp.concatenate(
+        [jnp.full((b, 1), empty), (1 - empty) * present / jnp.maximum(1.0, jnp.sum(present, axis=1, keepdims=True))], 1
+    )
+    weight = share / jnp.maximum(area, 0.5)
+    pixels = jnp.take_along_axis(weight, instances.reshape(b, -1).astype(jnp.int32), axis=1)
+    cumulative = jnp.cumsum(pixels, axis=1)
+    choice, shift = jax.random.split(key)
+    draws = jax.random.uniform(choice, (b, count)) * cumulative[:, -1:]
+    index = jnp.minimum(jax.vmap(jnp.searchsorted)(cumulative, draws), SCENE_SIDE**2 - 1)
+    owner = jnp.take_along_axis(instances.reshape(b, -1), index, axis=1).astype(jnp.int32)
+    corner = jnp.stack([index % SCENE_SIDE, index // SCENE_SIDE], axis=-1).astype(jnp.float32)
+    return corner + jax.random.uniform(shift, corner.shape) - 0.5, owner
+
+
+def _decode(
+    model: Sam2, features: ImageFeatures, points: Array, labels: Array, masks: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """All prompts of all images: logits `[B, P, 4, 64, 64]`, predicted IoUs `[B, P, 4]`, object scores `[B, P]`.
+
+    points `[B, P, N, 2]`, labels `[B, P, N]` stand for all kinds of prompts at once, as in `embed_points`: a point and
+    its padding (1, -1) or the corners of a box (2, 3). masks: `[B, P, 64, 64]` logits.
+    """
+    encoder, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
+    no_mask = encoder.no_mask_embed.embedding[...].reshape(1, 1, 1, -1)
+
+    def one(features: ImageFeatures, points: Array, labels: Array, masks: Array | None):
+        image = jax.tree.map(lambda x: x[None], features)
+        dense = no_mask if masks is None else encoder.embed_masks(masks)
+        sparse = encoder.embed_points(points, labels)
+        outputs = decoder(image.embedding, encoder.get_dense_pe(), sparse, dense, image.high_res)
+        return outputs["logits"], outputs["predicted_ious"], outputs["object_score_logits"][:, 0]
+
+    return jax.vmap(one)(features, points, labels, masks)
+
+
+def _single_points(points: Array) -> tuple[Array, Array]:
+    """`[B, P, 2]` -> prompts of one foreground point and one padding point each."""
+    labels = jnp.broadcast_to(jnp.array([1, -1]), (*points.shape[:2], 2))
+    return jnp.stack([points, jnp.zeros_like(points)], axis=2), labels
+
+
+def _some_boxes(key: Array, points: Array, owner: Array, instances: Array) -> tuple[Array, Array]:
+    """Prompts from points `[B, P, 2]`; every eighth on an object becomes its box, corners moved by up to 5 %."""
+    ids = jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype)
+    within = instances[..., None] == ids.reshape(1, 1, 1, -1)  # [B, 256, 256, M + 1]
+
+    def ends(hit: Array) -> tuple[Array, Array]:  # [B, 256, M + 1]
+        return jnp.argmax(hit, axis=1), SCENE_SIDE - jnp.argmax(hit[:, ::-1], axis=1)
+
+    (x1, x2), (y1, y2) = ends(jnp.any(within, axis=1)), ends(jnp.any(within, axis=2))
+    corners = jnp.stack([x1, y1, x2, y2], axis=-1).astype(jnp.float32)  # [B, M + 1, 4]
+    corners = jnp.take_along_axis(corners, owner[..., None], axis=1).reshape(*owner.shape, 2, 2)
+    which, move = jax.random.split(key)
+    moved = jax.random.uniform(move, corners.shape, minval=-0.05, maxval=0.05)
+    corners = corners + moved * (corners[:, :, 1:] - corners[:, :, :1])
+    prompts, labels = _single_points(points)
+    boxed = (jax.random.uniform(which, owner.shape) < 0.125) & (owner > 0)
+    prompts = jnp.where(boxed[..., None, None], jnp.clip(corners, 0, SCENE_SIDE), prompts)
+    return prompts, jnp.where(boxed[..., None], jnp.array([2, 3]).reshape(1, 1, 2), labels)
+
+
+def _mask_prompts(
+    key: Array, prompts: Array, labels: Array, logits: Array, ious: Array, target: Array
+) -> tuple[Array, Array, Array]:
+    """The prompts with a point on one wrong pixel of the chosen mask, and that mask. No gradient goes through it."""
+    index = jnp.argmax(ious[..., 1:], axis=-1)[..., None, None, None] + 1
+    mask = jax.lax.stop_gradient(jnp.take_along_axis(logits, index, axis=2)[:, :, 0])
+    wanted = target > 0.5
+    # Any pixel where nothing is wrong.
+    draw = jax.random.uniform(key, wanted.shape) + ((mask > 0) != wanted)
+    pixel = jnp.argmax(draw.reshape(*draw.shape[:2], -1), axis=-1)
+    cell = SCENE_SIDE // _MASK_SIDE
+    point = jnp.stack([pixel % _MASK_SIDE, pixel // _MASK_SIDE], axis=-1) * cell + (cell - 1) / 2
+    label = jnp.take_along_axis(wanted.reshape(*draw.shape[:2], -1), pixel[..., None], axis=-1).astype(labels.dtype)
+    return jnp.concatenate([prompts, point[:, :, None]], axis=2), jnp.concatenate([labels, label], axis=2), mask
+
+
+def _prompt_losses(
+    logits: Array, ious: Array, scores: Array, target: Array, owner: Array, progress: Array
+) -> tuple[Array, dict[str, Array]]:
+    real = (owner > 0).astype(jnp.float32)  # [B, P]
+    count = jnp.maximum(1.0, jnp.sum(real))
+    wanted = target[:, :, None]
+    entropy = jax.nn.softplus(logits) - logits * wanted
+    covered = jnp.clip(jnp.mean(wanted, axis=(3, 4), keepdims=True), 1e-3, 1 - 1e-3)
+    even = 0.5 * (wanted / covered + (1 - wanted) / (1 - covered))
+    balance = jnp.maximum(0.0, 1 - progress / 0.4)
+    cross_entropy = jnp.mean(entropy * (1 + balance * (even - 1)), axis=(3, 4))  # [B, P, 4]
+    probability = jax.nn.sigmoid(logits)
+    overlap = jnp.sum(probability * wanted, axis=(3, 4))
+    dice = 1 - (2 * overlap + 1) / (jnp.sum(probability, axis=(3, 4)) + jnp.sum(wanted, axis=(3, 4)) + 1)
+    each = 4 * cross_entropy + dice
+
+    def over_objects(x: Array) -> Array:
+        return jnp.sum(x * real) / count
+
+    best, mean = jnp.min(each[..., 1:], axis=-1), jnp.mean(each[..., 1:], axis=-1)
+    late = jnp.clip((progress - 0.55) / 0.1, 0, 1)
+    masks = over_objects((1 - 0.6 * late) * best + (0.05 + 0.65 * late) * mean + 0.1 * each[..., 0])
+
+    true = true_ious(logits, target) * real[..., None]
+    iou_loss = jnp.mean(jnp.abs(ious - true))
+    object_loss = jnp.mean(jax.nn.softplus(scores) - scores * real)
+    chosen = jnp.take_along_axis(true[..., 1:], jnp.argmax(ious[..., 1:], axis=-1)[..., None], axis=-1)[..., 0]
+    metrics = {
+        "mask_loss": over_objects(best),
+        "iou_loss": iou_loss,
+        "best_iou": over_objects(jnp.max(true[..., 1:], axis=-1)),
+        "chosen_iou": over_objects(chosen),
+    }
+    return masks + iou_loss + 0.1 * object_loss, metrics
+
+
+def true_ious(logits: Array, target: Array) -> Array:
+    """IoU of `logits > 0` `[..., 4, h, w]` with `target > 0.5` `[..., h, w]` -> `[..., 4]`."""
+    mask, wanted = logits > 0, (target > 0.5)[..., None, :, :]
+    both = jnp.sum(mask & wanted, axis=(-2, -1))
+    return both / jnp.maximum(1, jnp.sum(mask | wanted, axis=(-2, -1)))
+
+
+def _embedding_loss(key: Array, head: Array, features: ImageFeatures, instances: Array, soft: Array) -> Array:
+    points, owner = sample_points(key, instances, soft, _EMBEDDING_PIXELS, 0.25)
+    pixel = jnp.clip(jnp.floor(points + 0.5).astype(jnp.int32), 0, SCENE_SIDE - 1)  # (x, y)
+
+    def gather(level: Array) -> Array:  # [B, s, s, C] -> [B, N, C]
+        at = pixel * level.shape[1] // SCENE_SIDE
+        return jax.vmap(lambda one, index: one[index[:, 1], index[:, 0]])(level, at)
+
+    levels = [gather(level) for level in (*features.high_res, features.embedding)]
+    vectors = jnp.concatenate(levels, axis=-1) @ head  # [B, N, 32]
+    norms = jnp.sum(vectors * vectors, axis=-1)
+    products = jnp.einsum("bnc,bmc->bnm", vectors, vectors)
+    distance = jnp.maximum(norms[:, :, None] + norms[:, None, :] - 2 * products, 0.0)
+    same = owner[:, :, None] == owner[:, None, :]
+    # Logistic in the distance, even odds at 1; both kinds of pairs weigh the same.
+    together = jnp.mean(jax.nn.softplus(distance - 1), where=same)
+    apart = jnp.sum(jax.nn.softplus(1 - distance), where=~same) / jnp.maximum(1, jnp.sum(~same))
+    return together + apart
+
+
+def make_evaluation(graph: nnx.GraphDef, buffers: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
+    """Quality on scenes of classes not trained on: mean IoU of the best of three masks and of the chosen one (16 points
+    on objects per scene), predicted IoU on the background, and how far the prediction is off."""
+    images, instances = jnp.asarray(arrays["images"]), jnp.asarray(arrays["instances"])
+
+    @jax.jit
+    def measure(parameters: Any, images: Array, instances: Array) -> dict[str, Array]:
+        model = nnx.merge(graph, parameters, buffers)
+        soft = soft_targets(instances)
+        points, owner = sample_points(jax.random.key(0), instances, soft, 16, 0.25)
+        target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)
+        features = model.encode_image(normalise(images.astype(jnp.float32) / 255))
+        logits, ious, _ = _decode(model, features, *_single_points(points))
+        ious, true = ious[..., 1:], true_ious(logits, target)[..., 1:] * (owner > 0)[..., None]
+        chosen = jnp.take_along_axis(true, jnp.argmax(ious, axis=-1)[..., None], axis=-1)[..., 0]
+        real = owner > 0
+        return {
+            "novel_best_iou": jnp.mean(jnp.max(true, axis=-1), where=real),
+            "novel_chosen_iou": jnp.mean(chosen, where=real),
+            "novel_above_75": jnp.mean(chosen > 0.75, where=real),
+            "novel_above_90": jnp.mean(chosen > 0.9, where=real),
+            "background_above_40": jnp.mean(jnp.max(ious, axis=-1) > 0.4, where=~real),
+            "iou_error": jnp.mean(jnp.abs(ious - true)),
+        }
+
+    def evaluate(parameters: Any) -> dict[str, float]:
+        chunks = [
+            measure(parameters["model"], images[i : i + 16], instances[i : i + 16])
+            for i in range(0, len(images) - 15, 16)
+        ]
+        return {name: float(np.mean([chunk[name] for chunk in chunks])) for name in chunks[0]}
+
+    return evaluate

@@ -1,0 +1,89 @@
+"""Train one of the two small models that the package ships. See docs/small_models.md.
+
+python scripts/train_small.py --model sam2   --out out/sam2
+python scripts/train_small.py --model dinov2 --out out/dinov2
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+# Defaults: about an hour for each model on two CPU cores. On a GPU take larger batches and more steps.
+_STEPS = {"sam2": 9000, "dinov2": 5000}
+_BATCH = {"sam2": 6, "dinov2": 16}
+_RATE = {"sam2": 6e-4, "dinov2": 1e-3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("sam2", "dinov2"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights, the log and the curves")
+    parser.add_argument("--cache", type=Path, help="folder for the made scenes, shared by both models (OUT/../scenes)")
+    parser.add_argument("--checkpoints", type=Path, help="folder for the checkpoints to go on from (OUT/checkpoints)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help=f"in all (default: {_STEPS})")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="instead of --steps: as many as fit, compilation included"
+    )
+    parser.add_argument("--batch", type=int, help=f"scenes per step (default: {_BATCH})")
+    parser.add_argument("--points", type=int, default=8, help="prompts per scene (SAM 2)")
+    parser.add_argument("--learning-rate", type=float, help=f"its peak (default: {_RATE})")
+    parser.add_argument("--steps-per-call", type=int, default=25, help="steps in one dispatch")
+    parser.add_argument("--save-seconds", type=float, default=120.0, help="time between checkpoints and evaluations")
+    parser.add_argument("--scenes", type=int, default=6000, help="made training scenes")
+    parser.add_argument(
+        "--novel-scenes", type=int, default=400, help="made scenes of novel classes, for evaluation only"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that make scenes (default: all cores)")
+    args = parser.parse_args()
+
+    from ntt_jax.training.data import novel_arrays, training_arrays
+
+    cache = args.cache or args.out.parent / "scenes"
+    arrays = training_arrays(cache, args.scenes, args.seed, args.workers)
+    novel = novel_arrays(cache, args.novel_scenes, args.seed, args.workers)
+
+    import jax
+    from flax import nnx
+
+    from ntt_jax.config import to_dict
+    from ntt_jax.training import dinov2, sam2
+    from ntt_jax.training.loop import Schedule, train
+
+    print(f"devices: {jax.devices()}", flush=True)
+    if args.model == "sam2":
+        config, names = sam2.SMALL_SAM2, ("images", "instances")
+        graph, parameters, rest = sam2.initialise(args.seed)
+        loss = sam2.make_loss(graph, rest, args.batch or _BATCH["sam2"], args.points)
+        evaluate = sam2.make_evaluation(graph, rest, {name: novel[name][:96] for name in names})
+    else:
+        config, names = dinov2.SMALL_DINOV2, ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
+        graph, parameters, rest = dinov2.initialise(args.seed)
+        loss = dinov2.make_loss(graph, rest, args.batch or _BATCH["dinov2"])
+        evaluate = dinov2.make_evaluation(graph, rest, {name: novel[name][:] for name in names})
+    count = sum(x.size for x in jax.tree.leaves(parameters["model"]))
+    print(f"{config.name}: {count} parameters", flush=True)
+    schedule = Schedule(
+        steps=0 if args.minutes else args.steps or _STEPS[args.model],
+        minutes=args.minutes,
+        learning_rate=args.learning_rate or _RATE[args.model],
+        steps_per_call=args.steps_per_call,
+        save_seconds=args.save_seconds,
+    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    train(
+        parameters,
+        loss,
+        {name: jax.device_put(arrays[name][:]) for name in names},
+        schedule,
+        seed=args.seed,
+        out=args.out,
+        checkpoints=args.checkpoints or args.out / "checkpoints",
+        evaluate=evaluate,
+        export=lambda trained: nnx.merge_state(trained["model"], rest),
+    )
+
+
+if __name__ == "__main__":
+    main()
