@@ -1,6 +1,7 @@
 """Image files to arrays (METHOD stage 1 step 1, stage 3 step 1): what Pillow's `convert("RGB")` gives."""
 
 import contextlib
+import logging
 import os
 import stat
 import threading
@@ -19,6 +20,8 @@ MAX_PIXELS = 200_000_000
 """Default limit on height x width, for images and for annotations: 600 MB as RGB."""
 
 _open_lock = threading.Lock()
+# What Pillow logs about a damaged file is in the error raised for it; without any handler, Python would print it too.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

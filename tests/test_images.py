@@ -5,6 +5,8 @@ import os
 import pathlib
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -185,10 +187,22 @@ def test_sizes(tmp_path: pathlib.Path) -> None:
 
 FILES: dict[str, bytes] = {}
 for kind in FORMATS:
-    if kind != "MPO":
-        buffer = io.BytesIO()
-        Image.fromarray(RGB).save(buffer, kind)
-        FILES[kind] = buffer.getvalue()
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, kind)
+    FILES[kind] = buffer.getvalue()
+
+
+def test_a_fresh_process_reads_every_format(tmp_path: pathlib.Path) -> None:
+    """Pillow loads its readers one by one as they are needed; the tests above have loaded all."""
+    for kind, data in FILES.items():
+        (tmp_path / kind).write_bytes(data)
+    # What cameras and telephones write as .jpg: several JPEGs in one file.
+    save(tmp_path / "MPO", Image.fromarray(RGB), format="MPO", save_all=True, append_images=[Image.fromarray(RGB)])
+    names = [str(tmp_path / kind) for kind in ("TIFF", "PNG", "MPO", *FILES)]
+    code = "import sys; from ntt_jax.images import read_image; print({read_image(p).shape for p in sys.argv[1:]})"
+    command = [sys.executable, "-W", "error", "-c", code, *names]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("{(20, 30, 3)}\n", "")
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -200,6 +214,15 @@ def test_truncated_files(kind: str, tmp_path: pathlib.Path) -> None:
             read_image_bytes(data[:part], path)
         check_message(caught.value, str(path))
     assert whole.shape == (20, 30, 3)
+
+
+def test_pillow_stays_quiet(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
+    samples_per_pixel = b"\x15\x01\x03\x00\x01\x00\x00\x00\x03\x00"  # TIFF tag 277, one short: 3
+    assert samples_per_pixel in FILES["TIFF"]
+    path = tmp_path / "a.tif"
+    path.write_bytes(FILES["TIFF"].replace(samples_per_pixel, samples_per_pixel[:-2] + b"\xff\xff"))
+    refused(path, str(path))
+    assert capfd.readouterr() == ("", "")
 
 
 def read_image_bytes(data: bytes, path: pathlib.Path) -> np.ndarray:
