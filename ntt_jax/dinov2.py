@@ -222,5 +222,5 @@ def _check_config(config: DinoV2Config) -> None:
         raise InputError(f"{config.name}: embed_dim {config.embed_dim} does not divide by num_heads {config.num_heads}")
     if config.image_size % config.patch_size:
         raise InputError(
-            f"{config.name}: image_size {config.image_size} is not a multiple of patch {config.patch_size}"
+            f"{config.name}: image_size {config.image_size} does not divide by patch_size {config.patch_size}"
         )
