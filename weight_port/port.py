@@ -330,4 +330,4 @@ def export_state_dict(module: Any) -> dict[str, np.ndarray]:
         raise InputError(f"expected a Sam2 or DinoVisionTransformer, found {type(module).__name__}")
     ours = rules.values(module)
     out = {rule.torch_name: rule.into_torch(ours[name]) for name, rule in rules.skeleton(config).rules.items()}
-    return {name: np.ascontiguousarray(array) for name, array in {**out, **_carried.get(module, {})}.items()}
+    return {name: np.array(array, order="C") for name, array in {**out, **_carried.get(module, {})}.items()}

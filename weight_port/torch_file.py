@@ -19,7 +19,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from weight_port.files import reason, replacing
 from weight_port.pickle_scan import TensorClaim, scan
-from weight_port.store import MAX_TENSORS
+from weight_port.store import MAX_HEADER_BYTES, MAX_TENSORS
 
 MIN_TORCH = (2, 10)
 MAX_PICKLE_BYTES = 16 * 2**20
@@ -33,7 +33,9 @@ def looks_like_torch(path: pathlib.Path) -> bool:
             start = f.read(16)
     except OSError as e:
         raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
-    return start.startswith((_ZIP_MAGIC, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    pickle = start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    # The length of a safetensors header may well begin like a pickle, but never goes on like one.
+    return start.startswith(_ZIP_MAGIC) or (pickle and int.from_bytes(start[:8], "little") > MAX_HEADER_BYTES)
 
 
 def import_torch(path: pathlib.Path) -> Any:

@@ -76,6 +76,13 @@ def test_lying_safetensors_headers(tmp_path, capsys, header, data, message):
     refused(save_raw(tmp_path / "bad.safetensors", header, data), message, capsys, tmp_path)
 
 
+def test_a_safetensors_header_whose_length_begins_like_a_pickle(tmp_path):
+    for version in (2, 3, 4, 5):
+        header = json.dumps({"a": FLOATS}).encode().ljust(0x80 + 256 * version)
+        tensors, _ = read_safetensors(save_raw(tmp_path / "x", header, b"0" * 8))
+        assert list(tensors) == ["a"] and not torch_file.looks_like_torch(tmp_path / "x")
+
+
 def test_files_that_are_no_checkpoints(tmp_path, capsys):
     for name, content, message in [
         ("empty.pt", b"", "the file is empty"),
