@@ -5,6 +5,7 @@ parameters and statistics whatever `dtype` is, and so do softmax and attention l
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,10 +82,11 @@ class Conv(nnx.Conv):
         )
         self.patch = kernel if stride == kernel and padding == 0 else None
 
-    def __call__(self, x: Array) -> Array:  # [B, H, W, in] -> [B, H', W', out]
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:  # [B, H, W, in] -> [B, H', W', out]
         if self.patch is None:
-            return super().__call__(x)
-        (b, height, width, c), k = x.shape, self.patch
+            return super().__call__(inputs, out_sharding)
+        x, k = inputs, self.patch
+        b, height, width, c = x.shape
         h, w = height // k, width // k
         x = x[:, : h * k, : w * k].reshape(b, h, k, w, k, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h, w, -1)
         kernel, bias = self.kernel[...], self.bias

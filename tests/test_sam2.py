@@ -11,8 +11,8 @@ from sam2_weights import SMALL, recipe_model, skeleton
 
 from ntt_jax.config import SAM2_CONFIGS, HieraConfig
 from ntt_jax.errors import InputError
-from ntt_jax.sam2 import ImageFeatures, Sam2
-from ntt_jax.sam2.hiera import Hiera, window_partition, window_unpartition
+from ntt_jax.sam2 import ImageFeatures
+from ntt_jax.sam2.hiera import Hiera, _attend_rows, max_pool, window_attention
 from ntt_jax.sam2.prompt import Buffer
 
 SIZE = SMALL.image_size
@@ -69,12 +69,28 @@ def test_intermediates_are_named(model):
     assert set(names) == wanted | {f"{kind}{i}" for kind in ("stage", "fpn") for i in range(4)}
 
 
-def test_windows_round_trip():
-    x = jnp.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
-    windows = window_partition(x, 4)
-    assert windows.shape == (12, 4, 4, 3)
-    np.testing.assert_array_equal(windows[4], x[0, 4:8, 4:8])
-    np.testing.assert_array_equal(window_unpartition(windows, 8, 12), x)
+@pytest.mark.parametrize("q_pool", [False, True])
+def test_window_attention(q_pool):
+    """Each window by itself, on the CPU path and on the accelerators' path."""
+    b, h, w, window, heads, d = 2, 8, 12, 4, 3, 5
+    qkv = jax.random.normal(jax.random.key(0), (b, h, w, 3 * heads * d))
+    found = jax.jit(window_attention, static_argnums=(1, 2), static_argnames="q_pool")(
+        qkv, window, heads, q_pool=q_pool
+    )
+    at_once = _attend_rows(qkv.reshape(b * h // window, window, w, -1), num_heads=heads, q_pool=q_pool)
+    np.testing.assert_allclose(found, at_once.reshape(found.shape), atol=1e-6)
+    q, k, v = jnp.split(qkv[1, 4:8, 8:12], 3, axis=-1)  # one window
+    side = 2 if q_pool else 4
+    if q_pool:
+        q = max_pool(q[None])[0]
+    q, k, v = (x.reshape(1, -1, heads, d) for x in (q, k, v))
+    expected = jax.nn.dot_product_attention(q, k, v).reshape(side, side, -1)
+    np.testing.assert_allclose(found[1, side : 2 * side, 2 * side :], expected, atol=1e-6)
+
+
+def test_patch_embedding_is_the_convolution(model, images):
+    layer = model.image_encoder.trunk.patch_embed
+    assert relative_error(layer(images), layer.proj(images)) <= 1e-6
 
 
 def test_batch_equals_single_images(model, images, features):
@@ -145,13 +161,12 @@ def loss(model, images):
 
 
 def test_every_parameter_gets_a_gradient(images):
-    """From random weights as training starts. The only tensor without is the fixed projection of positions.
+    """The only tensor without is the fixed projection of positions.
 
     (A single loss may well miss some: `not_a_point_embed` needs a padded prompt, `no_mask_embed` one without a mask,
     `mask_downscaling` one with a mask, the object score head a loss on its output. This loss has them all.)
     """
-    model = jax.jit(lambda: Sam2(SHALLOW, rngs=nnx.Rngs(0)))()
-    gradients = jax.jit(jax.grad(loss))(model, images[:1])
+    gradients = jax.jit(jax.grad(loss))(recipe_model(SHALLOW), images[:1])
     for path, variable in nnx.to_flat_state(nnx.state(gradients)):
         value = np.asarray(variable[...])
         assert np.isfinite(value).all(), path

@@ -6,6 +6,7 @@ norm, so its projection is the bias alone, and nothing is spent on it.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +29,40 @@ def max_pool(x: Array) -> Array:
     return jnp.max(x.reshape(b, h // Q_STRIDE, Q_STRIDE, w // Q_STRIDE, Q_STRIDE, c), axis=(2, 4))
 
 
-def window_partition(x: Array, window: int) -> Array:
-    """`[B, H, W, C] -> [B * windows, window, window, C]`, row-major over windows; H and W are multiples of `window`."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // window, window, w // window, window, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, window, window, c)
+def window_attention(qkv: Array, window: int, num_heads: int, *, q_pool: bool) -> Array:
+    """Attention inside each window, queries max-pooled 2 x 2 if `q_pool`.
+
+    qkv: `[B, H, W, 3 * C]`, H and W multiples of `window`. Returns `[B, H/s, W/s, C]`, s = 2 if `q_pool` else 1.
+    Softmax in float32. On a CPU one row of windows is done at a time, which keeps it in cache: 2 to 3 times faster.
+    """
+    b, h, w, c = qkv.shape
+    rows = qkv.reshape(b * h // window, window, w, c)
+    attend = partial(_attend_rows, num_heads=num_heads, q_pool=q_pool)
+    out = jax.lax.platform_dependent(
+        rows, cpu=lambda x: jax.lax.map(lambda row: attend(row[None])[0], x), default=attend
+    )
+    stride = Q_STRIDE if q_pool else 1
+    return out.reshape(b, h // stride, w // stride, -1)
 
 
-def window_unpartition(windows: Array, height: int, width: int) -> Array:
-    """Inverse of `window_partition`: `[B * windows, window, window, C] -> [B, height, width, C]`."""
-    _, window, _, c = windows.shape
-    x = windows.reshape(-1, height // window, width // window, window, window, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, height, width, c)
+def _attend_rows(qkv: Array, *, num_heads: int, q_pool: bool) -> Array:
+    """Rows of windows `[R, window, W, 3 * C]` -> `[R, window/s, W/s, C]`."""
+    r, window, width, _ = qkv.shape
+    count = width // window
+    x = qkv.reshape(r, window, count, window, 3, num_heads, -1)
+    q, k, v = x.transpose(4, 0, 2, 5, 1, 3, 6)  # [R, count, heads, window, window, d] each
+    side = window
+    if q_pool:
+        side = window // Q_STRIDE
+        q = jnp.max(q.reshape(r, count, num_heads, side, Q_STRIDE, side, Q_STRIDE, -1), axis=(4, 6))
+    q, k, v = (y.reshape(r, count, num_heads, -1, y.shape[-1]) for y in (q, k, v))
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    logits = jnp.einsum("rchnd,rchmd->rchnm", q * scale, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum("rchnm,rchmd->rchnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    out = out.astype(v.dtype).reshape(r, count, num_heads, side, side, -1)
+    return out.transpose(0, 3, 1, 4, 2, 5).reshape(r, side, count * side, -1)
 
 
 class PatchEmbed(nnx.Module):
@@ -49,7 +72,16 @@ class PatchEmbed(nnx.Module):
         self.proj = Conv(3, embed_dim, 7, stride=PATCH_STRIDE, padding=3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return self.proj(x)
+        b, height, width, channels = x.shape
+        h, w, s = height // PATCH_STRIDE, width // PATCH_STRIDE, PATCH_STRIDE
+        # The 7 x 7 kernel with a row and a column of zeros covers 2 x 2 cells of 4 x 4 pixels.
+        cells = jnp.pad(x, ((0, 0), (3, 1), (3, 1), (0, 0))).reshape(b, h + 1, s, w + 1, s, channels)
+        cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + 1, w + 1, -1)
+        patches = jnp.concatenate([cells[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)], axis=-1)
+        kernel = jnp.pad(self.proj.kernel[...], ((0, 1), (0, 1), (0, 0), (0, 0)))  # [8, 8, 3, C]
+        kernel = kernel.reshape(2, s, 2, s, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+        assert self.proj.bias is not None
+        return patches @ kernel.reshape(patches.shape[-1], -1) + self.proj.bias[...].reshape(1, 1, 1, -1)
 
 
 class MultiScaleAttention(nnx.Module):
@@ -73,31 +105,20 @@ class MultiScaleAttention(nnx.Module):
         self.proj = Linear(dim_out, dim_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out], s = 2 if q_pool else 1
-        _, h, w, _ = x.shape
-        window = self.window_size
-        pad_h, pad_w = (-h % window, -w % window) if window else (0, 0)
+        b, h, w, _ = x.shape
+        window, heads = self.window_size, self.num_heads
+        if not window:
+            qkv = self.qkv(x).reshape(b, h * w, 3, heads, -1)
+            return self.proj(attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, h, w, -1))
+        pad_h, pad_w = -h % window, -w % window
         if pad_h or pad_w:
             assert self.qkv.bias is not None
             kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
             y = jnp.pad(x @ kernel, ((0, 0), (0, pad_h), (0, pad_w), (0, 0))) + bias.reshape(1, 1, 1, -1)
         else:
             y = self.qkv(x)
-        if window:
-            y = window_partition(y, window)
-        n, rows, columns, _ = y.shape
-        q, k, v = jnp.split(y, 3, axis=-1)  # [n, rows, columns, dim_out]
-        stride = 1
-        if self.q_pool:
-            q, stride = max_pool(q), Q_STRIDE
-        heads = self.num_heads
-        out = attention(
-            q.reshape(n, rows * columns // stride**2, heads, -1),
-            k.reshape(n, rows * columns, heads, -1),
-            v.reshape(n, rows * columns, heads, -1),
-        )
-        out = out.reshape(n, rows // stride, columns // stride, -1)
-        if window:
-            out = window_unpartition(out, (h + pad_h) // stride, (w + pad_w) // stride)
+        out = window_attention(y, window, heads, q_pool=self.q_pool)
+        stride = Q_STRIDE if self.q_pool else 1
         return self.proj(out[:, : h // stride, : w // stride])
 
 
