@@ -2,12 +2,12 @@
 
 import re
 
-import jax.numpy as jnp
 from flax import nnx
 from recipe import recipe
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.dinov2 import DinoVisionTransformer
+from weight_port import convert_state_dict
 
 
 def skeleton(config: DinoV2Config) -> DinoVisionTransformer:
@@ -24,12 +24,7 @@ def checkpoint_shape(path: tuple, shape: tuple[int, ...]) -> tuple[str, tuple[in
 
 
 def recipe_model(config: DinoV2Config, seed: int = 0) -> DinoVisionTransformer:
-    """A float32 model of this size with the recipe's tensors."""
-    model, filled = skeleton(config), []
-    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        value = recipe(*checkpoint_shape(path, param.shape), seed)
-        if path[-1] == "kernel":
-            value = value.T if value.ndim == 2 else value.transpose(2, 3, 1, 0)
-        filled.append((path, param.replace(jnp.asarray(value))))
-    nnx.update(model, nnx.from_flat_state(filled))
-    return model
+    """A float32 model of this size with the recipe's tensors, through the weight tool."""
+    params = nnx.to_flat_state(nnx.state(skeleton(config), nnx.Param))
+    shapes = dict(checkpoint_shape(path, param.shape) for path, param in params)
+    return convert_state_dict({key: recipe(key, shape, seed) for key, shape in shapes.items()}, config)

@@ -10,9 +10,8 @@ import pytest
 from dinov2_weights import recipe_model
 
 from ntt_jax.config import DINOV2_CONFIGS
-
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+from ntt_jax.images import read_image
+from ntt_jax.preprocess import encoder_input, normalise, resize_for_sam
 
 
 def relative_error(found, expected) -> float:
@@ -33,7 +32,7 @@ def features(model, images):
 
 def test_small_224(golden, small):
     data = np.load(golden / "dino_vits_224.npz", allow_pickle=False)
-    normalised = (data["img_uint8"].astype(np.float32) / 255 - MEAN) / STD
+    normalised = normalise(jnp.asarray(data["img_uint8"], jnp.float32) / 255)
     np.testing.assert_allclose(data["x"].transpose(1, 2, 0), normalised, atol=1e-6)
     outputs = features(small, jnp.asarray(data["x"].transpose(1, 2, 0)[None]))
     for name in ("tokens0", "block0", "block5", "block11"):
@@ -43,8 +42,8 @@ def test_small_224(golden, small):
 
 def test_small_518(golden, small):
     data = np.load(golden / "dino_vits_518.npz", allow_pickle=False)
-    images = (data["img_uint8"].astype(np.float32) / 255 - MEAN) / STD
-    outputs = features(small, jnp.asarray(images[None]))
+    images = normalise(jnp.asarray(data["img_uint8"], jnp.float32) / 255)
+    outputs = features(small, images[None])
     for name in ("tokens0", "block0", "block11"):
         assert relative_error(outputs[name][0, ::37], data[f"{name}_stride37"]) <= 1e-5, name
     patches = np.asarray(outputs["norm"][0, 1:])
@@ -52,3 +51,21 @@ def test_small_518(golden, small):
     assert relative_error(patches, data["feats_fp16"]) <= 5e-4  # half precision: 11 bits
     assert relative_error(patches.mean(0), data["mean_c"]) <= 1e-5
     assert relative_error(patches.std(0, ddof=1), data["std_c"]) <= 1e-5
+
+
+@pytest.mark.large
+def test_large_518(golden):
+    """ViT-L from the photo on: PIL to 1024, torch bicubic to 518, features."""
+    data = np.load(golden / "dino_vitl_518.npz", allow_pickle=False)
+    photo = read_image(golden / "e2e_data" / "coffee.png")
+    images = encoder_input(jnp.asarray(resize_for_sam(photo, 1024)[None]), 518)
+    # Torch works out sample positions up to 1023 in float32, in steps of 6e-5 of a pixel.
+    assert relative_error(images[0, ::14, ::14], data["x_stride14"].transpose(1, 2, 0)) <= 5e-5
+    patches = np.asarray(features(recipe_model(DINOV2_CONFIGS["dinov2_vitl14"]), images)["norm"][0, 1:])
+    errors = {
+        "features": relative_error(patches[::37], data["feats_stride37"]),
+        "mean": relative_error(patches.mean(0), data["mean_c"]),
+        "deviation": relative_error(patches.std(0, ddof=1), data["std_c"]),
+    }
+    print(errors)
+    assert max(errors.values()) <= 1e-5
