@@ -165,6 +165,8 @@ def detect(
     """
     config = DetectConfig() if config is None else config
     _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config)
+    features, prototypes, mask_logits = jnp.asarray(features), jnp.asarray(prototypes), jnp.asarray(mask_logits)
+    predicted_ious = jnp.asarray(predicted_ious)
     # Which pixels belong to a mask does not change smoothly: gradients flow through features and prototypes only.
     mask_logits = lax.stop_gradient(mask_logits.astype(jnp.float32))
     predicted_ious = lax.stop_gradient(predicted_ious.astype(jnp.float32))
