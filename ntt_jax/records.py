@@ -8,7 +8,10 @@ opening it for writing drops that line and what may follow, and the work behind 
 import contextlib
 import json
 import os
+import signal
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,28 +67,52 @@ class RecordFile:
         return record
 
     def append(self, records: list[dict[str, Any]]) -> None:
-        """Write the records and return when they are on the disk. On an error the file is as it was before."""
+        """Write the records and return when they are on the disk. On an error the file is as it was before.
+
+        Ctrl-C and SIGTERM wait until it is done.
+        """
         lines = [_line(record) for record in records]
-        data = memoryview(b"".join(lines))
+        with _uninterrupted():
+            self._write(b"".join(lines))
+            for record, line in zip(records, lines, strict=True):
+                self._places[record["image_id"]] = (self._end, len(line))
+                self._end += len(line)
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
         try:
-            while data:  # a nearly full disk takes a part of it
-                data = data[self._file.write(data) :]
+            while rest:  # a nearly full disk takes a part of it
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except BaseException as error:
+        except OSError as error:
             with contextlib.suppress(OSError):  # if not even that works, the next start drops the torn line
                 self._file.truncate(self._end)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(self.path)
+            error.filename = error.filename or str(self.path)
             raise
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise InputError(f"{self.path}: the file was removed while the run was writing to it")
-        for record, line in zip(records, lines, strict=True):
-            self._places[record["image_id"]] = (self._end, len(line))
-            self._end += len(line)
 
     def close(self) -> None:
         """Close the file; nothing is left to be written."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while inside. (Python runs their handlers in the main thread only.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    held = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: arrived.append(number)) for number in held]
+    try:
+        yield
+    finally:
+        for number, handler in zip(held, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def _line(record: dict[str, Any]) -> bytes:

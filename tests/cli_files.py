@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from PIL import Image
 from recipe import recipe
 
 import weight_port
+from ntt_jax.cli import main
 from ntt_jax.config import DinoV2Config, HieraConfig, Sam2Config, to_dict
 from ntt_jax.rle import encode_masks
 
@@ -98,3 +103,94 @@ def write_scenes(folder: Path, count: int, seed: int, *, size: int = 72) -> Path
     path = folder / f"annotations{seed}.json"
     path.write_text(json.dumps(content))
     return path
+
+
+@dataclass(frozen=True)
+class World:
+    """Paths of everything the commands need."""
+
+    folder: Path
+    sam2: Path
+    dinov2: Path
+    train: Path
+    val: Path
+    images: Path
+    references: Path
+    memory: Path
+    cache: Path
+
+    def evaluate(self, out: Path, **replaced: Any) -> list[str]:
+        """Arguments of a small `evaluate`; `replaced` options are written with underscores, None removes one."""
+        options = {
+            "sam2": self.sam2,
+            "dinov2": self.dinov2,
+            "memory": self.memory,
+            "annotations": self.val,
+            "images": self.images,
+            "out": out,
+            "points_per_side": 4,
+            "devices": 1,
+            "compilation_cache": self.cache,
+        }
+        return ["evaluate", *arguments(options | replaced)]
+
+
+def arguments(options: dict[str, Any]) -> list[str]:
+    """Options as on a command line; True is a flag, None leaves one out."""
+    result = []
+    for name, value in options.items():
+        if value is not None:
+            result += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return result
+
+
+def make_world(base: Path) -> World:
+    """The world below `base`, made once per test session: 12 scenes to choose references from, 20 to evaluate on."""
+    folder = base / "cli world"  # with a space, as folders of people have
+    world = World(
+        folder,
+        sam2=folder / f"{SAM2.name}_3.safetensors",
+        dinov2=folder / f"{DINOV2.name}_3.safetensors",
+        train=folder / "annotations1.json",
+        val=folder / "annotations2.json",
+        images=folder / "images",
+        references=folder / "references.json",
+        memory=folder / "memory.safetensors",
+        cache=folder / "xla",
+    )
+    if folder.exists():
+        return world
+    folder.mkdir()
+    convert(folder, SAM2)
+    convert(folder, DINOV2)
+    write_scenes(folder, 12, 1)
+    write_scenes(folder, 20, 2)
+    shared = {"annotations": world.train}
+    sample = ["sample", *arguments(shared | {"classes": "all", "shots": 2, "out": world.references})]
+    assert main(sample) == 0
+    memory = shared | {"dinov2": world.dinov2, "images": world.images, "references": world.references}
+    memory |= {"out": world.memory, "devices": 1, "compilation_cache": "none"}
+    assert main(["memory", *arguments(memory)]) == 0
+    return world
+
+
+def start(command: list[str], *, largest_file: int | None = None) -> subprocess.Popen[str]:
+    """The real console script in a process of its own, on one CPU device.
+
+    largest_file: no file may grow beyond this many bytes there, which looks like a full disk.
+    """
+    line = [str(Path(sys.executable).with_name("ntt-jax")), *command]
+    if largest_file is not None:
+        limit = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2)"
+        line = [sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])", *line]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def run(command: list[str], status: int = 0) -> str:
+    """`start` to its end; returns its stderr. It must exit with `status` and never show a traceback."""
+    process = start(command)
+    _, stderr = process.communicate()
+    assert process.returncode == status, stderr
+    assert "Traceback" not in stderr
+    return stderr

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
@@ -137,16 +137,11 @@ def draw_overlay(
     for label, mask in reversed(list(zip(detections.labels, masks, strict=True))):
         tinted[mask] = tinted[mask] // 2 + np.array(_colour(label), np.uint8) // 2
     picture = Image.fromarray(tinted)
-    draw = ImageDraw.Draw(picture)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, max(picture.size) // 50))
     for label, box, score in zip(detections.labels, detections.boxes.tolist(), detections.scores, strict=True):
         draw.rectangle(box, outline=_colour(label))
-        draw.text(
-            (box[0] + 2, box[1] + 1),
-            f"{class_names[label]} {score:.2f}",
-            fill=(255, 255, 255),
-            stroke_width=1,
-            stroke_fill=(0, 0, 0),
-        )
+        text = f"{class_names[label]} {score:.2f}"
+        draw.text((box[0] + 2, box[1] + 1), text, font=font, fill="white", stroke_width=1, stroke_fill="black")
     return np.asarray(picture)
 
 
