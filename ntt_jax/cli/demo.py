@@ -26,19 +26,35 @@ def add_parser(commands: Any) -> None:
         help="of the scenes (default: 0)",
     )
     parser.add_argument(
-        "--scenes", type=options.whole_number(1, 10**5), metavar="N", help="scenes to evaluate on (default: the demo's)"
+        "--scenes",
+        type=options.whole_number(1, 10**5),
+        default=40,
+        metavar="N",
+        help="scenes to evaluate on (default: 40)",
     )
     parser.add_argument(
         "--shots", type=shots, default=(1, 5), metavar="LIST", help="references per class, e.g. 1,5 (default: 1,5)"
     )
-    options.add_compute(parser)
+    options.add_compute(parser, batch_size=4)
 
 
 def shots(text: str) -> tuple[int, ...]:
     """An argparse type: whole numbers separated by commas."""
-    return tuple(options.whole_number(1, 1000)(part) for part in text.split(","))
+    return tuple(dict.fromkeys(options.whole_number(1, 1000)(part) for part in text.split(",")))
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     options.make_output_folder(args.out)
+    devices = options.start_jax(args)
+    from ntt_jax.demo import run_demo
+
+    run_demo(
+        args.out,
+        seed=args.seed,
+        scenes=args.scenes,
+        shots=args.shots,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        devices=devices,
+    )

@@ -89,8 +89,8 @@ def add_memory(parser: Any) -> None:
     )
 
 
-def add_compute(parser: Any) -> None:
-    """How the models run: `--dtype`, `--batch-size`, `--devices`, `--compilation-cache`."""
+def add_compute(parser: Any, *, batch_size: int = 1) -> None:
+    """How the models run: `--dtype`, `--batch-size` with its default, `--devices`, `--compilation-cache`."""
     group = parser.add_argument_group("how it is computed")
     group.add_argument(
         "--dtype",
@@ -101,9 +101,9 @@ def add_compute(parser: Any) -> None:
     group.add_argument(
         "--batch-size",
         type=whole_number(1, 4096),
-        default=1,
+        default=batch_size,
         metavar="N",
-        help="images that each device works on at once; more is faster on accelerators (default: 1)",
+        help=f"images that each device works on at once; more is faster on accelerators (default: {batch_size})",
     )
     group.add_argument(
         "--devices",

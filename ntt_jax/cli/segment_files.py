@@ -1,7 +1,5 @@
 """The work of `ntt-jax segment`: image files in, one COCO file, a PNG per mask and an overlay per image out."""
 
-import colorsys
-import io
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -9,15 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path, write_bytes, write_json
+from ntt_jax.files import show_path, write_json
 from ntt_jax.images import read_image
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import decode_rle, rle_areas
+from ntt_jax.visualize import overlay, save_picture
 
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 """What counts as an image in a folder; a file that is named itself may have any suffix."""
+OVERLAY_SIDE = 2048
+"""Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
 
 
 def find_images(paths: list[Path]) -> dict[str, Path]:
@@ -117,41 +117,19 @@ def write_pictures(
 ) -> None:
     """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
     stem = PurePosixPath(name).with_suffix("")
-    masks, overlay = out / "masks" / stem, out / "overlays" / f"{stem}.png"
+    masks, picture = out / "masks" / stem, out / "overlays" / f"{stem}.png"
     masks.mkdir(parents=True, exist_ok=True)
-    overlay.parent.mkdir(parents=True, exist_ok=True)
+    picture.parent.mkdir(parents=True, exist_ok=True)
     for old in masks.glob("*.png"):
         old.unlink()
-    drawn = [decode_rle(rle) for rle in detections.rles]
-    for index, (label, mask) in enumerate(zip(detections.labels, drawn, strict=True)):
+    step = -(-max(image.shape) // OVERLAY_SIDE)
+    small = np.ascontiguousarray(image[::step, ::step])
+    drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
+    for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True)):
+        mask = decode_rle(rle)
+        drawn[index] = mask[::step, ::step]
         safe = re.sub(r"[^\w.-]+", "_", class_names[label])
-        write_bytes(masks / f"{index + 1:03}_{safe}.png", _png(mask.view(np.uint8) * 255))
-    write_bytes(overlay, _png(draw_overlay(image, detections, drawn, class_names)))
-
-
-def draw_overlay(
-    image: np.ndarray, detections: ImageDetections, masks: list[np.ndarray], class_names: tuple[str, ...]
-) -> np.ndarray:
-    """The image `[H, W, 3]` uint8 with masks tinted by class, the best on top, their boxes and labels."""
-    tinted = image.copy()
-    for label, mask in reversed(list(zip(detections.labels, masks, strict=True))):
-        tinted[mask] = tinted[mask] // 2 + np.array(_colour(label), np.uint8) // 2
-    picture = Image.fromarray(tinted)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, max(picture.size) // 50))
-    for label, box, score in zip(detections.labels, detections.boxes.tolist(), detections.scores, strict=True):
-        draw.rectangle(box, outline=_colour(label))
-        text = f"{class_names[label]} {score:.2f}"
-        draw.text((box[0] + 2, box[1] + 1), text, font=font, fill="white", stroke_width=1, stroke_fill="black")
-    return np.asarray(picture)
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    """Colours of neighbouring classes lie far apart: steps of the golden ratio around the circle of hues."""
-    red, green, blue = colorsys.hsv_to_rgb(0.618034 * int(label) % 1, 0.85, 1)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+        save_picture(masks / f"{index + 1:03}_{safe}.png", mask.view(np.uint8) * 255)
+    names = [class_names[label] for label in detections.labels]
+    captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
+    save_picture(picture, overlay(small, drawn, detections.labels, captions))
