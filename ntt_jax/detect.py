@@ -58,15 +58,19 @@ class Merged:
 def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates:
     """Reduce mask logits `[P, m, n]` to `Candidates` for patch features of `grid` = (h, w)."""
 
-    def describe(batch: int, logits: Array) -> tuple[Array, Array]:
-        def one(mask: Array) -> tuple[Array, Array]:
-            return mask_weights(mask[None] > 0, grid)[0], mask_boxes(mask[None])[0]
+    def some(logits: Array) -> tuple[Array, Array]:
+        return mask_weights(logits > 0, grid), mask_boxes(logits)
 
-        return lax.map(one, logits, batch_size=batch)
+    def describe(batch: int, logits: Array) -> tuple[Array, Array]:
+        whole = logits.shape[0] // batch
+        parts = lax.map(some, logits[: whole * batch].reshape(whole, batch, *logits.shape[1:]))
+        parts = jax.tree.map(lambda part: part.reshape(whole * batch, *part.shape[2:]), parts)
+        rest = some(logits[whole * batch :])
+        return jax.tree.map(lambda *both: jnp.concatenate(both), parts, rest)
 
     # A few masks at a time stay in a CPU's cache between the reductions and the product.
     weights, boxes = lax.platform_dependent(
-        mask_logits, cpu=functools.partial(describe, 8), default=functools.partial(describe, 256)
+        mask_logits, cpu=functools.partial(describe, 4), default=functools.partial(describe, 256)
     )
     return Candidates(weights, boxes, boxes[:, 2] >= 0)
 

@@ -32,7 +32,8 @@ def mask_weights(masks: Array, grid: tuple[int, int]) -> Array:
     """
     rows = jnp.asarray(resize_matrix(masks.shape[1], grid[0], "bilinear"), jnp.float32)  # [m, h]
     columns = jnp.asarray(resize_matrix(masks.shape[2], grid[1], "bilinear"), jnp.float32)  # [n, w]
-    weights = jnp.einsum("pyx,xw->pyw", masks.astype(jnp.float32), columns, precision="highest")
+    flat = masks.astype(jnp.float32).reshape(-1, masks.shape[2])
+    weights = jnp.dot(flat, columns, precision="highest").reshape(*masks.shape[:2], grid[1])
     return jnp.einsum("yh,pyw->phw", rows, weights, precision="highest")
 
 
