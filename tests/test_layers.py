@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ntt_jax import layers
 from ntt_jax.layers import LayerNorm, attention, gelu
 
 
@@ -47,8 +48,8 @@ def test_layer_norm_against_float64(mean):
     np.testing.assert_allclose(jax.jit(lambda n, x: n(x))(norm, x), expected, atol=4e-6 + mean * 3e-7)
 
 
-# Below and above the number of logits from which the CPU takes one head at a time.
-@pytest.mark.parametrize(("n", "m"), [(40, 70), (500, 600)])
+# Below and above the number of logits from which the CPU takes one head at a time, and one with its queries in parts.
+@pytest.mark.parametrize(("n", "m"), [(40, 70), (500, 600), (1100, 2000)])
 def test_attention_against_float64(n, m):
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, length, 3, 16)).astype(np.float32) for length in (n, m, m))
@@ -58,9 +59,11 @@ def test_attention_against_float64(n, m):
     np.testing.assert_allclose(jax.jit(attention)(q, k, v), expected, atol=2e-6)
 
 
-def test_attention_one_head_at_a_time_has_the_same_gradient():
+@pytest.mark.parametrize("logits", [520 * 520, 520 * 130])
+def test_attention_in_parts_has_the_same_gradient(logits, monkeypatch):
     from ntt_jax.layers import _attention_cpu, _attention_einsum
 
+    monkeypatch.setattr(layers, "_CPU_LOGITS", logits)
     rng = np.random.default_rng(0)
     q, k, v, weight = (jnp.asarray(rng.standard_normal((1, 520, 2, 8)), jnp.float32) for _ in range(4))
     by_head, at_once = (
