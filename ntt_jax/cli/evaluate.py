@@ -101,9 +101,9 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
             total = len(dataset.images)
             devices = options.start_jax(args)
             started = time.time()
+            largest = max(max(image.height, image.width) for image in dataset.images.values())
+            predictor = models.load_predictor(args, bank, config, devices, largest)
             with Progress("evaluate", total, done=total - len(todo)) as progress:
-                largest = max(max(image.height, image.width) for image in dataset.images.values())
-                predictor = models.load_predictor(args, bank, config, devices, largest)
                 try:
                     runner.segment_images(
                         run,

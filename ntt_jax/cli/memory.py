@@ -77,9 +77,9 @@ def build(
     from ntt_jax.loading import load_dinov2
 
     total = sum(len(chosen.references) for chosen in references.classes)
+    dinov2 = load_dinov2(args.dinov2, args.dtype)
+    compiled = ReferenceEncoder(dinov2, batch_size=args.batch_size, devices=devices)
     with Progress("memory", total, unit="references") as progress:
-        dinov2 = load_dinov2(args.dinov2, args.dtype)
-        compiled = ReferenceEncoder(dinov2, batch_size=args.batch_size, devices=devices)
         memory = build_memory(compiled, dataset, images, references, step=progress.step)
     names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
     save_memory(out, MemoryBank(memory, names, ids, encoder, provenance))

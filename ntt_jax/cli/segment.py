@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> None:
     chosen = choose_classes(bank, args.classes)
     devices = options.start_jax(args)
     args.resume_hint = f"pictures of the finished images are in {args.out}; the same command does all of them again"
+    predictor = models.load_predictor(args, bank, options.detect_config(args), devices, 640)
     with Progress("segment", len(names)) as progress:
-        predictor = models.load_predictor(args, bank, options.detect_config(args), devices, 640)
         content = segment_files(
             predictor, names, bank, args.out, classes=chosen, threshold=args.score_threshold, progress=progress
         )

@@ -1,0 +1,184 @@
+"""The durable run around a target pass that can be checked by eye: its detections are read off the image itself."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from cli_files import write_scenes
+from PIL import Image
+
+from ntt_jax import runner
+from ntt_jax.coco import load_coco
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.pipeline import HostDetections
+from ntt_jax.rle import encode_masks
+from ntt_jax.run_folder import FolderLock, RunFolder
+
+IDENTITY = {"what": "a test"}
+
+
+class Observer:
+    """Counts what is saved and keeps what is said."""
+
+    def __init__(self):
+        self.saved, self.notes = 0, []
+
+    def step(self, count=1):
+        self.saved += count
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+class Stopped(Exception):
+    """The target pass fails."""
+
+
+def bright_pixels(image):
+    """One detection: the pixels that stand out, with a score that no other image has."""
+    mask = image.max(axis=2) > 195
+    mask[0, 0] = True
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = np.array([[columns[0], rows[0], columns[-1], rows[-1]]], np.float32)
+    score = np.array([image.astype(np.float64).mean() / 255], np.float32)
+    return HostDetections(*image.shape[:2], box, score, np.zeros(1, np.int32), encode_masks(mask[None]))
+
+
+def target_pass(window, fail_after=None, seen=None):
+    """Works on whole windows, as the compiled pass does, reading ahead of what it gives out."""
+
+    def predict(images):
+        images = iter(images)
+        for count in itertools.count():
+            batch = list(itertools.islice(images, window))
+            if not batch:
+                return
+            if seen is not None:
+                seen.append([image.mean() for image in batch])
+            for index, image in enumerate(batch):
+                if fail_after is not None and count * window + index == fail_after:
+                    raise Stopped
+                yield bright_pixels(image)
+
+    return predict
+
+
+@pytest.fixture
+def data(tmp_path):
+    dataset = load_coco(write_scenes(tmp_path, 11, 5))
+    return dataset, tmp_path / "images"
+
+
+def work(lock, dataset, images, *, window=3, restart=False, **options):
+    with RunFolder(lock, IDENTITY, restart=restart) as run:
+        observer = Observer()
+        todo = runner.unfinished(run.records, dataset, images)
+        predict = target_pass(window, **options)
+        try:
+            runner.segment_images(run, dataset, images, predict, todo=todo, window=window, observer=observer)
+        finally:
+            observer.finished = {i for i in dataset.images if i in run.records}
+        truth = prepare_ground_truth(dataset, list(dataset.categories.values())[:1])
+        return runner.write_outcome(run, dataset, truth), observer
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 32])
+def test_every_image_gets_its_own_detections(tmp_path, data, window):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+    with FolderLock(tmp_path / "out") as lock:
+        metrics, observer = work(lock, dataset, images, window=window)
+    assert observer.saved == 11 and metrics["images"] == metrics["detections"] == 11
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["image_id"] for entry in results] == sorted(dataset.images)
+    for entry in results:
+        with Image.open(images / dataset.images[entry["image_id"]].file_name) as picture:
+            expected = bright_pixels(np.asarray(picture))
+        assert np.float32(entry["score"]) == expected.scores[0]
+        assert entry["segmentation"] == expected.rles[0]
+        x1, y1, x2, y2 = expected.boxes[0]
+        assert entry["bbox"] == [x1, y1, x2 - x1, y2 - y1]  # METHOD 3.8: inclusive corners, no + 1
+
+
+@pytest.mark.parametrize("fail_after", range(11))
+def test_stopped_anywhere_it_goes_on_in_the_same_places(tmp_path, data, fail_after):
+    dataset, images = data
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole_batches, batches = [], []
+    with FolderLock(tmp_path / "whole") as lock:
+        work(lock, dataset, images, seen=whole_batches)
+    with FolderLock(tmp_path / "stopped") as lock:
+        with pytest.raises(Stopped):
+            work(lock, dataset, images, fail_after=fail_after)
+        with RunFolder(lock, IDENTITY) as run:
+            # Even the finished images of the batch in which it stopped are saved.
+            assert len(run.records) == fail_after
+        _, observer = work(lock, dataset, images, seen=batches)
+    assert observer.saved == 11 - fail_after
+    # The batches are those of the whole run, from the one on in which it stopped.
+    assert batches == whole_batches[fail_after // 3 :]
+    for name in ("results.json", "metrics.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_unreadable_images_are_skipped_and_move_nothing(tmp_path, data):
+    dataset, images = data
+    entries = list(dataset.images.values())
+    (tmp_path / "out").mkdir()
+    keep = (images / entries[1].file_name).read_bytes()
+    (images / entries[1].file_name).unlink()
+    (images / entries[3].file_name).write_bytes(b"no image")
+    Image.new("RGB", (9, 9)).save(images / entries[10].file_name)
+    batches = []
+    with FolderLock(tmp_path / "out") as lock:
+        metrics, observer = work(lock, dataset, images, seen=batches)
+        assert [len(batch) for batch in batches] == [3, 3, 3, 2]
+        expected = {entries[i].file_name for i in (1, 3, 10)}
+        assert {s["file_name"] for s in metrics["skipped"]} == expected
+        assert len(observer.notes) == 3 and observer.saved == 11 and metrics["detections"] == 8
+        # Started again nothing is done; a picture that has been put right is, and nothing else.
+        _, observer = work(lock, dataset, images, seen=(again := []))
+        assert again == [] and observer.saved == 0
+        (images / entries[1].file_name).write_bytes(keep)
+        metrics, observer = work(lock, dataset, images, seen=(again := []))
+        assert len(again) == 1 and observer.saved == 1 and metrics["detections"] == 9
+
+
+def test_no_detection_at_all(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+
+    def nothing(pictures):
+        for picture in pictures:
+            yield HostDetections(*picture.shape[:2], np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32), [])
+
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+        todo = runner.unfinished(run.records, dataset, images)
+        runner.segment_images(run, dataset, images, nothing, todo=todo, window=2, observer=Observer())
+        metrics = runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())))
+    assert metrics["detections"] == 0 and metrics["bbox"]["AP"] == 0 and metrics["images"] == 11
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
+
+
+def test_a_run_folder_that_is_removed_is_noticed(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+
+        def remove(pictures):
+            for picture in pictures:
+                run.records.path.unlink(missing_ok=True)
+                yield bright_pixels(picture)
+
+        with pytest.raises(InputError, match="was removed while the run was writing"):
+            runner.segment_images(run, dataset, images, remove, todo=set(dataset.images), window=2, observer=Observer())
+
+
+def test_an_image_folder_without_any_of_the_images(tmp_path, data):
+    dataset, images = data
+    runner.check_images(dataset, images)
+    with pytest.raises(InputError, match="none of the 11 images"):
+        runner.check_images(dataset, tmp_path)
