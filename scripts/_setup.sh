@@ -38,7 +38,8 @@ setup_venv() {
     rm -rf "$venv"
     "$python" -m venv "$venv" || return 1
   fi
-  key=$(cat pyproject.toml scripts/_setup.sh | "$VENV_PYTHON" -c '
+  # The names of the packages count too: an editable installation knows only those that were there.
+  key=$( (cat pyproject.toml scripts/_setup.sh; ls -d */__init__.py) | "$VENV_PYTHON" -c '
 import hashlib, os, sys
 print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).encode()).hexdigest())') || return 1
   [ "$(cat "$venv/.ntt-setup-$kind" 2>/dev/null)" = "$key" ] && return
