@@ -23,6 +23,7 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.already = done
         self.width = 0
+        self.warm_up = 1
         self.started = self.first = self.last = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -39,10 +40,11 @@ class Progress:
 
     def step(self, count: int = 1) -> None:
         """`count` more steps are finished."""
-        if self.done == self.already:
-            # The first step carries the compilation: the rate is that of the steps after it.
-            self.first = time.monotonic()
+        first = self.done == self.already
         self.done += count
+        if first:
+            # What comes first carries the compilation: the rate is that of the steps after it.
+            self.first, self.warm_up = time.monotonic(), count
         if time.monotonic() - self.last >= (_UPDATE_EVERY if self.terminal else LOG_EVERY):
             self._show()
 
@@ -62,8 +64,8 @@ class Progress:
         steps = self.steps
         if end:
             text += f" in {_duration(self.last - self.started)}"
-        elif steps > 1:
-            rate = (steps - 1) / max(self.last - self.first, 1e-9)
+        elif steps > self.warm_up:
+            rate = (steps - self.warm_up) / max(self.last - self.first, 1e-9)
             text += f", {_rate(rate)}, {_duration((self.total - self.done) / rate)} left"
         if self.terminal:
             text = text[: shutil.get_terminal_size().columns - 1]
