@@ -204,7 +204,10 @@ def _pil_taps(out_size: int, in_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pil_resize_bicubic(image: Array, size: tuple[int, int]) -> Array:
-    """`PIL.Image.resize(size, BICUBIC)` bit for bit, on the device, for shapes known ahead.
+    """PIL's bicubic, first horizontally, then vertically, bit for bit, on the device, for shapes known ahead.
+
+    Every Pillow resizes in this order when told to in two steps (`preprocess.resize_for_sam`); in one step, Pillow 13
+    and later may start with the vertical pass.
 
     Args:
       image: `[H, W, C]` uint8.

@@ -44,13 +44,10 @@ PIL_SHAPES = [
 def test_pil_bit_for_bit(shape, size):
     image = np.random.default_rng(sum(shape)).integers(0, 256, (*shape, 3), dtype=np.uint8)
     image[: shape[0] // 2] = np.where(image[: shape[0] // 2] > 127, 255, 0)  # overshoots are clipped, twice
-    want = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-    found = pil_resize_bicubic(jnp.asarray(image), size)
-    if np.array_equal(found, want):
-        return
-    # Newer Pillow resizes the shrinking vertical axis first where that is less work.
-    turned = jnp.swapaxes(pil_resize_bicubic(jnp.swapaxes(jnp.asarray(image), 0, 1), size[::-1]), 0, 1)
-    np.testing.assert_array_equal(turned, want)
+    want = Image.fromarray(image)
+    for step in ((size[1], shape[0]), size[::-1]):
+        want = want.resize(step, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(pil_resize_bicubic(jnp.asarray(image), size), np.asarray(want))
 
 
 def test_bad_arguments():

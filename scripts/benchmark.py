@@ -1,0 +1,282 @@
+"""Time the target pass against the same stages built from Meta's PyTorch modules, in one run.
+
+    python scripts/benchmark.py --size T+S --json out.json
+    python scripts/benchmark.py --size L+L --repeats 3 --points-per-side 32
+
+Both engines hold the same deterministic random weights and see the same photo-sized random image; repetitions are
+interleaved and the median counts. Every row says what it timed; `equal` compares the detections of the two.
+Needs the `torch` and `test` extras and a checkout (the oracles of the parity tests build the PyTorch models).
+"""
+
+import argparse
+import functools
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch shares the card
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from torch_reference import TorchPass
+
+from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
+from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.pipeline import Predictor, describe_candidates, merge_candidates
+from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
+from ntt_jax.rle import decode_rle
+from ntt_jax.sam2.grid import decode_grid, grid_points
+from ntt_jax.sam2.model import Sam2
+from weight_port import convert_state_dict
+
+SIZES = {
+    "T+S": ("sam2_hiera_tiny", "dinov2_vits14"),
+    "S+B": ("sam2_hiera_small", "dinov2_vitb14"),
+    "L+L": ("sam2_hiera_large", "dinov2_vitl14"),
+}
+# GFLOP per image of the published sizes (METHOD section 7), for operations per second.
+GFLOP = {"L+L": {"sam2 encoder": 1620, "dinov2": 1014}}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="T+S")
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--pred-iou-threshold", type=float, default=0.4)
+    parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--dtypes", default="float32", help="of our rows: float32, tensorfloat32, bfloat16, with commas"
+    )
+    parser.add_argument("--torch-rows", default="float32", help="float32, tensorfloat32, bfloat16, compiled (bfloat16)")
+    parser.add_argument("--torch-chunk", type=int, default=64, help="points decoded together by torch")
+    parser.add_argument("--batch-sizes", default="1", help="images per step of our whole pass, with commas")
+    parser.add_argument("--whole-only", action="store_true", help="leave out the single stages")
+    parser.add_argument("--json", help="write all numbers to this file")
+    return parser.parse_args()
+
+
+class Rows:
+    """Named measurements, repeated in turn."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, tuple[Callable[[], Any], float]] = {}
+        self.first: dict[str, float] = {}
+        self.seconds: dict[str, list[float]] = {}
+
+    def add(self, name: str, call: Callable[[], Any], images: int = 1) -> Any:
+        """Register a call that ends synchronised; runs it twice (compile, settle) and returns its result."""
+        start = time.perf_counter()
+        result = call()
+        self.first[name] = time.perf_counter() - start
+        self.calls[name] = (call, images)
+        print(f"  {name}: first call {self.first[name]:.2f} s", flush=True)
+        return result
+
+    def measure(self, repeats: int) -> None:
+        for _ in range(repeats):
+            for name, (call, images) in self.calls.items():
+                start = time.perf_counter()
+                call()
+                self.seconds.setdefault(name, []).append((time.perf_counter() - start) / images)
+
+    def table(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "row": name,
+                "seconds_per_image": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+                "first_call_seconds": self.first[name],
+            }
+            for name, values in self.seconds.items()
+        ]
+
+
+def matrix_rate(device: str, dtype: Any, precision: str = "highest") -> float:
+    """TFLOP/s of a large product through JAX, the ceiling the pass is held against."""
+    n = 8192 if device == "gpu" else 2048
+    x = jax.random.normal(jax.random.key(0), (n, n), dtype)
+    with jax.default_matmul_precision(precision):
+        product = jax.jit(lambda a: a @ a).lower(x).compile()
+    jax.block_until_ready(product(x))
+    best = min(_time(lambda: jax.block_until_ready(product(x))) for _ in range(8))
+    return 2 * n**3 / best / 1e12
+
+
+def _time(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def cast(model: Any, kind: type, dtype: Any) -> Any:
+    """The model with kernels of another type, as its constructor declares them."""
+    definition, wanted = nnx.split(nnx.eval_shape(lambda: kind(model.config, dtype=dtype, rngs=nnx.Rngs(0))))
+    state = jax.tree.map(lambda want, have: have.astype(want.dtype), wanted, nnx.state(model))
+    return nnx.merge(definition, state)
+
+
+def agreement(ours: Any, theirs: dict[str, Any]) -> dict[str, Any]:
+    """How far two sets of detections agree, in order."""
+    n = min(len(ours.scores), len(theirs["scores"]))
+    masks = [decode_rle(rle) for rle in ours.rles[:n]]
+    differing = [int(np.sum(a != b)) for a, b in zip(masks, theirs["masks"][:n], strict=True)]
+    return {
+        "detections": [len(ours.scores), len(theirs["scores"])],
+        "labels_equal": bool(np.array_equal(ours.labels[:n], theirs["labels"][:n])),
+        "score_difference": float(np.abs(ours.scores[:n] - theirs["scores"][:n]).max(initial=0)),
+        "boxes_difference": float(np.abs(ours.boxes[:n] - theirs["boxes"][:n]).max(initial=0)),
+        "mask_pixels_differing": max(differing, default=0),
+    }
+
+
+def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarray, prototypes: Any, dtype: str) -> Any:
+    """Our stages and whole pass in one precision; returns the detections of `image`."""
+    precision = "tensorfloat32" if dtype == "tensorfloat32" else "highest"
+    kernel = jnp.bfloat16 if dtype == "bfloat16" else jnp.float32
+    sam2, dinov2 = (cast(m, kind, kernel) for m, kind in zip(models, (Sam2, DinoVisionTransformer), strict=True))
+    config = DetectConfig(args.points_per_side, args.pred_iou_threshold)
+    height, width = image.shape[:2]
+
+    if not args.whole_only:
+        images = jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None]
+
+        def stage(name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+            with jax.default_matmul_precision(precision):
+                compiled = jax.jit(function).lower(*inputs).compile()
+            return rows.add(f"ours {dtype} | {name}", lambda: jax.block_until_ready(compiled(*inputs)))
+
+        features = stage("sam2 encoder", lambda m, x: m.encode_image(sam_input(x)), sam2, images)
+        patches = stage("dinov2", lambda m, x: m(encoder_input(x, m.config.input_size)), dinov2, images)
+        points = grid_points(sam2.config.image_size, args.points_per_side)
+        logits, ious, passing = stage(
+            "decoder",
+            lambda m, f, p: decode_grid(m, f, p, pred_iou_threshold=args.pred_iou_threshold),
+            sam2,
+            features[0],
+            points,
+        )
+        print(f"  {int(passing.sum())} of {len(points)} candidates pass", flush=True)
+
+        def after(patches, logits, ious, passing, prototypes):
+            candidates = describe_candidates(logits, patches.shape[:2])
+            candidates = candidates.__class__(candidates.weights, candidates.boxes, candidates.valid & passing)
+            return merge_candidates(
+                patches, candidates, logits, ious, prototypes, height=height, width=width, config=config
+            )
+
+        stage("after", after, patches[0].astype(jnp.float32), logits, ious, passing, prototypes)
+        del features, patches, logits
+    found: list[Any] = []
+    for batch in map(int, args.batch_sizes.split(",")):
+        predictor = Predictor(
+            sam2, dinov2, prototypes, config, batch_size=batch, matmul_precision=precision, canvas=max(height, width)
+        )
+        count = batch * (1 if batch == 1 else 3)
+        name = f"ours {dtype} | whole, batch {batch}"
+        found = rows.add(name, functools.partial(_all, predictor, [image] * count), images=count)
+    return found[0]
+
+
+def _all(predictor: Predictor, images: list[np.ndarray]) -> list[Any]:
+    return list(predictor(images))
+
+
+def add_torch(rows: Rows, args: argparse.Namespace, engine: TorchPass, image: np.ndarray, prototypes: Any, row: str):
+    """Torch's stages and whole pass in one precision; returns the detections of `image`."""
+    engine.dtype = torch.bfloat16 if row in ("bfloat16", "compiled") else torch.float32
+    tf32 = row == "tensorfloat32"
+
+    def run(function: Callable[..., Any], *inputs: Any) -> Any:
+        engine.dtype = torch.bfloat16 if row in ("bfloat16", "compiled") else torch.float32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        with torch.inference_mode(), engine.autocast():
+            result = function(*inputs)
+        if engine.device == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    if row == "compiled":
+        engine.compile()
+    name = f"torch {row} | "
+    if not args.whole_only:
+        x = engine.prepare(image)
+        features = rows.add(name + "sam2 encoder", functools.partial(run, engine.encode_image, x))
+        patches = rows.add(name + "dinov2", functools.partial(run, engine.encode_patches, x))
+        logits, ious = rows.add(name + "decoder", functools.partial(run, engine.decode, features))
+        after = functools.partial(run, engine.after, patches, logits, ious, prototypes, *image.shape[:2])
+        rows.add(name + "after", after)
+    return rows.add(name + "whole", functools.partial(run, engine.whole, image, prototypes))
+
+
+def main() -> int:
+    args = arguments()
+    device = "gpu" if jax.default_backend() == "gpu" else "cpu"
+    sam2_name, dinov2_name = SIZES[args.size]
+    sam2_config, dinov2_config = SAM2_CONFIGS[sam2_name], DINOV2_CONFIGS[dinov2_name]
+    config = DetectConfig(args.points_per_side, args.pred_iou_threshold)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (args.height // 16, args.width // 16, 3), dtype=np.uint8)
+    image = np.ascontiguousarray(np.kron(image, np.ones((16, 16, 1), np.uint8)))  # flat patches, like objects
+    prototypes = rng.standard_normal((args.classes, dinov2_config.embed_dim)).astype(np.float32)
+    prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+
+    report: dict[str, Any] = {
+        "command": " ".join(sys.argv),
+        "device": str(jax.devices()[0].device_kind) if device == "gpu" else platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": {"jax": jax.__version__, "torch": torch.__version__, "numpy": np.__version__},
+        "matrix_tflops": {"float32": matrix_rate(device, jnp.float32)},
+    }
+    if device == "gpu":
+        report["matrix_tflops"]["tensorfloat32"] = matrix_rate(device, jnp.float32, "tensorfloat32")
+        report["matrix_tflops"]["bfloat16"] = matrix_rate(device, jnp.bfloat16)
+    print(json.dumps(report, indent=1), flush=True)
+
+    torch.set_num_threads(report["cores"])
+    rows = Rows()
+    engine = TorchPass(sam2_config, dinov2_config, config, "cuda" if device == "gpu" else "cpu", args.torch_chunk)
+    state_dicts = engine.state_dicts
+    models = (
+        convert_state_dict(state_dicts[0], sam2_config),
+        convert_state_dict(state_dicts[1], dinov2_config),
+    )
+    print("first calls", flush=True)
+    ours = {d: add_ours(rows, args, models, image, jnp.asarray(prototypes), d) for d in args.dtypes.split(",")}
+    on_device = torch.from_numpy(prototypes).to(engine.device)
+    theirs = {row: add_torch(rows, args, engine, image, on_device, row) for row in args.torch_rows.split(",") if row}
+    gc.collect()
+    rows.measure(args.repeats)
+    report["rows"] = rows.table()
+    if "float32" in theirs:
+        report["agreement with torch float32"] = {d: agreement(found, theirs["float32"]) for d, found in ours.items()}
+    report["peak_resident_gib_of_both_engines"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    width = max(len(row["row"]) for row in report["rows"])
+    print(f"\n{'row':{width}}  s/image      min      max  first call")
+    for row in report["rows"]:
+        print(
+            f"{row['row']:{width}} {row['seconds_per_image']:8.3f} {row['min']:8.3f} {row['max']:8.3f} "
+            f"{row['first_call_seconds']:11.2f}"
+        )
+    print(json.dumps(report.get("agreement with torch float32"), indent=1))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dinov2_weights import recipe_model as recipe_dinov2
+from sam2_weights import recipe_model as recipe_sam2
+
+from ntt_jax.config import DetectConfig, DinoV2Config, HieraConfig, Sam2Config
+from ntt_jax.errors import InputError
+from ntt_jax.pipeline import Predictor, compile_count, segment
+from ntt_jax.rle import decode_rle, encode_masks
+
+SAM2 = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
+DINOV2 = DinoV2Config("tiny", embed_dim=48, depth=1, num_heads=3, image_size=112, input_size=112)
+# Every candidate passes, and duplicates stay: detections of many shapes.
+CONFIG = DetectConfig(points_per_side=4, pred_iou_threshold=0.0, nms_iou_threshold=1.0)
+SIZES = [(50, 60), (200, 100), (7, 300), (1, 1), (64, 64), (90, 33), (128, 128)]
+
+
+@functools.cache
+def models():
+    return recipe_sam2(SAM2), recipe_dinov2(DINOV2)
+
+
+def prototypes(count: int = 3) -> np.ndarray:
+    vectors = np.random.default_rng(3).standard_normal((count, DINOV2.embed_dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in SIZES]
+
+
+@functools.cache
+def predicted():
+    before = compile_count()
+    found = list(Predictor(*models(), prototypes(), CONFIG, batch_size=2)(images()))
+    return found, compile_count() - before
+
+
+def assert_same(found, wanted):
+    """Equal detections of two programs: rounding may differ, so scores to 1e-6 and a pixel whose logit is 0."""
+    assert len(found.scores) == len(wanted.scores)
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    for a, b in zip(found.rles, wanted.rles, strict=True):
+        assert (decode_rle(a) != decode_rle(b)).sum() <= 3
+
+
+def test_sizes_do_not_compile_anew():
+    found, programs = predicted()
+    assert [(d.height, d.width) for d in found] == SIZES
+    assert sum(len(d.scores) for d in found) > len(SIZES)
+    assert programs == 3  # the main one, and canvases of 256 and 640 pixels
+    before = compile_count()
+    other = Predictor(*models(), prototypes()[::-1], CONFIG, batch_size=2, canvas=300)
+    assert len(list(other(images()[3:]))) == len(SIZES) - 3
+    assert compile_count() == before  # nor do other prototypes, or a larger canvas that is there already
+
+
+def test_equals_segment(index=1):
+    """An image that is tall and reduced in height only: the order of Pillow's passes matters there."""
+    image = images()[index]
+    single = jax.jit(lambda i: segment(*models(), jnp.asarray(prototypes()), i, CONFIG))(image)
+    keep = np.asarray(single.valid)
+    wanted = type(predicted()[0][index])(
+        *image.shape[:2],
+        np.asarray(single.boxes)[keep],
+        np.asarray(single.scores)[keep],
+        np.asarray(single.labels)[keep],
+        encode_masks(np.asarray(single.masks)[keep]),
+    )
+    assert_same(predicted()[0][index], wanted)
+
+
+@pytest.mark.parametrize(("devices", "count"), [(4, 7), (8, 1)])
+def test_any_number_of_images_on_any_number_of_devices(devices, count):
+    predictor = Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:devices])
+    for found, wanted in zip(predictor(images()[:count]), predicted()[0][:count], strict=True):
+        assert_same(found, wanted)
+
+
+def test_packed_masks_are_the_same():
+    predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=2)
+    predictor._packed = True
+    for found, wanted in zip(predictor(images()[:3]), predicted()[0][:3], strict=True):
+        assert_same(found, wanted)
+
+
+def test_an_error_comes_after_what_was_found_before_it():
+    def broken():
+        yield from images()[:3]
+        raise OSError("disk gone")
+
+    predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=2)
+    found = []
+    with pytest.raises(OSError, match="disk gone"):
+        found.extend(predictor(broken()))
+    found = []
+    iterator = predictor(broken())
+    with pytest.raises(OSError, match="disk gone"):
+        for detections in iterator:
+            found.append(detections)
+    assert len(found) == 3
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="another encoder"):
+        Predictor(*models(), prototypes()[:, :5])
+    with pytest.raises(InputError, match="batch_size"):
+        Predictor(*models(), prototypes(), batch_size=0)
+    with pytest.raises(InputError, match="devices"):
+        Predictor(*models(), prototypes(), devices=[])
+    predictor = Predictor(*models(), prototypes(), CONFIG)
+    for image in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), "x.jpg"):
+        with pytest.raises(InputError, match="expected an image"):
+            list(predictor([image]))
+    with pytest.raises(InputError, match="uint8"):
+        segment(*models(), jnp.asarray(prototypes()), jnp.zeros((4, 4, 3)), CONFIG)
