@@ -20,6 +20,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, the log and the curves")
     parser.add_argument("--cache", type=Path, help="folder for the made scenes, shared by both models (OUT/../scenes)")
     parser.add_argument("--checkpoints", type=Path, help="folder for the checkpoints to go on from (OUT/checkpoints)")
+    parser.add_argument("--init", type=Path, help="weights.npz of an earlier run to start from (default: random)")
+    parser.add_argument(
+        "--start", type=float, default=0.0, help="SAM 2 with --init: how far the losses are, 0.6 to go on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help=f"in all (default: {_STEPS})")
     parser.add_argument(
@@ -48,19 +52,22 @@ def main() -> None:
 
     from ntt_jax.config import to_dict
     from ntt_jax.training import dinov2, sam2
-    from ntt_jax.training.loop import Schedule, train
+    from ntt_jax.training.loop import Schedule, load_weights, train
 
     print(f"devices: {jax.devices()}", flush=True)
     if args.model == "sam2":
         config, names = sam2.SMALL_SAM2, ("images", "instances")
         graph, parameters, rest = sam2.initialise(args.seed)
-        loss = sam2.make_loss(graph, rest, args.batch or _BATCH["sam2"], args.points)
+        loss = sam2.make_loss(graph, rest, args.batch or _BATCH["sam2"], args.points, args.start)
         evaluate = sam2.make_evaluation(graph, rest, {name: novel[name][:96] for name in names})
     else:
         config, names = dinov2.SMALL_DINOV2, ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
         graph, parameters, rest = dinov2.initialise(args.seed)
         loss = dinov2.make_loss(graph, rest, args.batch or _BATCH["dinov2"])
         evaluate = dinov2.make_evaluation(graph, rest, {name: novel[name][:] for name in names})
+    if args.init:
+        start = nnx.split(load_weights(args.init, nnx.merge(graph, parameters["model"], rest)), nnx.Param, ...)
+        parameters["model"] = start[1]
     count = sum(x.size for x in jax.tree.leaves(parameters["model"]))
     print(f"{config.name}: {count} parameters", flush=True)
     schedule = Schedule(

@@ -94,7 +94,7 @@ def train(
         new = jax.tree.map(lambda p, u: p - rate * u, state["parameters"], updates)
         decay = jnp.minimum(schedule.average, (step + 1) / (step + 10))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["average"], new)
-        metrics = metrics | {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        metrics = metrics | {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
         done = {"step": step + 1, "steps": state["steps"]}
         return done | {"parameters": new, "average": average, "optimiser": moments}, metrics
 

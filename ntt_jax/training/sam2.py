@@ -37,6 +37,7 @@ SMALL_SAM2 = Sam2Config(
 )
 
 _EMBEDDING_DIM = 32
+_EMBEDDING_ENDS = 0.6
 _EMBEDDING_PIXELS = 96
 _MASK_SIDE = SMALL_SAM2.mask_size
 
@@ -50,10 +51,16 @@ def initialise(seed: int) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
     return graph, {"model": parameters, "head": head}, buffers
 
 
-def make_loss(graph: nnx.GraphDef, buffers: nnx.State, batch: int, points: int) -> Callable[..., Any]:
-    """The loss of `ntt_jax.training.loop` on `batch` scenes with `points` prompts each."""
+def make_loss(
+    graph: nnx.GraphDef, buffers: nnx.State, batch: int, points: int, start: float = 0.0
+) -> Callable[..., Any]:
+    """The loss of `ntt_jax.training.loop` on `batch` scenes with `points` prompts each.
+
+    start: where in the course of the losses, from 0 to 1, the run begins: 0 for new weights, 0.6 to train on.
+    """
 
     def loss(parameters: Any, data: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+        progress = start + (1 - start) * progress
         model = nnx.merge(graph, parameters["model"], buffers)
         keys = jax.random.split(key, 8)
         rows = jax.random.randint(keys[0], (batch,), 0, data["images"].shape[0])
@@ -63,21 +70,17 @@ def make_loss(graph: nnx.GraphDef, buffers: nnx.State, batch: int, points: int) 
         soft = soft_targets(instances)  # [B, 64, 64, M + 1]
         features = model.encode_image(images)
 
-        prompts, owner = sample_points(keys[4], instances, soft, points, 0.2)
+        where, owner = sample_points(keys[4], instances, soft, points, 0.2)
         target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)  # [B, P, 64, 64]
-        prompts, labels = _some_boxes(keys[5], prompts, owner, instances)
-        logits, ious, scores = _decode(model, features, prompts, labels)
-        mask_loss, metrics = _prompt_losses(logits, ious, scores, target, owner, progress)
-
-        # A few images once more, with the answer as a mask prompt and a point where it is wrong.
-        few = max(1, batch // 8)
-        again = _mask_prompts(keys[6], prompts[:few], labels[:few], logits[:few], ious[:few], target[:few])
-        outputs = _decode(model, features[:few], *again)
-        refined, more = _prompt_losses(*outputs, target[:few], owner[:few], progress)
-        metrics |= {"refined_iou": more["chosen_iou"]}
-        pull = _embedding_loss(keys[7], parameters["head"], features, instances, soft)
-        total = mask_loss + 0.1 * refined + jnp.maximum(0.0, 1 - progress / 0.6) * pull
-        return total, metrics | {"embedding_loss": pull}
+        prompts, labels = _some_boxes(keys[5], where, owner, instances)
+        masks, given = _some_masks(keys[6], target, owner)
+        logits, ious, scores = _decode(model, features, prompts, labels, masks, given)
+        total, metrics = _prompt_losses(logits, ious, scores, target, owner, progress)
+        if start < _EMBEDDING_ENDS:
+            pull = _embedding_loss(keys[7], parameters["head"], features, instances, soft)
+            total = total + jnp.maximum(0.0, 1 - progress / _EMBEDDING_ENDS) * pull
+            metrics |= {"embedding_loss": pull}
+        return total, metrics
 
     return loss
 
@@ -107,31 +110,40 @@ def sample_points(key: Array, instances: Array, soft: Array, count: int, empty: 
     cumulative = jnp.cumsum(pixels, axis=1)
     choice, shift = jax.random.split(key)
     draws = jax.random.uniform(choice, (b, count)) * cumulative[:, -1:]
-    index = jnp.minimum(jax.vmap(jnp.searchsorted)(cumulative, draws), SCENE_SIDE**2 - 1)
+    # Counted, not searched: one pass over the pixels instead of a loop.
+    index = jnp.sum(cumulative[:, None, :] < draws[:, :, None], axis=2, dtype=jnp.int32)
+    index = jnp.minimum(index, SCENE_SIDE**2 - 1)
     owner = jnp.take_along_axis(instances.reshape(b, -1), index, axis=1).astype(jnp.int32)
     corner = jnp.stack([index % SCENE_SIDE, index // SCENE_SIDE], axis=-1).astype(jnp.float32)
     return corner + jax.random.uniform(shift, corner.shape) - 0.5, owner
 
 
 def _decode(
-    model: Sam2, features: ImageFeatures, points: Array, labels: Array, masks: Array | None = None
+    model: Sam2,
+    features: ImageFeatures,
+    points: Array,
+    labels: Array,
+    masks: Array | None = None,
+    given: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """All prompts of all images: logits `[B, P, 4, 64, 64]`, predicted IoUs `[B, P, 4]`, object scores `[B, P]`.
 
     points `[B, P, N, 2]`, labels `[B, P, N]` stand for all kinds of prompts at once, as in `embed_points`: a point and
-    its padding (1, -1) or the corners of a box (2, 3). masks: `[B, P, 64, 64]` logits.
+    its padding (1, -1) or the corners of a box (2, 3). masks: `[B, P, 64, 64]` logits, for the prompts where `given`.
     """
     encoder, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
     no_mask = encoder.no_mask_embed.embedding[...].reshape(1, 1, 1, -1)
 
-    def one(features: ImageFeatures, points: Array, labels: Array, masks: Array | None):
+    def one(features: ImageFeatures, points: Array, labels: Array, masks: Array | None, given: Array | None):
         image = jax.tree.map(lambda x: x[None], features)
-        dense = no_mask if masks is None else encoder.embed_masks(masks)
+        dense = no_mask
+        if masks is not None and given is not None:
+            dense = jnp.where(given[:, None, None, None], encoder.embed_masks(masks), no_mask)
         sparse = encoder.embed_points(points, labels)
         outputs = decoder(image.embedding, encoder.get_dense_pe(), sparse, dense, image.high_res)
         return outputs["logits"], outputs["predicted_ious"], outputs["object_score_logits"][:, 0]
 
-    return jax.vmap(one)(features, points, labels, masks)
+    return jax.vmap(one)(features, points, labels, masks, given)
 
 
 def _single_points(points: Array) -> tuple[Array, Array]:
@@ -160,20 +172,22 @@ def _some_boxes(key: Array, points: Array, owner: Array, instances: Array) -> tu
     return prompts, jnp.where(boxed[..., None], jnp.array([2, 3]).reshape(1, 1, 2), labels)
 
 
-def _mask_prompts(
-    key: Array, prompts: Array, labels: Array, logits: Array, ious: Array, target: Array
-) -> tuple[Array, Array, Array]:
-    """The prompts with a point on one wrong pixel of the chosen mask, and that mask. No gradient goes through it."""
-    index = jnp.argmax(ious[..., 1:], axis=-1)[..., None, None, None] + 1
-    mask = jax.lax.stop_gradient(jnp.take_along_axis(logits, index, axis=2)[:, :, 0])
-    wanted = target > 0.5
-    # Any pixel where nothing is wrong.
-    draw = jax.random.uniform(key, wanted.shape) + ((mask > 0) != wanted)
-    pixel = jnp.argmax(draw.reshape(*draw.shape[:2], -1), axis=-1)
-    cell = SCENE_SIDE // _MASK_SIDE
-    point = jnp.stack([pixel % _MASK_SIDE, pixel // _MASK_SIDE], axis=-1) * cell + (cell - 1) / 2
-    label = jnp.take_along_axis(wanted.reshape(*draw.shape[:2], -1), pixel[..., None], axis=-1).astype(labels.dtype)
-    return jnp.concatenate([prompts, point[:, :, None]], axis=2), jnp.concatenate([labels, label], axis=2), mask
+def _some_masks(key: Array, target: Array, owner: Array) -> tuple[Array, Array]:
+    """Mask prompts `[B, P, 64, 64]` and where there is one, `[B, P]`: for every eighth prompt on an object.
+
+    They are the object's mask as a poor earlier answer might be: shifted by up to three cells, half of them cut off
+    along a line through the image's middle, and noisy.
+    """
+    which, shift, cut, noise = jax.random.split(key, 4)
+    b, p, side, _ = target.shape
+    steps = jax.random.randint(shift, (b, p, 2), -3, 4)
+    moved = jax.vmap(jax.vmap(lambda mask, step: jnp.roll(mask, step, (0, 1))))(target, steps)
+    line = jnp.linspace(-1, 1, side)
+    direction = jax.random.normal(cut, (b, p, 2, 1, 1))
+    beyond = direction[:, :, 0] * line[None, None, :, None] + direction[:, :, 1] * line[None, None, None, :] > 0
+    wanted = (moved > 0.5) & ~(beyond & (direction[:, :, 0] > 0))
+    logits = jnp.where(wanted, 6.0, -6.0) + 2 * jax.random.normal(noise, target.shape)
+    return logits, (jax.random.uniform(which, owner.shape) < 0.125) & (owner > 0)
 
 
 def _prompt_losses(

@@ -1,0 +1,46 @@
+"""Turn the weights of scripts/train_small.py into the PyTorch checkpoints that the package ships.
+
+python scripts/pack_small.py out/sam2 out/dinov2 --note "trained with ..."
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from flax import nnx
+
+from ntt_jax.config import DinoV2Config, from_dict
+from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.sam2.model import Sam2
+from ntt_jax.training.loop import load_weights
+from weight_port import export_state_dict
+
+ASSETS = Path(__file__).resolve().parents[1] / "ntt_jax" / "assets"
+LARGEST = 8_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs=2, metavar="DIR", help="--out folders of scripts/train_small.py")
+    parser.add_argument("--note", required=True, help="how they were made: command, commit, seed, device")
+    args = parser.parse_args()
+    ASSETS.mkdir(exist_ok=True)
+    for folder in args.folders:
+        config = from_dict(json.loads((folder / "config.json").read_text()))
+        dino = isinstance(config, DinoV2Config)
+        model = DinoVisionTransformer(config, rngs=nnx.Rngs(0)) if dino else Sam2(config, rngs=nnx.Rngs(0))
+        tensors = export_state_dict(load_weights(folder / "weights.npz", model))
+        half = {name: torch.from_numpy(array.astype(np.float16)) for name, array in tensors.items()}
+        torch.save(half if dino else {"model": half}, ASSETS / f"{config.name}.pt")
+        (ASSETS / f"{config.name}.json").write_text((folder / "config.json").read_text())
+    (ASSETS / "NOTE.txt").write_text(args.note + "\n")
+    total = sum(path.stat().st_size for path in ASSETS.glob("*.pt"))
+    print(f"{total} bytes")
+    if total >= LARGEST:
+        raise SystemExit(f"the checkpoints are {total} bytes together; at most {LARGEST} are shipped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ntt_jax.config import HieraConfig
+from ntt_jax.preprocess import encoder_input, mask_to_grid, reference_crop
+from ntt_jax.scenes import base_classes, make_scene
+from ntt_jax.training import augment, data, dinov2, sam2
+from ntt_jax.training.loop import Schedule, load_weights, save_weights, train
+
+SCENES = 4
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [make_scene([11, i], base_classes(20), config=data.BASE_SCENES) for i in range(SCENES)]
+
+
+@pytest.fixture(scope="module")
+def arrays(scenes):
+    entries = [data.scene_arrays(scene, 0, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
+    return {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
+
+
+def test_arrays_hold_the_scene(scenes, arrays):
+    for i, scene in enumerate(scenes):
+        count = min(len(scene.labels), data.MAX_OBJECTS)
+        assert arrays["labels"][i, :count].tolist() == scene.labels[:count].tolist()
+        assert (arrays["labels"][i, count:] == -1).all()
+        for k in range(count):
+            part = np.mean(arrays["instances"][i] == k + 1)
+            assert part == pytest.approx(scene.masks[k].mean(), rel=0.08)
+
+
+def test_crops_are_those_of_the_method(scenes, arrays):
+    """Up to Pillow's bicubic (a = -0.5) in place of torch's, and rounding to uint8."""
+    checked = 0
+    for i, scene in enumerate(scenes):
+        for mask, label in zip(scene.masks, scene.labels, strict=True):
+            if label != arrays["crop_labels"][i] or not data.usable_reference(mask):
+                continue
+            rows, columns = np.nonzero(mask)
+            box = (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+            crop, soft = reference_crop(scene.image, mask, box, data.CROP_SIDE)
+            ours = np.asarray(augment.normalise(jnp.asarray(arrays["crops"][i], jnp.float32)[None] / 255))[0]
+            if np.abs(ours - crop).mean() < 0.05:
+                assert np.abs(arrays["crop_grids"][i] - mask_to_grid(soft, data.GRID)).max() < 0.02
+                checked += 1
+    assert checked >= SCENES - 1
+
+
+def test_scene_input_is_that_of_the_method(arrays):
+    images = jnp.asarray(arrays["images"][:2])
+    ours = dinov2.scene_input(augment.normalise(images.astype(jnp.float32) / 255))
+    # Normalising before the bicubic or after it is the same: its weights add up to 1.
+    np.testing.assert_allclose(
+        ours, encoder_input(images, data.CROP_SIDE), atol=1e-4
+    )  # jax.image.resize places its taps in float32
+
+
+def test_turns_move_all_maps_alike(arrays):
+    images, instances = jnp.asarray(arrays["images"]), jnp.asarray(arrays["instances"])
+    seen = set()
+    for seed in range(6):
+        turned, ids = augment.turn(jax.random.key(seed), images, instances)
+        for i in range(SCENES):
+            options = [np.rot90(f, k) for f in (arrays["instances"][i], arrays["instances"][i].T) for k in range(4)]
+            place = [k for k, option in enumerate(options) if np.array_equal(option, ids[i])]
+            flipped = arrays["images"][i] if place[0] < 4 else arrays["images"][i].swapaxes(0, 1)
+            assert np.array_equal(np.rot90(flipped, place[0] % 4), turned[i])
+            seen.add(place[0])
+    assert len(seen) >= 7
+
+
+def test_channel_permutations_are_named(arrays):
+    images, choice = augment.permute_channels(jax.random.key(3), jnp.asarray(arrays["images"]))
+    for i in range(SCENES):
+        assert np.array_equal(images[i], arrays["images"][i][..., list(augment.PERMUTATIONS[int(choice[i])])])
+
+
+def test_points_lie_on_their_objects(arrays):
+    instances = jnp.asarray(arrays["instances"])
+    soft = sam2.soft_targets(instances)
+    np.testing.assert_allclose(soft.sum(-1), 1.0, atol=1e-6)
+    points, owner = sam2.sample_points(jax.random.key(0), instances, soft, 400, 0.2)
+    pixel = np.floor(np.asarray(points) + 0.5).astype(int)  # the prompt encoder adds the half pixel
+    for i in range(SCENES):
+        assert np.array_equal(arrays["instances"][i][pixel[i, :, 1], pixel[i, :, 0]], owner[i])
+        present = np.unique(arrays["instances"][i])
+        shares = np.array([np.mean(np.asarray(owner[i]) == k) for k in present])
+        assert shares[0] == pytest.approx(0.2, abs=0.07)
+        # Equal chances whatever an object's size.
+        np.testing.assert_allclose(shares[1:], 0.8 / (len(present) - 1), atol=0.09)
+
+
+def test_boxes_are_those_of_the_objects(arrays):
+    instances = jnp.asarray(arrays["instances"])
+    points, owner = sam2.sample_points(jax.random.key(0), instances, sam2.soft_targets(instances), 64, 0.2)
+    prompts, labels = sam2._some_boxes(jax.random.key(1), points, owner, instances)
+    boxed = np.argwhere(np.asarray(labels)[..., 0] == 2)
+    assert 10 < len(boxed) < 60
+    for i, p in boxed:
+        rows, columns = np.nonzero(arrays["instances"][i] == int(owner[i, p]))
+        corners = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]])
+        assert (np.abs(prompts[i, p] - corners) <= 0.05 * (corners[1] - corners[0]) + 1e-3).all()
+        assert labels[i, p].tolist() == [2, 3]
+    others = np.asarray(labels)[..., 0] == 1
+    assert np.array_equal(np.asarray(prompts)[others][:, 0], np.asarray(points)[others])
+    assert (np.asarray(labels)[others][:, 1] == -1).all()
+
+
+def test_mask_prompts_are_poor_copies_of_their_objects(arrays):
+    instances = jnp.asarray(arrays["instances"])
+    soft = sam2.soft_targets(instances)
+    _, owner = sam2.sample_points(jax.random.key(0), instances, soft, 64, 0.2)
+    target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)
+    masks, given = sam2._some_masks(jax.random.key(1), target, owner)
+    assert 10 < given.sum() < 60 and not (np.asarray(given) & (np.asarray(owner) == 0)).any()
+    ious = np.asarray(sam2.true_ious(masks[:, :, None], target))[..., 0][np.asarray(given)]
+    assert 0.3 < ious.mean() < 0.9 and np.std(ious) > 0.1
+
+
+def test_true_ious():
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(3, 4, 8, 8)), rng.random((3, 8, 8))
+    both = ((logits > 0) & (target > 0.5)[:, None]).sum((2, 3))
+    either = ((logits > 0) | (target > 0.5)[:, None]).sum((2, 3))
+    np.testing.assert_allclose(sam2.true_ious(jnp.asarray(logits), jnp.asarray(target)), both / either, rtol=1e-6)
+
+
+TINY_DINOV2 = dataclasses.replace(dinov2.SMALL_DINOV2, embed_dim=16, depth=1, num_heads=2)
+TINY_SAM2 = dataclasses.replace(
+    sam2.SMALL_SAM2,
+    hiera=HieraConfig(8, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)),
+    d_model=16,
+    decoder_mlp_dim=16,
+    iou_head_hidden_dim=16,
+)
+
+
+def test_every_parameter_of_sam2_learns(arrays, monkeypatch):
+    monkeypatch.setattr(sam2, "SMALL_SAM2", TINY_SAM2)
+    graph, parameters, buffers = sam2.initialise(0)
+    loss = sam2.make_loss(graph, buffers, batch=2, points=3)
+    device = {name: jnp.asarray(arrays[name]) for name in ("images", "instances")}
+    gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(parameters, device, jax.random.key(1), jnp.zeros(()))
+    assert 0 <= metrics["chosen_iou"] <= metrics["best_iou"] <= 1
+    # Label 0, a background point, is never given.
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), name
+        assert np.abs(leaf).max() > 0 or "point_embeddings" in name, name
+
+
+def run(tmp_path, arrays, monkeypatch, steps, name):
+    monkeypatch.setattr(dinov2, "SMALL_DINOV2", TINY_DINOV2)
+    graph, parameters, rest = dinov2.initialise(0)
+    names = ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
+    out = tmp_path / name
+    trained = train(
+        parameters,
+        dinov2.make_loss(graph, rest, batch=2),
+        {n: jnp.asarray(arrays[n]) for n in names},
+        Schedule(learning_rate=2e-3, steps=steps, warmup=4, steps_per_call=4, save_seconds=0.0),
+        seed=5,
+        out=out,
+        checkpoints=out / "checkpoints",
+        evaluate=lambda p: {"size": float(jnp.sum(jnp.abs(p["head"])))},
+        export=lambda p: nnx.merge_state(p["model"], rest),
+    )
+    return graph, rest, trained, out
+
+
+def test_training_learns_resumes_and_is_repeatable(tmp_path, arrays, monkeypatch):
+    graph, rest, whole, out = run(tmp_path, arrays, monkeypatch, 24, "whole")
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
+    assert (out / "curves.png").stat().st_size > 1000
+
+    _, _, again, _ = run(tmp_path, arrays, monkeypatch, 24, "again")
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+    # Half of it, as if killed: the checkpoint of step 12 of a run of 24.
+    checkpoints = tmp_path / "half" / "checkpoints"
+    real_append, calls = train.__globals__["_append"], []
+
+    def killed(path, row):
+        calls.append(row)
+        if row["step"] > 12:
+            raise KeyboardInterrupt
+        real_append(path, row)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(train.__globals__, "_append", killed)
+        run(tmp_path, arrays, monkeypatch, 24, "half")
+    assert checkpoints.exists()
+    _, _, resumed, half = run(tmp_path, arrays, monkeypatch, 24, "half")
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+    # The written weights are those of the average, rounded to float16.
+    model = load_weights(half / "weights.npz", nnx.merge(graph, whole["model"], rest))
+    for ours, saved in zip(jax.tree.leaves(whole["model"]), jax.tree.leaves(nnx.state(model, nnx.Param)), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours, np.float16).astype(np.float32), saved)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dinov2, "SMALL_DINOV2", TINY_DINOV2)
+    graph, parameters, rest = dinov2.initialise(0)
+    save_weights(tmp_path / "w.npz", parameters["model"])
+    monkeypatch.setattr(dinov2, "SMALL_DINOV2", dataclasses.replace(TINY_DINOV2, depth=2))
+    graph, parameters, rest = dinov2.initialise(0)
+    with pytest.raises(ValueError, match="other arrays"):
+        load_weights(tmp_path / "w.npz", nnx.merge(graph, parameters["model"], rest))
