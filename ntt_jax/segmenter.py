@@ -86,7 +86,8 @@ class Segmenter:
             "canvas": canvas,
         }
         # Alone, not in batches: a reference's mean must not depend on which others are encoded with it.
-        self._encoder = ReferenceEncoder(dinov2, devices=devices and devices[:1], matmul_precision=matmul_precision)
+        first = None if devices is None else list(devices)[:1]
+        self._encoder = ReferenceEncoder(dinov2, devices=first, matmul_precision=matmul_precision)
         self._ahead = max(2, batch_size)
         self._predictor: Predictor | None = None
         self._classes: dict[str, LearnedClass] = {}

@@ -356,6 +356,7 @@ def test_a_prediction_in_all_its_forms(shared, given, monkeypatch):
         assert list(fields["data"]["class_name"]) == list(one.class_names)
 
 
+@pytest.mark.filterwarnings("ignore:OpenCV")
 def test_to_supervision_itself(shared, given):
     supervision = pytest.importorskip("supervision")
     for threshold in (0.0, 2.0):
