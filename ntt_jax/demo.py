@@ -109,7 +109,7 @@ def run_demo(
     shots: Sequence[int] = (1, 5),
     dtype: str = "float32",
     batch_size: int = 4,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[int, dict[str, Any]]:
     """Run the demo into the folder `out`; returns the metrics by number of shots.
@@ -186,7 +186,8 @@ def _draw_references(path: Path, benchmark: Benchmark, references: ReferenceSet)
         for reference in chosen.references:
             image = read_image(dataset.image_path(benchmark.folder / "references", reference.image_id))
             mask = dataset.mask(dataset.annotations[reference.annotation_id])
-            tile = visualize.overlay(image, mask[None], [k], opacity=0.3)
+            # All but the reference itself is dimmed.
+            tile = visualize.overlay(np.where(mask[..., None], image, image // 3), mask[None], [k], opacity=0.0)
             tiles.append(visualize.titled(tile, chosen.name))
     visualize.save_picture(path, visualize.grid(tiles, columns))
 
