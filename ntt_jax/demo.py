@@ -105,7 +105,7 @@ def run_demo(
     out: str | Path,
     *,
     seed: int = 0,
-    scenes: int = SCENES,
+    scenes: int | None = None,
     shots: Sequence[int] = (1, 5),
     dtype: str = "float32",
     batch_size: int = 4,
@@ -116,7 +116,7 @@ def run_demo(
 
     Args:
       seed: of the scenes and of the choice of references; also chooses one of four sets of six novel classes.
-      scenes: target images. shots: references per class; each number is one run.
+      scenes: target images, 40 if None. shots: references per class; each number is one run.
       dtype, batch_size, devices: as for the loaders and `Predictor`. say: prints a line.
 
     Writes weights/, references/, targets/ (COCO folders), and for each number of shots references_N.json,
@@ -126,6 +126,7 @@ def run_demo(
       InputError: too few scenes for the shots, no PyTorch to read the checkpoints, files that cannot be written.
     """
     out, started = Path(out), time.monotonic()
+    scenes = SCENES if scenes is None else scenes
     if not shots or min(shots) < 1 or scenes < 1:
         raise InputError(f"demo: expected at least one scene and shot, found scenes {scenes}, shots {list(shots)}")
     benchmark = make_benchmark(out, seed, scenes, max(REFERENCE_SCENES, 12 * max(shots)))
