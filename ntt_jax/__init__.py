@@ -16,7 +16,7 @@ _EXPORTS = {
     "load_dinov2": "loading",
     "load_sam2": "loading",
     "aggregate_memory": "memory",
-    "detect": "detect",
+    "detect": "detection",
     "segment": "pipeline",
     "Segmenter": "segmenter",
 }

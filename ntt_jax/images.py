@@ -16,6 +16,8 @@ from ntt_jax.files import PathLike, show_path
 
 # Photograph formats whose decoders run inside Pillow. Others are refused: the EPS reader, for one, starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+# Endings by which a folder is searched for images.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 MAX_PIXELS = 200_000_000
 """Default limit on height x width, for images and for annotations: 600 MB as RGB."""
 

@@ -26,7 +26,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ntt_jax.config import DetectConfig
-from ntt_jax.detect import Candidates, Detections, Merged, describe_candidates, merge_candidates
+from ntt_jax.detection import Candidates, Detections, Merged, describe_candidates, merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.merge import resize_masks

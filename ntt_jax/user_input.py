@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ntt_jax.cli.segment_files import SUFFIXES
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, show_path
-from ntt_jax.images import read_image
+from ntt_jax.images import SUFFIXES, read_image
 from ntt_jax.memory import check_reference
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.preprocess import mask_to_grid, reference_crop

@@ -57,7 +57,7 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
       SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation sam2==1.1.0 dinov2==0.0.1.dev2 || return 1
       echo "$key" >"$venv/.ntt-setup-demo"
       ;;
-    latest) "${pip[@]}" --upgrade --upgrade-strategy eager -e . jax 'pytest>=8' 'hypothesis>=6' || return 1 ;;
+    latest) "${pip[@]}" --upgrade --upgrade-strategy eager -e . jax 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6' || return 1 ;;
     *) echo "setup_venv: unknown kind $kind" >&2 && return 1 ;;
   esac
   echo "$key" >"$venv/.ntt-setup-$kind"

@@ -64,7 +64,7 @@ def annotation(annotation_id: Any, image_id: Any, category_id: Any, bbox: Any, *
 
 
 def spoil(content: Any, seed: int, value: Any) -> bytes:
-    """The document as JSON bytes with one to three random faults: values replaced, removed or repeated, bytes changed."""
+    """The document as JSON bytes with one to three random faults in values or bytes."""
     rng = random.Random(seed)
     content = copy.deepcopy(content)
     for _ in range(rng.randint(1, 3)):

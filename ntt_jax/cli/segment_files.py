@@ -11,7 +11,7 @@ import numpy as np
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path, write_json
-from ntt_jax.images import read_image
+from ntt_jax.images import SUFFIXES, read_image
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import decode_rle, rle_areas
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 """What counts as an image in a folder; a file that is named itself may have any suffix."""
 OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""

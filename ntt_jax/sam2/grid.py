@@ -38,6 +38,7 @@ MFLOP per point, large published decoder (N = 4096, C = 256, I = 128, H = 8, T =
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -171,6 +172,32 @@ class Tokens(NamedTuple):
 
 def _centre(x: Array) -> Array:
     return x - jnp.mean(x, axis=-1, keepdims=True)
+
+
+def _fold(operation: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
+    """Reduce a short axis that is not the last one, keeping it with length 1.
+
+    Halves are combined again and again, which XLA turns into one loop along the last axis. Its own reductions over any
+    other axis take five times as long on CPUs.
+    """
+    while (length := x.shape[axis]) > 1:
+        half = length // 2
+        low, high, rest = (
+            jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in ((0, half), (half, 2 * half), (2 * half, length))
+        )
+        x = operation(low, high)
+        if length % 2:
+            x = jnp.concatenate([x, rest], axis=axis) if half > 1 else operation(x, rest)
+    return x
+
+
+def _sum(x: Array, axis: int) -> Array:
+    return _fold(jnp.add, x, axis)
+
+
+def _softmax(x: Array, axis: int) -> Array:
+    e = jnp.exp(x - _fold(jnp.maximum, x, axis))
+    return e / _sum(e, axis)
 
 
 def _split(x: Array, heads: int) -> Array:  # [..., I] -> [..., H, d]
@@ -308,13 +335,13 @@ class GridDecoder:
         attn = layer.cross_attn_image_to_token
         key = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value0 = self._heads(queries, attn.v_proj)
-        a0 = flat(jax.nn.softmax(self._dot("pthd,hdn->phtn", key, side.query0), axis=2))
+        a0 = flat(_softmax(self._dot("pthd,hdn->phtn", key, side.query0), 2))
 
         # Its norm.
         b0 = self._basis(value0, self.out0)
         cross = flat(self._dot("pthd,hdn->phtn", value0, side.out0))
         gram = self._dot("pkc,pjc->pkj", b0, b0)
-        square = jnp.sum(a0 * (2 * cross + self._dot("pkj,pjn->pkn", gram, a0)), axis=1)
+        square = self._quadratic(a0, 2 * cross, gram)
         r1 = jax.lax.rsqrt((side.norm0[None] + square) / c + self.epsilon)  # [P, N]
         b0 = b0 * self.g1[None]
 
@@ -340,7 +367,7 @@ class GridDecoder:
         key = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value1 = self._heads(queries, attn.v_proj)
         logits = self._logits(key, side.query1, side.query1_pe, b0, attn.q_proj, a0, r1)
-        a1 = flat(jax.nn.softmax(logits, axis=2))
+        a1 = flat(_softmax(logits, 2))
 
         # Its norm.
         basis = jnp.concatenate([_centre(b0), self._basis(value1, self.out1)], axis=1)  # [P, 2K, C]
@@ -354,13 +381,18 @@ class GridDecoder:
         )
         gram = self._dot("pkc,pjc->pkj", basis, basis)
         along = jnp.sum(basis * self.d[None], axis=-1, keepdims=True)  # [P, 2K, 1]
-        square = jnp.sum(rows * (2 * (r1[:, None] * cross + along) + self._dot("pkj,pjn->pkn", gram, rows)), axis=1)
+        square = self._quadratic(rows, 2 * (r1[:, None] * cross + along), gram)
         square = square + r1 * (r1 * side.norm1[None] + 2 * side.norm1_d[None]) + jnp.sum(self.d * self.d)
         r2 = jax.lax.rsqrt(square / c + self.epsilon)
         state = Tokens(queries, tokens, rows, basis, r1, r2)
 
         iou_token = self._final(side, state, jnp.ones((p,), jnp.int32))
         return state, jax.nn.sigmoid(self.decoder.iou_prediction_head(iou_token))
+
+    def _quadratic(self, rows: Array, linear: Array, gram: Array) -> Array:
+        """sum over k of rows * (linear + gram rows): [P, K, N], [P, K, N], [P, K, K] -> [P, N]."""
+        product = jax.lax.optimization_barrier(self._dot("pkj,pjn->pkn", gram, rows))
+        return _sum(rows * (linear + product), 1)[:, 0]
 
     def _basis(self, value: Array, rows: Array) -> Array:
         """What each (head, token) adds to an image token: [P, T, H, d], [I, C] -> [P, K, C]."""
@@ -409,19 +441,22 @@ class GridDecoder:
         bias = jnp.tile(self._bias(self.up[0]), 4)  # [1, 4 C/4]
         basis = self._dot("pkc,co->pok", state.basis * self.g2[None], kernel)  # [P, 4 C/4, 2K]
         constant = ((self.d * self.g2) @ kernel)[..., None]  # [1, 4 C/4, 1]
-        x = self._dot("pok,pkn->pon", basis, state.rows) + state.r1[:, None] * side.upscaled[None] + constant
+        x = jax.lax.optimization_barrier(self._dot("pok,pkn->pon", basis, state.rows))
+        x = x + state.r1[:, None] * side.upscaled[None] + constant
         x = state.r2[:, None] * x + ((self.b2 @ kernel + bias).T + side.feat_s1)[None]
         # Layer norm over the channels of each of the four sub-pixels, then the second convolution.
         norm = self.up[1]
         x = x.reshape(p, 4, -1, n)
-        x = x - jnp.mean(x, axis=2, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=2, keepdims=True) + norm.epsilon)
+        x = x - _sum(x, 2) / x.shape[2]
+        x = x * jax.lax.rsqrt(_sum(x * x, 2) / x.shape[2] + norm.epsilon)
         x = gelu(x * norm.scale[...].reshape(1, 1, -1, 1) + norm.bias[...].reshape(1, 1, -1, 1))
         up2 = self.up[3]
         kernel = up2.kernel[...].astype(jnp.float32)  # [2, 2, C / 4, C / 8]
         channels = kernel.shape[-1]
         kernel = kernel.transpose(0, 1, 3, 2).reshape(-1, kernel.shape[2])  # [4 C/8, C / 4]
-        x = self._dot("oc,pacn->paon", kernel, x) + (side.feat_s0 + jnp.tile(self._bias(up2), 4).T[None])[None]
+        # The kernel repeated for every sub-pixel: batched products keep N last, a shared one would transpose twice.
+        x = self._dot("paoc,pacn->paon", jnp.broadcast_to(kernel, (p, 4, *kernel.shape)), x)
+        x = x + (side.feat_s0 + jnp.tile(self._bias(up2), 4).T[None])[None]
         x = x.reshape(p, 4, 4, channels, n)
         # A sum written out: XLA then fuses bias, GELU and product into one pass along N.
         logits = jnp.zeros((p, 4, 4, n), jnp.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ntt_jax.config import DetectConfig
-from ntt_jax.detect import Detections, describe_candidates, detect, merge_candidates
+from ntt_jax.detection import Detections, describe_candidates, detect, merge_candidates
 from ntt_jax.errors import InputError
 from ntt_jax.merge import resize_masks
 from ntt_jax.resize import resize_matrix
