@@ -25,16 +25,19 @@ step and every reduction over heads, tokens or channels runs along contiguous me
    Those points alone are upscaled, with one hypernetwork output instead of four. The first transposed convolution
    is a projection of X2 (item 3), so it costs a [4 C/4, 2 K] x [2 K, N] product.
 
-MFLOP per point, large published decoder (N = 4096, C = 256, I = 128, H = 8, T = 8), products only:
-                                              MaskDecoder      here
-    layer 0, both cross attentions                   1661        34
-    norm after layer 0                                  -        42
-    layer 1, both cross attentions                   1107       150
-    norm after layer 1                                  -       168
-    final attention                                   554        42   (of these 21 for the IoUs)
-    upscaling and mask, all points                    826         -
-    upscaling and mask, passing points only             -       558
-    sum                                              4148 (3560 where image projections are shared)   436 + 558
+MFLOP per point of the published sizes (N = 4096, C = 256, I = 128, H = 8, T = 8), image side only; both spend another
+40 on the tokens themselves:
+                                             MaskDecoder    here
+    layer 0, both cross attentions                  1107      25
+    norm after layer 0                                 -      44
+    layer 1, both cross attentions                  1107     156
+    norm after layer 1                                 -     159
+    final attention, for the IoUs                    554      37
+    every point                                                   421
+    final attention, for one mask                                  37
+    upscaling and the product with a mask's weights  822     557
+    points that pass                                              594
+    sum                                             3590    1015
 """
 
 import math
