@@ -4,7 +4,16 @@ Names are imported on first use, so that `import ntt_jax` costs nothing and the 
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config
+    from ntt_jax.detection import detect
+    from ntt_jax.errors import InputError
+    from ntt_jax.loading import load_dinov2, load_sam2
+    from ntt_jax.memory import aggregate_memory
+    from ntt_jax.pipeline import segment
+    from ntt_jax.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
@@ -21,7 +30,19 @@ _EXPORTS = {
     "Segmenter": "segmenter",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = [
+    "DetectConfig",
+    "DinoV2Config",
+    "InputError",
+    "Sam2Config",
+    "Segmenter",
+    "__version__",
+    "aggregate_memory",
+    "detect",
+    "load_dinov2",
+    "load_sam2",
+    "segment",
+]
 
 
 def __getattr__(name: str) -> Any:

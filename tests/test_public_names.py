@@ -17,6 +17,10 @@ def test_exported_names_are_objects_whatever_was_imported_before(name):
     assert found.__doc__ and "." in found.__doc__
 
 
+def test_all_lists_what_is_there():
+    assert set(ntt_jax.__all__) == {"__version__", *ntt_jax._EXPORTS}
+
+
 def test_unknown_names():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ntt_jax.nothing  # noqa: B018
