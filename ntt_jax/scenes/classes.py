@@ -37,12 +37,14 @@ _BASE_PAIRS = [pair for pair in _PAIRS if (pair[0] - pair[1]) % 6 != 0]
 class ObjectClass:
     """What all objects of one class have in common.
 
-    profile: `[256]` float32, distance of the outline from the centre over the angle, largest 1.
-    stretch: width / height of the outline. frequency: texture cycles per unit radius. spokes: lobes of angular
-    textures. colours: `[3, 3]` float32 RGB in [0, 1]: body, texture, core. core, hole: radii, 0 for none.
+    outline, texture: names of the families. profile: `[256]` float32, distance of the outline from the centre over
+    the angle, largest 1. stretch: width / height of the outline. frequency: texture cycles per unit radius. spokes:
+    lobes of angular textures. colours: `[3, 3]` float32 RGB in [0, 1]: body, texture, core. core, hole: radii as parts
+    of the outline's largest, 0 for none.
     """
 
     name: str
+    outline: str
     profile: np.ndarray
     stretch: float
     texture: str
@@ -102,6 +104,7 @@ def _make_class(rng: np.random.Generator, pair: Sequence[int], palette: np.ndarr
     hole = float(rng.uniform(0.28, 0.4)) if inner > 0.85 else 0.0
     return ObjectClass(
         name=f"{prefix} {texture} {outline}",
+        outline=outline,
         profile=profile,
         stretch=float(np.exp(rng.uniform(-0.35, 0.35))),
         texture=texture,

@@ -2,7 +2,8 @@
 
 A dense contrastive objective: cosine softmax over one learnt proxy per base class and one for the background, on
 mask-averaged features (what the method's memory and matching use) and, at half weight, on single patches. Batches mix
-whole scenes, as targets are, with crops, as references are.
+whole scenes, as targets are, with crops, as references are. Every order of an object's colour channels counts as a
+class of its own, which makes six classes of one.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax import Array
 from ntt_jax.config import DinoV2Config
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.scenes.classes import BASE_CLASS_COUNT, NOVEL_CLASSES_PER_SPLIT, NOVEL_SPLITS
-from ntt_jax.training.augment import normalise, normalised, turn
+from ntt_jax.training.augment import PERMUTATIONS, normalise, normalised, permute_channels, turn
 from ntt_jax.training.data import CROP_SIDE, GRID, MAX_OBJECTS, SCENE_SIDE
 
 SMALL_DINOV2 = DinoV2Config(
@@ -25,13 +26,13 @@ SMALL_DINOV2 = DinoV2Config(
 )
 
 _TEMPERATURE = 0.1
-_BACKGROUND = BASE_CLASS_COUNT
+_BACKGROUND = BASE_CLASS_COUNT * len(PERMUTATIONS)
 
 
 def initialise(seed: int) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
     """A new model, split: its graph, `{"model": parameters, "head": proxies}`, and what is not trained (nothing)."""
     graph, parameters, rest = nnx.split(DinoVisionTransformer(SMALL_DINOV2, rngs=nnx.Rngs(seed)), nnx.Param, ...)
-    # Only directions count. Short vectors turn fast: of unit deviation, thousands of steps would go into turning them.
+    # Only directions count. Short vectors turn fast: of unit deviation, thousands of steps go into turning them.
     proxies = 0.03 * jax.random.normal(jax.random.key(seed + 1), (_BACKGROUND + 1, SMALL_DINOV2.embed_dim))
     return graph, {"model": parameters, "head": proxies}, rest
 
@@ -42,20 +43,22 @@ def make_loss(graph: nnx.GraphDef, rest: nnx.State, batch: int) -> Callable[...,
     def loss(parameters: Any, data: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
         model = nnx.merge(graph, parameters["model"], rest)
-        keys = jax.random.split(key, 7)
+        keys = jax.random.split(key, 9)
         rows, crop_rows = jax.random.randint(keys[0], (2, batch), 0, data["images"].shape[0])
         scenes, instances = turn(keys[1], data["images"][rows], data["instances"][rows])
         crops, crop_masks = turn(keys[2], data["crops"][crop_rows], data["crop_grids"][crop_rows])
-        scenes, crops = normalised(keys[3], scenes, 0.08), normalised(keys[4], crops, 0.08)
+        scenes, scene_order = permute_channels(keys[3], scenes)
+        crops, crop_order = permute_channels(keys[4], crops)
+        scenes, crops = normalised(keys[5], scenes, 0.08), normalised(keys[6], crops, 0.08)
         features = model(jnp.concatenate([scene_input(scenes), crops]))  # [2B, 16, 16, C]
 
         cover = patch_cover(instances)  # [B, 16, 16, M + 1]
         crop_cover = jnp.stack([1 - crop_masks, crop_masks], axis=-1)  # [B, 16, 16, 2]
-        scene_labels = data["labels"][rows].astype(jnp.int32)
-        crop_labels = data["crop_labels"][crop_rows].astype(jnp.int32)[:, None]
+        scene_labels = _class_of(data["labels"][rows], scene_order[:, None])
+        crop_labels = _class_of(data["crop_labels"][crop_rows], crop_order)[:, None]
         # Background of crops may hold other objects: only scenes teach what background is.
-        scene_part = _part_loss(keys[5], features[:batch], cover, scene_labels, parameters["head"], True)
-        crop_part = _part_loss(keys[6], features[batch:], crop_cover, crop_labels, parameters["head"], False)
+        scene_part = _part_loss(keys[7], features[:batch], cover, scene_labels, parameters["head"], True)
+        crop_part = _part_loss(keys[8], features[batch:], crop_cover, crop_labels, parameters["head"], False)
         pooled, accuracy, tokens = (0.5 * (a + b) for a, b in zip(scene_part, crop_part, strict=True))
         return pooled + 0.5 * tokens, {"pooled_loss": pooled, "token_loss": tokens, "base_accuracy": accuracy}
 
@@ -74,6 +77,11 @@ def patch_cover(instances: Array) -> Array:
     blocks = instances.reshape(b, GRID, cell, GRID, cell)
     ids = jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype)
     return jnp.stack([jnp.mean(blocks == i, axis=(2, 4), dtype=jnp.float32) for i in ids], axis=-1)
+
+
+def _class_of(labels: Array, order: Array) -> Array:
+    labels = labels.astype(jnp.int32)
+    return jnp.where(labels < 0, -1, labels * len(PERMUTATIONS) + order)
 
 
 def _part_loss(
