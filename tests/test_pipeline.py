@@ -78,8 +78,10 @@ def test_equals_segment(index=1):
 
 @pytest.mark.parametrize(("devices", "count"), [(4, 7), (8, 1)])
 def test_any_number_of_images_on_any_number_of_devices(devices, count):
+    # One image a step on one device: the share of each device. Another batch size may round a logit across 0.
+    one = list(Predictor(*models(), prototypes(), CONFIG)(images()[:count]))
     predictor = Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:devices])
-    for found, wanted in zip(predictor(images()[:count]), predicted()[0][:count], strict=True):
+    for found, wanted in zip(predictor(images()[:count]), one, strict=True):
         assert_same(found, wanted)
 
 

@@ -123,7 +123,10 @@ def decode_grid(
 
         def some_masks(i: Array, logits: Array) -> Array:
             at = jax.lax.dynamic_slice(order, (jnp.minimum(i * mask_chunk, chunk - mask_chunk),), (mask_chunk,))
-            masks = grid.masks(side, jax.tree.map(lambda x: x[at], state), best[at], h, w)
+            # Tied to the counter: a single block would not depend on it, and XLA would compute it outside the loop,
+            # that is always.
+            at, chosen, _ = jax.lax.optimization_barrier((at, state, i))
+            masks = grid.masks(side, jax.tree.map(lambda x: x[at], chosen), best[at], h, w)
             # Rows that fill the last block up point behind the end and are dropped.
             return logits.at[jnp.where(passing[at], start + at, count)].set(masks, mode="drop")
 
