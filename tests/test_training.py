@@ -183,10 +183,7 @@ def test_training_learns_resumes_and_is_repeatable(tmp_path, arrays, monkeypatch
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
     assert (out / "curves.png").stat().st_size > 1000
 
-    _, _, again, _ = run(tmp_path, arrays, monkeypatch, 24, "again")
-    jax.tree.map(np.testing.assert_array_equal, again, whole)
-
-    # Half of it, as if killed: the checkpoint of step 12 of a run of 24.
+    # Once more, killed after step 12 and started again: this shows both that it resumes and that it is repeatable.
     checkpoints = tmp_path / "half" / "checkpoints"
     real_append, calls = train.__globals__["_append"], []
 
