@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-# Defaults: about an hour for each model on two CPU cores. On a GPU take larger batches and more steps.
+# Defaults: meant for two CPU cores and about an hour each. On a GPU take larger batches (64 and more).
 _STEPS = {"sam2": 9000, "dinov2": 5000}
 _BATCH = {"sam2": 6, "dinov2": 16}
 _RATE = {"sam2": 6e-4, "dinov2": 1e-3}
