@@ -75,6 +75,106 @@ def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates
     return Candidates(weights, boxes, boxes[:, 2] >= 0)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """What is left of (candidate, class) pairs after NMS, in NMS order; where not `alive`, anything.
+
+    candidate: `[M]` int32. label: `[M]` int32. score: `[M]` float32. alive: `[M]` bool.
+    best_label: `[P]` int32, the best class of every candidate.
+    """
+
+    candidate: Array
+    label: Array
+    score: Array
+    alive: Array
+    best_label: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Overlaps:
+    """Full-size pixel counts of the masks that are used, each in one slot of U.
+
+    slot: `[P]` int32, the slot of every candidate. intersections: `[U, U]` int32, areas on the diagonal. boxes:
+    `[U, 4]` int32 x1, y1, x2, y2 in pixels, inclusive.
+    """
+
+    slot: Array
+    intersections: Array
+    boxes: Array
+
+
+def label_rows(
+    objects: Array, boxes: Array, valid: Array, predicted_ious: Array, prototypes: Array, config: DetectConfig
+) -> Rows:
+    """Steps 6 and 7: classes of the candidates, then NMS.
+
+    Args:
+      objects `[P, C]`, boxes `[P, 4]`, valid `[P]`, predicted_ious `[P]`: of the candidates. prototypes `[K, C]`.
+
+    Returns:
+      `Rows` with M = config.max_candidates, or all (candidate, class) pairs if there are fewer.
+    """
+    labels, scores = assign_labels(similarities(objects, prototypes), config.classes_per_mask)  # [P, n]
+    valid = valid & jnp.all(jnp.isfinite(scores), axis=1)
+
+    # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
+    order = jnp.argsort(jnp.where(valid, -predicted_ious, jnp.inf), stable=True)
+    keep = class_aware_nms(boxes[order], labels[order], valid[order], prototypes.shape[0], config.nms_iou_threshold)
+    rows = keep.size
+    row = jnp.nonzero(keep.reshape(-1), size=min(config.max_candidates, rows), fill_value=rows)[0]  # [M], in NMS order
+    position = jnp.minimum(row, rows - 1)
+    candidate = order[position // labels.shape[1]]
+    rank = position % labels.shape[1]
+    label, score = labels[candidate, rank], scores[candidate, rank]
+    return Rows(candidate.astype(jnp.int32), label, score, (row < rows) & (score > 0), labels[:, 0])
+
+
+def overlap_rows(
+    rows: Rows, mask_logits: Array, num_classes: int, slots: int, *, height: int | Array, width: int | Array
+) -> Overlaps:
+    """Step 8: overlaps at full size of all masks that rows of one class share an image with.
+
+    rows.candidate, label and alive may be of any length; labels lie below `num_classes`. slots: at least the number of
+    candidates that occur in live rows.
+    """
+    count = mask_logits.shape[0]
+    # Rows of one candidate share one mask: overlaps are counted between candidates, grouped by their best class.
+    used = jnp.zeros(count, bool).at[jnp.where(rows.alive, rows.candidate, count)].set(True, mode="drop")
+    by_label = jnp.argsort(jnp.where(used, rows.best_label, num_classes), stable=True)
+    taken = by_label[:slots].astype(jnp.int32)
+    slot = jnp.zeros(count, jnp.int32).at[taken].set(jnp.arange(slots, dtype=jnp.int32))
+    has_class = jnp.zeros((slots, num_classes), jnp.float32)
+    place = jnp.where(rows.alive, slot[rows.candidate], slots)
+    has_class = has_class.at[place, rows.label].set(1.0, mode="drop")
+    partners = jnp.dot(has_class, has_class.T) > 0
+    intersections, boxes = full_size_overlaps(mask_logits, taken, jnp.sum(used), partners, height, width)
+    return Overlaps(slot, intersections, boxes)
+
+
+def best_rows(rows: Rows, objects: Array, overlaps: Overlaps, config: DetectConfig) -> Merged:
+    """Steps 9 and 10: soft merge, then the best. objects `[P, C]`: features of the candidates."""
+    slot = overlaps.slot[rows.candidate]
+    areas = jnp.diagonal(overlaps.intersections)[slot]
+    alive = rows.alive & (areas > 0)
+    feature = objects[rows.candidate]
+    cosines = jnp.einsum("ic,jc->ij", feature, feature, precision="highest")
+    intersections = overlaps.intersections[slot[:, None], slot[None, :]]
+    score = soft_merge(rows.score, rows.label, cosines, intersections, areas, alive)
+
+    best = jnp.argsort(jnp.where(alive, -score, jnp.inf), stable=True)[: config.max_detections]
+    best = jnp.pad(best, (0, config.max_detections - best.shape[0]))
+    valid = alive[best] & (jnp.arange(best.shape[0]) < alive.shape[0])
+    return Merged(
+        source=jnp.where(valid, rows.candidate[best], 0).astype(jnp.int32),
+        boxes=jnp.where(valid[:, None], overlaps.boxes[slot[best]], 0),
+        scores=jnp.where(valid, score[best], 0.0),
+        labels=jnp.where(valid, rows.label[best], -1),
+        valid=valid,
+    )
+
+
 def merge_candidates(
     features: Array,
     candidates: Candidates,
@@ -87,51 +187,12 @@ def merge_candidates(
     config: DetectConfig,
 ) -> Merged:
     """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values."""
-    count = mask_logits.shape[0]
-    num_classes = prototypes.shape[0]
     objects, has_direction = object_features(candidates.weights, features)
-    labels, scores = assign_labels(similarities(objects, prototypes), config.classes_per_mask)  # [P, n]
-    valid = candidates.valid & has_direction & jnp.all(jnp.isfinite(scores), axis=1)
-
-    # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
-    order = jnp.argsort(jnp.where(valid, -predicted_ious, jnp.inf), stable=True)
-    keep = class_aware_nms(candidates.boxes[order], labels[order], valid[order], num_classes, config.nms_iou_threshold)
-    rows = keep.size
-    limit = min(config.max_candidates, rows)
-    row = jnp.nonzero(keep.reshape(-1), size=limit, fill_value=rows)[0]  # [M], in NMS order
-    position = jnp.minimum(row, rows - 1)
-    source = order[position // labels.shape[1]]
-    rank = position % labels.shape[1]
-    label, score = labels[source, rank], scores[source, rank]
-    alive = (row < rows) & (score > 0)
-
-    # Rows of one candidate share one mask: overlaps are counted between candidates, grouped by their best class.
-    used = jnp.zeros(count, bool).at[jnp.where(alive, source, count)].set(True, mode="drop")
-    by_label = jnp.argsort(jnp.where(used, labels[:, 0], num_classes), stable=True)
-    slots = by_label[: min(limit, count)].astype(jnp.int32)
-    slot_of = jnp.zeros(count, jnp.int32).at[slots].set(jnp.arange(slots.shape[0], dtype=jnp.int32))
-    slot = slot_of[source]
-    has_class = jnp.zeros((slots.shape[0], num_classes), jnp.float32)
-    has_class = has_class.at[jnp.where(alive, slot, slots.shape[0]), label].set(1.0, mode="drop")
-    partners = jnp.dot(has_class, has_class.T) > 0
-    intersections, boxes = full_size_overlaps(mask_logits, slots, jnp.sum(used), partners, height, width)
-
-    areas = jnp.diagonal(intersections)[slot]
-    alive = alive & (areas > 0)
-    feature = objects[source]
-    cosines = jnp.einsum("ic,jc->ij", feature, feature, precision="highest")
-    score = soft_merge(score, label, cosines, intersections[slot[:, None], slot[None, :]], areas, alive)
-
-    best = jnp.argsort(jnp.where(alive, -score, jnp.inf), stable=True)[: config.max_detections]
-    best = jnp.pad(best, (0, config.max_detections - best.shape[0]))
-    valid = alive[best] & (jnp.arange(best.shape[0]) < limit)
-    return Merged(
-        source=jnp.where(valid, source[best], 0).astype(jnp.int32),
-        boxes=jnp.where(valid[:, None], boxes[slot[best]], 0),
-        scores=jnp.where(valid, score[best], 0.0),
-        labels=jnp.where(valid, label[best], -1),
-        valid=valid,
-    )
+    valid = candidates.valid & has_direction
+    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config)
+    slots = min(config.max_candidates, mask_logits.shape[0])
+    overlaps = overlap_rows(rows, mask_logits, prototypes.shape[0], slots, height=height, width=width)
+    return best_rows(rows, objects, overlaps, config)
 
 
 def detect(
