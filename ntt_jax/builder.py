@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding
+from jax import Array
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ntt_jax.coco import CocoDataset
@@ -20,25 +20,11 @@ from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images import read_image
-from ntt_jax.memory import Memory, check_reference, instance_mean, memory_from_instance_means
+from ntt_jax.memory import Memory, check_reference, encode_references, memory_from_instance_means
+from ntt_jax.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.preprocess import mask_to_grid, reference_crop
 from ntt_jax.sampling import Reference, ReferenceSet, check_references
-
-
-def encode_references(dinov2: DinoVisionTransformer, crops: Array, masks: Array) -> Array:
-    """Mean patch feature of each reference, weighted by its mask. Pure.
-
-    Args:
-      crops: `[B, E, E, 3]` float32, normalised, E the encoder's input side (`preprocess.reference_crop`).
-      masks: `[B, g, g]` float32 in [0, 1] on the patch grid (`preprocess.mask_to_grid`).
-
-    Returns:
-      `[B, C]` float32, not normalised; 0 for an all-zero mask.
-    """
-    features = dinov2(crops)  # [B, g, g, C]
-    flat = features.reshape(features.shape[0], -1, features.shape[-1]), masks.reshape(masks.shape[0], -1)
-    return lax.map(lambda reference: instance_mean(*reference), flat)
 
 
 class ReferenceEncoder:
@@ -57,25 +43,20 @@ class ReferenceEncoder:
         devices: Sequence[Any] | None = None,
         matmul_precision: str = "highest",
     ):
-        devices = [jax.devices()[0]] if devices is None else list(devices)
-        if batch_size < 1 or not devices:
-            raise InputError(f"expected a batch size and a number of devices of at least 1, found {batch_size}")
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+        mesh = device_mesh(devices)
         self.config = dinov2.config
-        self.batch_size = batch_size * len(devices)
+        self.batch_size = batch_size * mesh.size
         self._precision = matmul_precision
         definition, state = nnx.split(dinov2)
-        mesh = Mesh(np.array(devices), ("batch",))
-        self._sharded = NamedSharding(mesh, P("batch"))
+        self._sharded = NamedSharding(mesh, P(AXIS))
         self._state = jax.device_put(state, NamedSharding(mesh, P()))
 
         def run(state: Any, crops: Array, masks: Array) -> Array:
             return encode_references(nnx.merge(definition, state), crops, masks)
 
-        if len(devices) > 1:
-            run = jax.shard_map(
-                run, mesh=mesh, in_specs=(P(), P("batch"), P("batch")), out_specs=P("batch"), check_vma=False
-            )
-        self._run = jax.jit(run)
+        self._run = jax.jit(over_mesh(run, mesh))
 
     def __call__(self, crops: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
         """Mean features `[n, C]` float32 of n <= batch_size crops and grid masks."""

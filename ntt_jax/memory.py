@@ -5,7 +5,7 @@ references than others are padded with all-zero masks; what is padded never reac
 order, one reference at a time, so that a bank grown reference by reference equals, bit for bit, one made at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -43,6 +43,22 @@ def instance_mean(features: Array, mask: Array) -> Array:
     total = jnp.sum(mask)
     weighted = jnp.where(mask[:, None] > 0, features.astype(jnp.float32) * mask[:, None], 0.0)
     return jnp.sum(weighted, axis=0) / jnp.where(total > 0, total, 1.0)
+
+
+def encode_references(dinov2: Callable[[Array], Array], crops: Array, masks: Array) -> Array:
+    """Mean patch feature of each reference, weighted by its mask. Pure.
+
+    Args:
+      dinov2: the encoder.
+      crops: `[B, E, E, 3]` float32, normalised, E the encoder's input side (`preprocess.reference_crop`).
+      masks: `[B, g, g]` float32 in [0, 1] on the patch grid (`preprocess.mask_to_grid`).
+
+    Returns:
+      `[B, C]` float32, not normalised; 0 for an all-zero mask.
+    """
+    features = dinov2(crops)  # [B, g, g, C]
+    flat = features.reshape(features.shape[0], -1, features.shape[-1]), masks.reshape(masks.shape[0], -1)
+    return lax.map(lambda reference: instance_mean(*reference), flat)
 
 
 def prototypes_from_instance_means(instance_means: Array, valid: Array) -> Array:

@@ -123,5 +123,5 @@ def test_a_mask_that_vanishes_on_the_patch_grid_is_named(scenes, tmp_path):
 def test_bad_batch_sizes_are_refused(encoder):
     with pytest.raises(InputError, match="at least 1"):
         ReferenceEncoder(encoder, batch_size=0)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="at least one"):
         ReferenceEncoder(encoder, devices=[])
