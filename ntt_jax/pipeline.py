@@ -40,6 +40,20 @@ CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
 
 
+def propose_masks(
+    sam2: Sam2, features: ImageFeatures, grid: tuple[int, int], config: DetectConfig
+) -> tuple[Candidates, Array, Array]:
+    """Steps 4 to 6 for one encoded image: what does not depend on any memory. Pure.
+
+    grid: rows and columns of DINOv2's patches. Returns the candidates (not `valid`: empty, or a predicted IoU that does
+    not pass), their logits `[P, m, m]` and predicted IoUs `[P]`.
+    """
+    points = grid_points(sam2.config.image_size, config.points_per_side)
+    logits, ious, passing = decode_grid(sam2, features, points, pred_iou_threshold=config.pred_iou_threshold)
+    candidates = describe_candidates(logits, grid)
+    return Candidates(candidates.weights, candidates.boxes, candidates.valid & passing), logits, ious
+
+
 def _merge_image(
     sam2: Sam2,
     features: ImageFeatures,
@@ -50,10 +64,7 @@ def _merge_image(
     config: DetectConfig,
 ) -> tuple[Merged, Array]:
     """Steps 4 to 10 for one encoded image -> detections without masks, and the candidates' logits `[P, m, m]`."""
-    points = grid_points(sam2.config.image_size, config.points_per_side)
-    logits, ious, passing = decode_grid(sam2, features, points, pred_iou_threshold=config.pred_iou_threshold)
-    candidates = describe_candidates(logits, (patches.shape[0], patches.shape[1]))
-    candidates = Candidates(candidates.weights, candidates.boxes, candidates.valid & passing)
+    candidates, logits, ious = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config)
     patches = patches.astype(jnp.float32)
     merged = merge_candidates(patches, candidates, logits, ious, prototypes, height=height, width=width, config=config)
     return merged, logits

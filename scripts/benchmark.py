@@ -31,11 +31,11 @@ from flax import nnx
 from torch_reference import TorchPass
 
 from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
+from ntt_jax.detection import merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
-from ntt_jax.pipeline import Predictor, describe_candidates, merge_candidates
+from ntt_jax.pipeline import Predictor, propose_masks
 from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.rle import decode_rle
-from ntt_jax.sam2.grid import decode_grid, grid_points
 from ntt_jax.sam2.model import Sam2
 from weight_port import convert_state_dict
 
@@ -161,24 +161,12 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
 
         features = stage("sam2 encoder", lambda m, x: m.encode_image(sam_input(x)), sam2, images)
         patches = stage("dinov2", lambda m, x: m(encoder_input(x, m.config.input_size)), dinov2, images)
-        points = grid_points(sam2.config.image_size, args.points_per_side)
-        logits, ious, passing = stage(
-            "decoder",
-            lambda m, f, p: decode_grid(m, f, p, pred_iou_threshold=args.pred_iou_threshold),
-            sam2,
-            features[0],
-            points,
-        )
-        print(f"  {int(passing.sum())} of {len(points)} candidates pass", flush=True)
-
-        def after(patches, logits, ious, passing, prototypes):
-            candidates = describe_candidates(logits, patches.shape[:2])
-            candidates = candidates.__class__(candidates.weights, candidates.boxes, candidates.valid & passing)
-            return merge_candidates(
-                patches, candidates, logits, ious, prototypes, height=height, width=width, config=config
-            )
-
-        stage("after", after, patches[0].astype(jnp.float32), logits, ious, passing, prototypes)
+        grid = patches.shape[1:3]
+        # "decoder" includes what `after` starts from: patch weights and boxes of the masks.
+        candidates, logits, ious = stage("decoder", lambda m, f: propose_masks(m, f, grid, config), sam2, features[0])
+        print(f"  {int(candidates.valid.sum())} of {len(ious)} candidates pass", flush=True)
+        after = functools.partial(merge_candidates, height=height, width=width, config=config)
+        stage("after", after, patches[0].astype(jnp.float32), candidates, logits, ious, prototypes)
         del features, patches, logits
     found: list[Any] = []
     for batch in map(int, args.batch_sizes.split(",")):
