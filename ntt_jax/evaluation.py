@@ -1,8 +1,12 @@
-"""COCO average precision of detections, by pycocotools' COCOeval (METHOD stage 3, Evaluation)."""
+"""What detections are worth: COCO's average precision by pycocotools' COCOeval (METHOD stage 3, Evaluation).
+
+Data sets with rules of their own (LVIS, VOC, COCO-20i) are measured by those: `protocols`.
+"""
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +14,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ntt_jax.coco import CocoCategory, CocoDataset
+from ntt_jax.class_lists import is_coco20i_fold
+from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ntt_jax.errors import InputError
+from ntt_jax.federated import FederatedLists
 from ntt_jax.files import show_path
+from ntt_jax.protocols import add_semantic, measure
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import rle_areas
 
@@ -42,13 +49,16 @@ class GroundTruth:
     """What detections are measured against: annotations of the chosen classes in the evaluated images.
 
     image_ids: ascending. categories: ascending by id, a class index each. entries: COCO annotations with compressed
-    masks, ids counted from 1. kinds: "bbox" and "segm", or only "bbox".
+    masks, ids counted from 1. kinds: "bbox" and "segm", or only "bbox". protocol: whose rules are applied, "coco",
+    "coco20i", "voc" or "lvis"; federated: what LVIS's need beside.
     """
 
     image_ids: tuple[int, ...]
     categories: tuple[CocoCategory, ...]
     entries: tuple[dict[str, Any], ...]
     kinds: tuple[str, ...]
+    protocol: str = "coco"
+    federated: FederatedLists | None = None
 
 
 def prepare_ground_truth(
@@ -56,43 +66,58 @@ def prepare_ground_truth(
     categories: Sequence[CocoCategory],
     image_ids: Iterable[int] | None = None,
     *,
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
 ) -> GroundTruth:
     """Gather and check the ground truth. Do this before a long run: it decodes every mask that will be needed.
 
     image_ids: the evaluated images, with or without annotations; None takes all of the file. Crowds are kept:
     COCOeval ignores what matches them. An annotation without "area" gets that of its mask (of its box without one).
+    kinds: None takes boxes and masks, and boxes alone where the file has no masks, or VOC only some.
+    The rules are the data set's own; COCO's are joined by the semantic mIoU when the classes are a COCO-20i fold.
 
     Raises `InputError` if an image is not in the file or a segmentation is unsound, or missing while "segm" is asked
     for.
     """
     ids = sorted(set(dataset.images if image_ids is None else image_ids))
     ordered = tuple(sorted(categories, key=lambda category: category.id))
-    if not ids or not ordered or not kinds or not set(kinds) <= set(KINDS):
+    if not ids or not ordered or (kinds is not None and (not kinds or not set(kinds) <= set(KINDS))):
         raise InputError("evaluation: expected at least one image and one class, and bbox or segm or both")
     chosen = {category.id for category in ordered}
-    entries: list[dict[str, Any]] = []
+    annotations: list[CocoAnnotation] = []
     for image_id in ids:
         if image_id not in dataset.images:
             raise InputError(f"{show_path(dataset.path)}: has no image {image_id} to evaluate")
-        for annotation in dataset.image_annotations[image_id]:
-            if annotation.category_id not in chosen:
-                continue
-            entry: dict[str, Any] = {
-                # COCOeval marks a match by the annotation's id and takes 0 for "no match": the file's ids cannot serve.
-                "id": len(entries) + 1,
-                "image_id": image_id,
-                "category_id": annotation.category_id,
-                "bbox": list(annotation.bbox),
-                "iscrowd": int(annotation.iscrowd),
-            }
-            area = annotation.area
-            if "segm" in kinds:
-                entry["segmentation"] = dataset.rle(annotation)
-                area = float(rle_areas([entry["segmentation"]])[0]) if area is None else area
-            entry["area"] = annotation.bbox[2] * annotation.bbox[3] if area is None else area
-            entries.append(entry)
-    return GroundTruth(tuple(ids), ordered, tuple(entries), tuple(kind for kind in KINDS if kind in kinds))
+        annotations += [a for a in dataset.image_annotations[image_id] if a.category_id in chosen]
+    if kinds is None:
+        with_mask = sum(a.segmentation is not None for a in annotations)
+        enough = len(annotations) if dataset.protocol == "voc" else 1
+        kinds = KINDS if with_mask >= enough or not annotations else ("bbox",)
+    entries: list[dict[str, Any]] = []
+    for annotation in annotations:
+        entry: dict[str, Any] = {
+            # COCOeval marks a match by the annotation's id and takes 0 for "no match": the file's ids cannot serve.
+            "id": len(entries) + 1,
+            "image_id": annotation.image_id,
+            "category_id": annotation.category_id,
+            "bbox": list(annotation.bbox),
+            "iscrowd": int(annotation.iscrowd),
+            "difficult": int(dataset.protocol == "voc" and annotation.isimpossible),
+        }
+        area = annotation.area
+        if "segm" in kinds:
+            entry["segmentation"] = dataset.rle(annotation)
+            area = float(rle_areas([entry["segmentation"]])[0]) if area is None else area
+        entry["area"] = annotation.bbox[2] * annotation.bbox[3] if area is None else area
+        entries.append(entry)
+    fold = dataset.protocol == "coco" and "segm" in kinds and is_coco20i_fold({category.name for category in ordered})
+    return GroundTruth(
+        tuple(ids),
+        ordered,
+        tuple(entries),
+        tuple(kind for kind in KINDS if kind in kinds),
+        "coco20i" if fold else dataset.protocol,
+        dataset.federated,
+    )
 
 
 def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[str, Any]:
@@ -108,8 +133,13 @@ def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDet
     For "segm" the size of a detection, which matters only to APs/m/l, is the area of its mask. (pycocotools' `loadRes`
     takes the box's when a results entry has both; evaluators that rely on it drop the box first, to the same effect.)
 
+    By other rules than COCO's, `"protocol"` names them and the tables hold the numbers of `lvis_scores`, `voc_scores`
+    or, beside COCO's, `semantic`.
+
     Raises `InputError` if a detection is of an image that is not evaluated, or an image comes twice.
     """
+    if ground_truth.protocol in ("lvis", "voc"):
+        return _with_note(measure(ground_truth, detections), ground_truth.kinds)
     records = sorted(detections, key=lambda record: record.image_id)
     known, previous = set(ground_truth.image_ids), None
     category_ids = [category.id for category in ground_truth.categories]
@@ -120,33 +150,46 @@ def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDet
             raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
         previous = record.image_id
         entries.extend(coco_results(record, category_ids))
+    counts = Counter(entry["category_id"] for entry in entries)
+    curves = {kind: _run(ground_truth, entries, kind) for kind in ground_truth.kinds}
+    metrics = assemble_metrics(ground_truth, curves, [counts[category_id] for category_id in category_ids])
+    return add_semantic(metrics, ground_truth, records) if ground_truth.protocol == "coco20i" else metrics
+
+
+def assemble_metrics(
+    ground_truth: GroundTruth, curves: Mapping[str, tuple[np.ndarray, np.ndarray, Any]], detections: Sequence[int]
+) -> dict[str, Any]:
+    """What `evaluate_detections` returns, from COCOeval's arrays.
+
+    curves: per kind precision `[T, R, K, A, M]`, recall `[T, K, A, M]`, -1 where not defined, and the parameters that
+    name their axes. detections: number of detections of each of the K classes.
+    """
     metrics: dict[str, Any] = {}
-    per_class = _class_counts(ground_truth, entries)
+    per_class = [
+        {"category_id": c.id, "name": c.name, "ground_truth": 0, "detections": count}
+        for c, count in zip(ground_truth.categories, detections, strict=True)
+    ]
+    rows = {row["category_id"]: row for row in per_class}
+    for entry in ground_truth.entries:
+        rows[entry["category_id"]]["ground_truth"] += not entry["iscrowd"]
     for kind in ground_truth.kinds:
-        precision, recall, params = _run(ground_truth, entries, kind)
+        precision, recall, params = curves[kind]
         metrics[kind] = {name: _number(precision, recall, params, spec) for name, spec in _METRICS.items()}
         for k, row in enumerate(per_class):
             one_precision, one_recall = precision[:, :, k : k + 1], recall[:, k : k + 1]
             row[kind] = {
                 name: _number(one_precision, one_recall, params, _METRICS[name]) for name in ("AP", "AP50", "AP75")
             }
-    metrics |= {"images": len(ground_truth.image_ids), "detections": len(entries), "classes": len(category_ids)}
+    metrics |= {"images": len(ground_truth.image_ids), "detections": sum(detections), "classes": len(per_class)}
     metrics["per_class"] = per_class
-    tables = [metrics[kind] for kind in ground_truth.kinds] + [row[k] for row in per_class for k in ground_truth.kinds]
-    if any(value is None for table in tables for value in table.values()):
-        metrics["note"] = UNDEFINED_NOTE
-    return metrics
+    return _with_note(metrics, ground_truth.kinds)
 
 
-def _class_counts(ground_truth: GroundTruth, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = {
-        c.id: {"category_id": c.id, "name": c.name, "ground_truth": 0, "detections": 0} for c in ground_truth.categories
-    }
-    for entry in ground_truth.entries:
-        rows[entry["category_id"]]["ground_truth"] += not entry["iscrowd"]
-    for entry in entries:
-        rows[entry["category_id"]]["detections"] += 1
-    return list(rows.values())
+def _with_note(metrics: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+    """The metrics, with "note" if a number is not defined."""
+    tables = [table[kind] for table in (metrics, *metrics["per_class"]) for kind in kinds]
+    undefined = any(value is None for table in tables for value in table.values())
+    return metrics | ({"note": UNDEFINED_NOTE} if undefined else {})
 
 
 def _run(ground_truth: GroundTruth, entries: list[dict[str, Any]], kind: Any) -> tuple[np.ndarray, np.ndarray, Any]:
