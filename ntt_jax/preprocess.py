@@ -105,9 +105,15 @@ def reference_crop(
     left, top, right, bottom = crop_box(image.shape[0], image.shape[1], box)
     crop = image[top:bottom, left:right].astype(np.float32) / np.float32(255.0)
     crop = resize_host(crop, (size, size), "bicubic")
-    soft = resize_host((mask[top:bottom, left:right] != 0).astype(np.float32), (size, size), "bilinear")
     crop = (crop - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-    return crop.astype(np.float32), soft.astype(np.float32)
+    return crop.astype(np.float32), reference_mask(mask, box, size)
+
+
+def reference_mask(mask: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """The mask that `reference_crop` returns, without needing the image: `[H, W]` -> `[size, size]` float32."""
+    left, top, right, bottom = crop_box(mask.shape[0], mask.shape[1], box)
+    soft = resize_host((mask[top:bottom, left:right] != 0).astype(np.float32), (size, size), "bilinear")
+    return soft.astype(np.float32)
 
 
 def mask_to_grid(mask: np.ndarray, grid: int) -> np.ndarray:

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.coco import CocoDataset
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, describe, write_bytes
+from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.rle import Rle, encode_masks, segmentation_to_rle
+
+MAX_RESULTS_BYTES = 4 * 1024**3
+"""Size limit of a results file (5,000 images with 100 detections each: 300 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,44 @@ def write_results(path: PathLike, detections: Iterable[ImageDetections], categor
 
     write_bytes(path, chunks())
     return count
+
+
+def read_results(path: PathLike, dataset: CocoDataset, category_ids: Sequence[int]) -> list[ImageDetections]:
+    """The detections of a COCO results file by ascending image id; inverse of `write_results`.
+
+    dataset: knows the images and their sizes. category_ids: category id of each class index, ascending; entries of
+    other categories are left out. Detections of an image are put in order of descending score.
+    Raises `InputError`, naming file and entry, for anything that is not a result with a mask of a known image.
+    """
+    name = show_path(path)
+    content = parse_json(read_bytes(path, max_bytes=MAX_RESULTS_BYTES, what="results file"), path, what="results file")
+    if not isinstance(content, list):
+        raise InputError(f"{name}: expected a list of COCO results, found {describe(content)}")
+    labels = {category_id: label for label, category_id in enumerate(category_ids)}
+    by_image: dict[int, list[tuple[Any, ...]]] = {}
+    for i, entry in enumerate(content):
+        where = f"{name}: [{i}]"
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}: expected an object, found {describe(entry)}")
+        image = dataset.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
+        if image is None:
+            raise InputError(f"{where}: image {describe(entry.get('image_id'))} is not in {show_path(dataset.path)}")
+        if type(entry.get("category_id")) is not int:
+            raise InputError(f'{where}: "category_id": expected an integer, found {describe(entry.get("category_id"))}')
+        box = _numbers([entry.get("bbox")], "iuf", 2, f"{where}: bbox")[0]
+        score = _numbers([entry.get("score")], "iuf", 1, f"{where}: score")[0]
+        if entry["category_id"] in labels:
+            rle = segmentation_to_rle(entry.get("segmentation"), image.height, image.width, where)
+            corners = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+            by_image.setdefault(image.id, []).append((score, labels[entry["category_id"]], corners, rle))
+    result = []
+    for image_id in sorted(by_image):
+        rows = sorted(by_image[image_id], key=lambda row: -row[0])
+        scores, classes, corners, rles = zip(*rows, strict=True)
+        image = dataset.images[image_id]
+        arrays = (np.asarray(corners), np.asarray(scores), np.asarray(classes))
+        result.append(ImageDetections(image_id, image.height, image.width, *arrays, rles=rles))
+    return result
 
 
 def decimals(values: np.ndarray) -> list[float]:

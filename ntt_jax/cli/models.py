@@ -1,6 +1,7 @@
 """Models and memory behind `memory`, `evaluate` and `segment`: loading them, and whether they belong together."""
 
 import argparse
+import os
 import platform
 import sys
 import time
@@ -14,6 +15,10 @@ from ntt_jax.files import show_path
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
+
+
+FILES = ("sam2", "dinov2", "memory", "annotations", "images", "reference_annotations", "reference_images")
+"""Options that name a file or folder: where a run noted them, `report` finds them again."""
 
 
 def read_encoder(path: Path) -> tuple[DinoV2Config, str]:
@@ -48,7 +53,7 @@ def load_predictor(
 
 
 def describe_start(args: argparse.Namespace, devices: list[Any], started: float, images: int) -> dict[str, Any]:
-    """When and on what a run worked, for run.json."""
+    """When, on what and with which files a run worked, for run.json."""
     import jax
 
     return {
@@ -61,6 +66,7 @@ def describe_start(args: argparse.Namespace, devices: list[Any], started: float,
         "python": platform.python_version(),
         "jax": jax.__version__,
         "system": platform.platform(),
+        "files": {name: os.path.abspath(path) for name in FILES if (path := getattr(args, name, None)) is not None},
     }
 
 

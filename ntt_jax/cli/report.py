@@ -1,0 +1,74 @@
+"""`ntt-jax report`: one HTML page about a finished run."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ntt_jax.cli import models, options
+
+EPILOG = """\
+examples:
+  ntt-jax report runs/30shot
+  ntt-jax report runs/30shot --images /data/val2017 --max-images 500 --out 30shot.html
+  ntt-jax report demo_out --shots 5
+
+The page is one file that opens from the disk, without a network: metrics and tables of classes, precision over recall,
+what goes wrong and which classes are confused, a gallery with annotations beside detections, the references and what
+the doctor thinks of them (see `ntt-jax references --help`), the memory, and where everything comes from.
+
+Where the files of a run are is noted in its run.json, so options are needed only for what has moved since, or what the
+run did not see: the annotations and images of the references, where they are others than those of the targets."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    parser = options.add_command(commands, "report", run, "one HTML page about a finished run", EPILOG)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run or demo")
+    parser.add_argument(
+        "--out", type=Path, metavar="report.html", help="file to write (default: report.html in RUN_DIR)"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="title of the page (default: the name of RUN_DIR)")
+    parser.add_argument(
+        "--max-images",
+        type=options.whole_number(0, 10**5),
+        default=200,
+        metavar="N",
+        help="images in the gallery, spread evenly over those with objects or detections (default: 200)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=options.whole_number(1, 10**6),
+        metavar="N",
+        help="which of the demo's runs (default: the one with the most references)",
+    )
+    group = parser.add_argument_group("files, where run.json does not say or they have moved")
+    group.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations of the evaluated images")
+    group.add_argument("--images", type=Path, metavar="DIR", help="folder of the images that --annotations names")
+    group.add_argument("--memory", type=Path, metavar="memory.safetensors", help="the memory of the run")
+    group.add_argument("--references", type=Path, metavar="references.json", help="the references of the memory")
+    group.add_argument(
+        "--reference-annotations", type=Path, metavar="TRAIN.json", help="COCO annotations of the references"
+    )
+    group.add_argument(
+        "--reference-images", type=Path, metavar="DIR", help="folder of the images that --reference-annotations names"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    if args.out is not None:
+        options.check_output_file(args.out)
+    options.check_folder(args.run_dir, "RUN_DIR")
+    from ntt_jax.cli import report_files
+    from ntt_jax.report.page import write_report
+
+    given = {name: getattr(args, name) for name in report_files.OPTIONS}
+    files = report_files.find_files(args.run_dir, given, args.shots)
+    out = args.out or args.run_dir / f"report{files.suffix}.html"
+    options.check_output_file(out)
+    report = report_files.load_report(files, args.title, args.max_images)
+    metrics = write_report(out, report)
+    for note in report.notes:
+        models.warn(note)
+    size = out.stat().st_size / 1e6
+    print(f"{out}: {metrics['detections']} detections in {metrics['images']} images ({size:.1f} MB)")

@@ -1,0 +1,332 @@
+// The other sections, and the start of the page.
+
+function overview() {
+  const { metrics } = data;
+  const tiles = data.kinds.flatMap((kind) => ["AP", "AP50"].map((name) => [percent(metrics[kind][name]), `${name} of ${kindWords[kind]}`]));
+  tiles.push([metrics.images.toLocaleString("en"), "images"], [data.objects.toLocaleString("en"), "objects"]);
+  tiles.push([metrics.detections.toLocaleString("en"), "detections"], [data.classes.length, "classes"]);
+  byId("tiles").append(...tiles.map(([value, words]) => make("div", { class: "tile" }, make("b", {}, value), make("span", {}, words))));
+  const names = Object.keys(metrics[data.kinds[0]]);
+  const columns = [
+    { title: "Compared", value: (kind) => kindWords[kind], header: true, text: true },
+    ...names.map((name) => ({ title: name, value: (kind) => metrics[kind][name], show: (kind) => percent(metrics[kind][name]) })),
+  ];
+  byId("all-metrics").append(sortableTable("All metrics, in percent", columns, data.kinds));
+}
+
+function classTable() {
+  const score = (kind, name) => ({
+    title: `${kindWords[kind]} ${name}`,
+    value: (row) => row[kind]?.[name] ?? null,
+    show: (row) => percent(row[kind]?.[name]),
+    bar: (row) => (name === "AP" ? (row[kind]?.[name] ?? null) : null),
+  });
+  const choose = (row) => {
+    const label = data.classes.indexOf(row);
+    byId("curve-class").value = label;
+    curves();
+    if (data.scenes) gallery.choose(label);
+    byId("curves").scrollIntoView();
+  };
+  const columns = [
+    {
+      title: "Class",
+      value: (row) => row.name,
+      show: (row) => make("button", { type: "button", title: row.name, onclick: () => choose(row) }, dot(row.colour), row.name),
+      header: true,
+      text: true,
+    },
+    { title: "objects", value: (row) => row.objects },
+    { title: "detections", value: (row) => row.detections },
+    ...data.kinds.flatMap((kind) => ["AP", "AP50", "AP75"].map((name) => score(kind, name))),
+    { title: "best threshold", value: (row) => row.threshold, show: (row) => row.threshold?.toFixed(2) },
+    { title: "F1", value: (row) => row.f1, show: (row) => percent(row.f1) },
+  ];
+  byId("class-table").append(sortableTable("Numbers of each class, in percent", columns, data.classes, 3));
+}
+
+function meanCurves(all) {
+  const defined = all.filter((curve) => curve !== null);
+  const mean = (k, i) => defined.reduce((sum, curve) => sum + curve[k][i], 0) / defined.length;
+  return defined.length ? [0, 1, 2].map((k) => defined[0][k].map((_, i) => mean(k, i))) : null;
+}
+
+function curves() {
+  const label = Number(byId("curve-class").value);
+  const kind = byId("curve-kind").value;
+  const chosen = label < 0 ? meanCurves(data.curves[kind]) : data.curves[kind][label];
+  const name = label < 0 ? "all classes, mean" : data.classes[label].name;
+  const lines = chosen && [[chosen[0], "one", "IoU 0.5"], [chosen[1], "two", "IoU 0.75"], [chosen[2], "three", "mean .5–.95"]];
+  byId("curve").replaceChildren(lines ? precisionChart(name, lines) : make("p", { class: "empty" }, "The evaluated images hold no object of this class."));
+  const [right, wrong] = data.histograms.map((table) => (label < 0 ? table.reduce((sum, row) => sum.map((v, i) => v + row[i])) : table[label]));
+  byId("histogram").replaceChildren(histogramChart(name, right, wrong, threshold.step));
+}
+
+function startCurves() {
+  options(byId("curve-class"), [[-1, "all classes"], ...data.classes.map(({ name }, i) => [i, name])], -1);
+  options(byId("curve-kind"), data.kinds.map((kind) => [kind, kindWords[kind]]), data.kinds[0]);
+  byId("curve-kind-label").hidden = data.kinds.length < 2;
+  byId("curve-class").addEventListener("change", curves);
+  byId("curve-kind").addEventListener("change", curves);
+  threshold.listeners.push(curves);
+}
+
+const errorWords = {
+  localisation: "the right class, but the outline is off (IoU 0.1 to 0.5)",
+  classification: "a good outline with the wrong class",
+  both: "outline and class are off",
+  duplicate: "the object is found already by a better detection",
+  background: "there is nothing (IoU under 0.1 with every object)",
+  missed: "no detection finds the object, not even a bad one",
+};
+
+function errorTable() {
+  const most = Math.max(1e-9, ...data.errors.map(([, , cost]) => cost));
+  const columns = [
+    { title: "Kind", value: ([kind]) => kind, show: ([kind]) => make("span", {}, dot(kindColours[kind] ?? "#c4321f"), kind), header: true, text: true },
+    { title: "costs", value: ([, , cost]) => cost, show: ([, , cost]) => percent(cost), bar: ([, , cost]) => Math.max(0, cost) / most },
+    { title: "number", value: ([, count]) => count },
+    { title: "what it is", value: ([kind]) => errorWords[kind], text: true },
+  ];
+  byId("error-table").append(sortableTable("Kinds of errors", columns, data.errors, 1));
+}
+
+/** Confusion counts `[true][predicted]` above the threshold; the last column of a class counts its missed objects. */
+function confusionCounts() {
+  const size = data.classes.length;
+  const table = Array.from({ length: size + 2 }, () => new Map());
+  const taken = new Array(size).fill(0);
+  for (const [truth, predicted, bin, count] of data.confusion) {
+    if (bin < threshold.step) continue;
+    table[truth].set(predicted, (table[truth].get(predicted) ?? 0) + count);
+    if (truth < size) taken[truth] += count;
+  }
+  taken.forEach((count, k) => table[k].set(size, data.classes[k].objects - count));
+  return table;
+}
+
+const MATRIX_CLASSES = 30;
+
+function confusionMatrix() {
+  const size = data.classes.length;
+  const table = confusionCounts();
+  const at = (i, j) => table[i].get(j) ?? 0;
+  const pairs = [];
+  table.forEach((row, truth) => row.forEach((count, predicted) => truth < size && predicted < size && truth !== predicted && pairs.push([truth, predicted, count])));
+  pairs.sort((a, b) => b[2] - a[2]);
+  const name = (k) => [dot(data.classes[k].colour), data.classes[k].name];
+  const columns = [
+    { title: "Is", value: ([truth]) => data.classes[truth].name, show: ([truth]) => make("span", {}, ...name(truth)), header: true, text: true },
+    { title: "taken for", value: ([, predicted]) => data.classes[predicted].name, show: ([, predicted]) => make("span", {}, ...name(predicted)), text: true },
+    { title: "times", value: ([, , count]) => count },
+    { title: "of its objects", value: ([truth, , count]) => count / data.classes[truth].objects, show: ([truth, , count]) => `${percent(count / data.classes[truth].objects, 0)} %` },
+  ];
+  byId("confused").replaceChildren(pairs.length ? sortableTable("Most frequent confusions", columns, pairs.slice(0, 10), 2) : make("p", { class: "empty" }, "None above this threshold."));
+
+  let shown = data.classes.map((_, k) => k);
+  if (size > MATRIX_CLASSES) {
+    const weight = new Array(size).fill(0);
+    for (const [truth, predicted, , count] of data.confusion) {
+      if (truth >= size || truth === predicted) continue;
+      weight[truth] += count;
+      weight[predicted] += count;
+    }
+    shown = shown.sort((a, b) => weight[b] - weight[a]).slice(0, MATRIX_CLASSES).sort((a, b) => a - b);
+  }
+  byId("matrix-note").textContent = size > MATRIX_CLASSES ? `The ${MATRIX_CLASSES} classes that are confused most.` : "";
+  const rowIds = [...shown, size, size + 1];
+  const columnIds = [...shown, size];
+  const heading = (k) => ({ name: data.classes[k].name, colour: data.classes[k].colour });
+  const rows = [...shown.map(heading), { name: "nothing there", edge: true }, { name: "found already" }];
+  const sums = rowIds.map((i) => [...table[i].values()].reduce((sum, value) => sum + value, 0));
+  const share = (i, j) => (sums[i] ? at(rowIds[i], columnIds[j]) / sums[i] : 0);
+  const possible = (i, j) => rowIds[i] < size || columnIds[j] < size;
+  byId("matrix").replaceChildren(
+    matrixTable("Confusion matrix", rows, [...shown.map(heading), { name: "missed", edge: true }], {
+      shade: (i, j) => (possible(i, j) ? share(i, j) : 0),
+      cell: (i, j) => (possible(i, j) ? String(at(rowIds[i], columnIds[j]) || "") : ""),
+      title: (i, j) => {
+        const target = j < shown.length ? `taken for ${data.classes[columnIds[j]].name}` : "missed";
+        return `${rows[i].name}, ${target}: ${at(rowIds[i], columnIds[j])} (${percent(share(i, j), 0)} %)`;
+      },
+    }),
+  );
+}
+
+const CARDS_AT_FIRST = 24;
+
+function referenceCard(reference, index) {
+  const [name, colour] = data.memory.classes[reference.label];
+  const picture = pictures.references[index];
+  const where = reference.image ? `${reference.image}, annotation ${reference.annotation}` : `reference ${reference.number + 1}`;
+  const numbers = [];
+  if (reference.own !== null) numbers.push(`own class ${reference.own.toFixed(2)}`);
+  if (reference.nearest !== null) numbers.push(`${data.memory.classes[reference.nearest][0]} ${reference.nearest_cosine.toFixed(2)}`);
+  const alternative = reference.replacement;
+  return make(
+    "article",
+    { class: `reference ${reference.verdict}` },
+    make("div", { class: "frame" }, picture ? make("img", { src: picture, alt: `${name}: ${where}`, loading: "lazy" }) : "no picture"),
+    make(
+      "div",
+      { class: "body" },
+      make("p", {}, dot(colour), make("b", {}, name)),
+      make("p", { class: `verdict ${reference.verdict}` }, reference.verdict),
+      ...reference.findings.map((finding) => make("p", {}, finding.text)),
+      alternative ? make("p", {}, `try instead: ${alternative.image}, annotation ${alternative.annotation}`) : null,
+      numbers.length ? make("p", { class: "soft" }, `alike: ${numbers.join(", ")}`) : null,
+      make("p", { class: "soft" }, where),
+    ),
+  );
+}
+
+function references() {
+  const verdicts = ["replace", "check", "good"];
+  const total = (verdict) => data.references.filter((reference) => reference.verdict === verdict).length;
+  byId("reference-summary").textContent =
+    `${plural(data.references.length, "reference")}: ${total("replace")} to replace, ${total("check")} to check, ${total("good")} good. ` +
+    "“Alike” is the cosine of its mean feature with its class’s other references, and with the most similar other class.";
+  options(byId("reference-class"), [[-1, "all classes"], ...data.memory.classes.map(([name], i) => [i, name])], -1);
+  options(byId("reference-verdict"), [["all", "all"], ["replace", "to replace"], ["check", "to check"], ["good", "good"]], "all");
+  const show = () => {
+    const label = Number(byId("reference-class").value);
+    const verdict = byId("reference-verdict").value;
+    const chosen = data.references
+      .map((reference, i) => [reference, i])
+      .filter(([reference]) => (label < 0 || reference.label === label) && (verdict === "all" || reference.verdict === verdict))
+      .sort(([a], [b]) => verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict));
+    const cards = byId("reference-cards");
+    cards.replaceChildren(chosen.length ? "" : make("p", { class: "empty" }, "None."));
+    const add = (count) => {
+      const at = cards.querySelectorAll("article").length;
+      cards.append(...chosen.slice(at, at + count).map(([reference, i]) => referenceCard(reference, i)));
+      byId("reference-more").hidden = at + count >= chosen.length;
+      byId("reference-more").textContent = `Show all ${chosen.length}`;
+    };
+    add(CARDS_AT_FIRST);
+    byId("reference-more").onclick = () => add(chosen.length);
+  };
+  byId("reference-class").addEventListener("change", show);
+  byId("reference-verdict").addEventListener("change", show);
+  show();
+  const number = (title, value, digits = 2) => ({ title, value, show: (row) => value(row)?.toFixed(digits) });
+  const columns = [
+    { title: "Class", value: (row) => data.memory.classes[row.label][0], header: true, text: true },
+    { title: "image", value: (row) => row.image ?? String(row.number + 1), text: true },
+    { title: "annotation", value: (row) => row.annotation ?? null },
+    { title: "verdict", value: (row) => row.verdict, show: (row) => make("span", { class: `verdict ${row.verdict}` }, row.verdict), text: true },
+    number("own class", (row) => row.own),
+    { title: "nearest other", value: (row) => (row.nearest === null ? null : data.memory.classes[row.nearest][0]), text: true },
+    number("its cosine", (row) => row.nearest_cosine),
+    number("margin", (row) => row.margin),
+    { title: "of the grid", value: (row) => row.shape?.share ?? null, show: (row) => (row.shape ? `${percent(row.shape.share)} %` : null) },
+    number("px to border", (row) => row.shape?.border ?? null, 0),
+    number("enlarged", (row) => row.shape?.enlargement ?? null, 1),
+    { title: "findings", value: (row) => row.findings.map((finding) => finding.text).join("; ") || null, text: true },
+  ];
+  byId("reference-table").append(sortableTable("All numbers of the references", columns, data.references));
+}
+
+function memorySection() {
+  const { memory } = data;
+  const names = memory.classes;
+  const explained = memory.explained.map((share) => `${percent(share, 0)} %`).join(" and ");
+  byId("plane-note").textContent = `Mean features of the references (dots) and prototypes (diamonds) on their two main components, which hold ${explained} of the variance.`;
+  byId("plane").append(planeChart(memory, names));
+  byId("plane-legend").append(...names.slice(0, 40).map(([name, colour]) => make("li", {}, dot(colour), name)));
+  const total = memory.points.length;
+  byId("cluster-note").textContent =
+    `k-means into as many clusters as classes, without knowing the classes: ${memory.pure} of ${total} references fall into a cluster that is mostly of their class.`;
+  if (memory.clusters.length) {
+    const rows = memory.clusters.map((_, i) => ({ name: `cluster ${i + 1}` }));
+    const heads = names.map(([name, colour]) => ({ name, colour }));
+    const sums = memory.clusters.map((row) => Math.max(1, row.reduce((a, b) => a + b, 0)));
+    const size = (i, j) => memory.clusters[i][j];
+    byId("clusters").append(
+      matrixTable("References of each class in each cluster", rows, heads, {
+        shade: (i, j) => size(i, j) / sums[i],
+        cell: (i, j) => String(size(i, j) || ""),
+        title: (i, j) => `cluster ${i + 1}: ${size(i, j)} of ${heads[j].name}`,
+      }),
+    );
+  }
+  if (memory.similarity.length) {
+    const heads = names.map(([name, colour]) => ({ name, colour }));
+    byId("similarity").append(
+      matrixTable("Cosine of the prototypes, in percent", heads, heads, {
+        shade: (i, j) => (i === j ? 0 : Math.max(0, memory.similarity[i][j]) / 100),
+        cell: (i, j) => (i === j ? "" : String(memory.similarity[i][j])),
+        title: (i, j) => `${heads[i].name} and ${heads[j].name}: ${memory.similarity[i][j]} %`,
+      }),
+    );
+  } else {
+    const columns = [
+      { title: "Class", value: ([a]) => names[a][0], header: true, text: true },
+      { title: "and", value: ([, b]) => names[b][0], text: true },
+      { title: "cosine", value: ([, , cosine]) => cosine, show: ([, , cosine]) => cosine.toFixed(3) },
+    ];
+    byId("pairs").append(sortableTable("The most similar classes", columns, memory.pairs, 2));
+  }
+}
+
+function skippedTable() {
+  const columns = [
+    { title: "Image", value: ([name]) => name, header: true, text: true },
+    { title: "why", value: ([, reason]) => reason, text: true },
+  ];
+  byId("skipped-table").append(sortableTable("Skipped images", columns, data.skipped));
+}
+
+function provenance() {
+  for (const [heading, values] of Object.entries(data.provenance)) {
+    byId("provenance-tables").append(make("h3", {}, heading), pairList(values));
+  }
+}
+
+/** Links to the sections, the one on the screen marked. */
+function navigation() {
+  const links = new Map();
+  for (const section of document.querySelectorAll("main > section")) {
+    const link = make("a", { href: `#${section.id}` }, section.dataset.title);
+    links.set(section, link);
+    byId("sections").append(make("li", {}, link));
+  }
+  const mark = () => {
+    const middle = innerHeight * 0.4;
+    let current = null;
+    for (const section of links.keys()) if (section.getBoundingClientRect().top <= middle) current = section;
+    for (const [section, link] of links) {
+      if (section === (current ?? links.keys().next().value)) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  addEventListener("scroll", mark, { passive: true });
+  mark();
+}
+
+function start() {
+  for (const section of document.querySelectorAll("[data-needs]")) {
+    const content = data[section.dataset.needs];
+    if (!content || (section.id === "skipped" && !content.length) || (section.id === "gallery" && !content.length)) section.remove();
+  }
+  byId("notes").append(...(data.notes ?? []).map((note) => make("p", { class: "note" }, note)));
+  if (data.metrics) {
+    overview();
+    classTable();
+    startCurves();
+    errorTable();
+    threshold.listeners.push(confusionMatrix);
+    if (data.scenes.length) {
+      gallery.start();
+      viewer.start();
+    }
+    threshold.start();
+    if (data.skipped.length) skippedTable();
+    provenance();
+  }
+  if (data.references) references();
+  if (data.memory) memorySection();
+  navigation();
+}
+
+start();
