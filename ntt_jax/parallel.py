@@ -8,7 +8,7 @@ result on every device. Both wrappers take any number of rows on any number of d
     fill_memory        references -> memory of all classes, reduced
     aggregate_classes  classes with all their references -> memory
     match_images       candidates of images -> labels and scores
-    detect_batch       whole images -> detections (the target pass; `Predictor` runs it over streams of images)
+    detect_shard       whole images -> detections (in `pipeline`, whose `Predictor` takes streams of images)
 
 Each row is computed by itself, so neither the number of devices nor the other rows change its result but by rounding.
 """

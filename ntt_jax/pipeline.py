@@ -30,6 +30,7 @@ from ntt_jax.detection import Candidates, Detections, Merged, describe_candidate
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.merge import resize_masks
+from ntt_jax.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.resize import pil_resize_bicubic
 from ntt_jax.rle import Rle, encode_masks
@@ -135,6 +136,14 @@ def detect_images(
     return jax.lax.map(one, (features, patches, sizes))
 
 
+def detect_shard(
+    shared: tuple[Sam2, DinoVisionTransformer, Array], rows: tuple[Array, Array], there: Array, *, config: DetectConfig
+) -> tuple[Merged, Array]:
+    """`detect_images` as a per-shard function for `parallel.sharded` and `parallel.pmapped`: rows images and sizes."""
+    del there
+    return detect_images(*shared, *rows, config)
+
+
 def draw_masks(logits: Array, count: Array, size: Array, canvas: int, *, packed: bool) -> Array:
     """Full-size masks of the first `count` rows of `[n, m, m]` logits.
 
@@ -186,15 +195,11 @@ def _detect_batch(
 ) -> tuple[Merged, Array]:
     _compiled.append("detect_images")  # runs when the program is traced, not when it is called
 
-    def shard(state: Any, prototypes: Array, images: Array, sizes: Array) -> tuple[Merged, Array]:
-        sam2, dinov2 = nnx.merge(definitions, state)
-        return detect_images(sam2, dinov2, prototypes, images, sizes, config)
+    def shard(shared: tuple[Any, Array], images: Array, sizes: Array) -> tuple[Merged, Array]:
+        sam2, dinov2 = nnx.merge(definitions, shared[0])
+        return detect_images(sam2, dinov2, shared[1], images, sizes, config)
 
-    if mesh.size > 1:
-        batch = P("batch")
-        specs = (P(), P(), batch, batch)
-        shard = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=batch, check_vma=False)
-    return shard(state, prototypes, images, sizes)
+    return over_mesh(shard, mesh)((state, prototypes), images, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("canvas", "rows", "packed"))
@@ -238,18 +243,15 @@ class Predictor:
         _check_prototypes(dinov2, prototypes)
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
-        if devices is not None and not devices:
-            raise InputError("devices: expected at least one")
-        devices = [jax.devices()[0]] if devices is None else list(devices)
-        self.batch_size = batch_size * len(devices)
+        mesh = device_mesh(devices)
+        self.batch_size = batch_size * mesh.size
         self.image_size = sam2.config.image_size
         self._canvas = canvas
         self._precision = matmul_precision
-        self._packed = devices[0].platform != "cpu"
+        self._packed = mesh.devices.flat[0].platform != "cpu"
         # Split once: handing a state to a compiled function is cheaper than handing it a module.
         definitions, state = nnx.split((sam2, dinov2))
-        mesh = Mesh(np.array(devices), ("batch",))
-        self._sharded = NamedSharding(mesh, P("batch"))
+        self._sharded = NamedSharding(mesh, P(AXIS))
         self._inputs = jax.device_put((state, jnp.asarray(prototypes, jnp.float32)), NamedSharding(mesh, P()))
         self._program = functools.partial(_detect_batch, definitions=definitions, config=self.config, mesh=mesh)
 

@@ -9,7 +9,9 @@ from sam2_weights import recipe_model as recipe_sam2
 
 from ntt_jax.config import DetectConfig, DinoV2Config, HieraConfig, Sam2Config
 from ntt_jax.errors import InputError
-from ntt_jax.pipeline import Predictor, compile_count, segment
+from ntt_jax.parallel import pmapped
+from ntt_jax.pipeline import Predictor, compile_count, detect_shard, segment
+from ntt_jax.preprocess import resize_for_sam
 from ntt_jax.rle import decode_rle, encode_masks
 
 SAM2 = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
@@ -83,6 +85,19 @@ def test_any_number_of_images_on_any_number_of_devices(devices, count):
     predictor = Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:devices])
     for found, wanted in zip(predictor(images()[:count]), one, strict=True):
         assert_same(found, wanted)
+
+
+def test_the_whole_pass_under_pmap():
+    """3 images on 2 devices. `Predictor` is the other wrapper, and draws the masks from these logits."""
+    batch = np.stack([resize_for_sam(image, SAM2.image_size) for image in images()[:3]])
+    call = pmapped(functools.partial(detect_shard, config=CONFIG), jax.devices()[:2])
+    merged, logits = call((*models(), jnp.asarray(prototypes())), (batch, np.array(SIZES[:3], np.int32)))
+    assert logits.shape[:2] == merged.valid.shape == (3, CONFIG.max_detections)
+    for index, wanted in enumerate(predicted()[0][:3]):
+        keep = np.asarray(merged.valid[index])
+        np.testing.assert_array_equal(merged.labels[index][keep], wanted.labels)
+        np.testing.assert_allclose(merged.scores[index][keep], wanted.scores, atol=1e-6)
+        np.testing.assert_array_equal(merged.boxes[index][keep], wanted.boxes)
 
 
 def test_packed_masks_are_the_same():
