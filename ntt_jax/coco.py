@@ -1,4 +1,4 @@
-"""COCO instance annotations: reading and checking the JSON file, and lists of classes."""
+"""Data sets of annotated instances; the reader of COCO's and LVIS's JSON (`datasets.load_dataset` knows the others)."""
 
 import difflib
 import gc
@@ -12,43 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.class_lists import CLASS_LISTS
 from ntt_jax.errors import InputError
+from ntt_jax.federated import FederatedLists, federated_lists
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
 from ntt_jax.images import MAX_PIXELS
-from ntt_jax.rle import Rle, check_polygons, check_rle_size, decode_rle, segmentation_to_rle
+from ntt_jax.rle import Rle, check_polygons, check_rle_size, decode_rle, encode_masks, segmentation_to_rle
 
 MAX_ANNOTATION_BYTES = 2 * 1024**3
 """Default size limit of an annotation file (COCO train2017: 470 MB)."""
 _MAX_ID = 2**63 - 1
 _MAX_COORDINATE = 1e9
-
-# The 80 COCO classes by category id, ascending: their positions define the folds of COCO-20i (METHOD section 5).
-COCO_CLASSES: Mapping[int, str] = MappingProxyType(
-    {
-        1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck",
-        9: "boat", 10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench",
-        16: "bird", 17: "cat", 18: "dog", 19: "horse", 20: "sheep", 21: "cow", 22: "elephant", 23: "bear",
-        24: "zebra", 25: "giraffe", 27: "backpack", 28: "umbrella", 31: "handbag", 32: "tie", 33: "suitcase",
-        34: "frisbee", 35: "skis", 36: "snowboard", 37: "sports ball", 38: "kite", 39: "baseball bat",
-        40: "baseball glove", 41: "skateboard", 42: "surfboard", 43: "tennis racket", 44: "bottle",
-        46: "wine glass", 47: "cup", 48: "fork", 49: "knife", 50: "spoon", 51: "bowl", 52: "banana", 53: "apple",
-        54: "sandwich", 55: "orange", 56: "broccoli", 57: "carrot", 58: "hot dog", 59: "pizza", 60: "donut",
-        61: "cake", 62: "chair", 63: "couch", 64: "potted plant", 65: "bed", 67: "dining table", 70: "toilet",
-        72: "tv", 73: "laptop", 74: "mouse", 75: "remote", 76: "keyboard", 77: "cell phone", 78: "microwave",
-        79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book", 85: "clock", 86: "vase",
-        87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
-    }
-)  # fmt: skip
-_NOVEL_IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
-_NAMES = tuple(COCO_CLASSES.values())
-CLASS_LISTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "novel": tuple(COCO_CLASSES[i] for i in _NOVEL_IDS),
-        "base": tuple(name for i, name in COCO_CLASSES.items() if i not in _NOVEL_IDS),
-        **{f"fold{fold}": _NAMES[fold - 1 :: 4] for fold in (1, 2, 3, 4)},
-    }
-)
-"""Named class lists by category name: few-shot novel 20 and base 60, COCO-20i folds. "all" is the file's own list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +48,8 @@ class CocoAnnotation:
     """One annotation entry.
 
     bbox: x, y, width, height in pixels (not necessarily inside the image). area: as in the file, None where it has
-    none. segmentation: the JSON value, decoded by `CocoDataset.rle`; None where the file has none (boxes only).
+    none. isimpossible: no reference, and VOC's "difficult". segmentation: the JSON value, or a function that reads the
+    mask, bool `[H, W]`, from its own file; decoded by `CocoDataset.rle`. None where there is none (boxes only).
     """
 
     id: int
@@ -89,10 +64,11 @@ class CocoAnnotation:
 
 @dataclass(frozen=True)
 class CocoDataset:
-    """A checked annotation file. Mappings are read-only.
+    """A checked data set. Mappings are read-only.
 
-    path, sha256: of the file. images, annotations: by id, in the file's order. categories: by id, ascending.
-    image_annotations: annotations of every image id, in the file's order.
+    path, sha256: of the annotation file, or of everything that was read in its stead. images, annotations: by id, in
+    the file's order. categories: by id, ascending. image_annotations: annotations of every image id, in the file's
+    order. protocol: whose rules results are measured by, "coco", "voc" or "lvis". federated: what LVIS knows beside.
     """
 
     path: str
@@ -101,6 +77,8 @@ class CocoDataset:
     annotations: Mapping[int, CocoAnnotation]
     categories: Mapping[int, CocoCategory]
     image_annotations: Mapping[int, tuple[CocoAnnotation, ...]]
+    protocol: str = "coco"
+    federated: FederatedLists | None = None
 
     def rle(self, annotation: CocoAnnotation) -> Rle:
         """The annotation's mask, compressed. Raises `InputError` naming file and entry if the segmentation is unsound
@@ -109,6 +87,9 @@ class CocoDataset:
         where = f"{show_path(self.path)}: annotation {annotation.id}"
         if annotation.segmentation is None:
             raise InputError(f"{where}: has no segmentation, but its mask is needed")
+        if callable(annotation.segmentation):
+            mask: np.ndarray = annotation.segmentation()
+            return encode_masks(mask[None])[0]
         return segmentation_to_rle(annotation.segmentation, image.height, image.width, where)
 
     def mask(self, annotation: CocoAnnotation) -> np.ndarray:
@@ -121,12 +102,13 @@ class CocoDataset:
 
 
 def load_coco(path: PathLike, *, max_bytes: int = MAX_ANNOTATION_BYTES) -> CocoDataset:
-    """Read a COCO instance annotation file.
+    """Read a COCO or LVIS instance annotation file.
 
     Checked: JSON, the three lists, every entry's keys and types, unique ids, finite boxes, links from annotations to
     images and categories, file names that stay inside their folder, image sizes, and the form of segmentations. What
     lies inside a segmentation is checked when its mask is asked for. Unknown keys are ignored; `iscrowd` and
-    `isimpossible` default to 0; an empty segmentation counts as none.
+    `isimpossible` default to 0; an empty segmentation counts as none. A file whose images say which categories were
+    looked for in vain (`neg_category_ids`) is LVIS's; without "file_name", the last two parts of "coco_url" count.
 
     Raises `InputError`: one line with the file and the entry.
     """
@@ -153,26 +135,43 @@ def parse_coco(data: bytes, path: PathLike) -> CocoDataset:
             (_annotation(v, name, i, images, categories) for i, v in enumerate(lists["annotations"])),
             f"{name}: annotations",
         )
+        federated = federated_lists(lists["images"], lists["categories"], name)
     finally:
         if collecting:
             gc.enable()
+    return make_dataset(path, hashlib.sha256(data).hexdigest(), images, annotations, categories, federated=federated)
+
+
+def make_dataset(
+    path: PathLike,
+    sha256: str,
+    images: dict[int, CocoImage],
+    annotations: dict[int, CocoAnnotation],
+    categories: dict[int, CocoCategory],
+    *,
+    protocol: str = "coco",
+    federated: FederatedLists | None = None,
+) -> CocoDataset:
+    """A data set from checked entries by id, whose ids fit together."""
     per_image: dict[int, list[CocoAnnotation]] = {image_id: [] for image_id in images}
     for annotation in annotations.values():
         per_image[annotation.image_id].append(annotation)
     return CocoDataset(
         path=os.fspath(path),
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         images=MappingProxyType(images),
         annotations=MappingProxyType(annotations),
         categories=MappingProxyType({i: categories[i] for i in sorted(categories)}),
         image_annotations=MappingProxyType({i: tuple(v) for i, v in per_image.items()}),
+        protocol=protocol if federated is None else "lvis",
+        federated=federated,
     )
 
 
 def select_classes(dataset: CocoDataset, classes: str | Sequence[str | int]) -> tuple[CocoCategory, ...]:
     """The chosen categories, ascending by category id: a category's position here is its class index.
 
-    classes: "all" (every category of the file), "novel", "base", "fold1".."fold4" (`CLASS_LISTS`), category names or
+    classes: "all" (every category of the file), a list of `CLASS_LISTS` ("novel", "coco20i-0", ...), category names or
     ids, or several of these separated by commas or in a sequence. A name wins over an id written the same way.
 
     Raises `InputError` on an unknown or ambiguous class (with the names that come close) and on an empty choice.
@@ -272,7 +271,10 @@ def _flag(entry: dict[str, Any], key: str, where: str) -> bool:
 def _image(entry: Any, where: str) -> CocoImage:
     image_id = _integer(entry, "id", where)
     where = f"{where} (id {image_id})"
-    file_name = _text(entry, "file_name", where)
+    if "file_name" in entry or "coco_url" not in entry:
+        file_name = _text(entry, "file_name", where)
+    else:  # LVIS: the images of COCO, from its training and validation folders mixed
+        file_name = "/".join(_text(entry, "coco_url", where).split("/")[-2:]) or "/"
     parts = pathlib.PureWindowsPath(file_name).parts  # understands both separators and drive letters
     if ".." in parts or file_name[0] in "/\\" or ":" in file_name[:3] or "\0" in file_name:
         raise InputError(
