@@ -96,7 +96,7 @@ def decode_grid(
         raise InputError(f"decode_grid: expected decoder_depth 2, found {sam2.config.decoder_depth}; use Sam2.decode")
     cpu = jax.default_backend() == "cpu"
     count = points.shape[0]
-    chunk = min(chunk or (1 if cpu else 64), count)
+    chunk = min(chunk or (4 if cpu else 64), count)
     mask_chunk = min(mask_chunk or (1 if cpu else 16), chunk)
 
     features = sam2.one_image(features)
@@ -161,7 +161,7 @@ class ImageSide(NamedTuple):
     value2: Array
     key2_pe: Array  # ... and of b2 + pe
     upscaled: Array  # [4 * C / 4, N], X * g2 through the first transposed convolution
-    feat_s1: Array  # [4 * C / 4, N], added before the norm
+    feat_s1: Array  # [4 * C / 4, N], added before the norm, with the bias, centred
     feat_s0: Array  # [4, 4 * C / 8, N], added before the last GELU
 
 
@@ -244,12 +244,23 @@ class GridDecoder:
     def _bias(linear) -> Array:
         return linear.bias[...].astype(jnp.float32)[None]
 
-    def _dot(self, spec: str, *operands: Array) -> Array:
-        """Product of operands rounded to the compute dtype, accumulated and returned in float32."""
+    def _operands(self, *operands: Array) -> tuple[Array, ...]:
+        """Operands of a product, rounded to the compute dtype."""
         operands = tuple(x.astype(self.dtype) for x in operands)
         if jax.default_backend() == "cpu":  # which has no product of bfloat16 into float32
             operands = tuple(x.astype(jnp.float32) for x in operands)
-        return jnp.einsum(spec, *operands, preferred_element_type=jnp.float32)
+        return operands
+
+    def _dot(self, spec: str, *operands: Array) -> Array:
+        """Product of operands rounded to the compute dtype, accumulated and returned in float32."""
+        return jnp.einsum(spec, *self._operands(*operands), preferred_element_type=jnp.float32)
+
+    def _along_image(self, x: Array, image: Array) -> Array:
+        """`pthd,hdn->phtn`. As an einsum, XLA's CPU product has N in the middle of its result: five times slower."""
+        p, t, h, d = x.shape
+        rows, image = self._operands(x.transpose(2, 0, 1, 3).reshape(h, p * t, d), image)
+        y = jax.lax.dot_general(rows, image, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+        return y.reshape(h, p, t, -1).transpose(1, 0, 2, 3)
 
     def _image(self, x: Array, linear, *, bias: bool) -> Array:
         """[N, C] through a projection, as [H, d, N]."""
@@ -272,9 +283,13 @@ class GridDecoder:
     def _mlp(self, layer, x: Array) -> Array:
         return layer.mlp(x.astype(self.dtype)).astype(jnp.float32)
 
-    def _up_kernel(self) -> Array:  # [C, 4 * C / 4], columns (row, column, channel)
-        kernel = self.up[0].kernel[...].astype(jnp.float32)
-        return kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
+    def _up_kernel(self) -> Array:
+        """The first transposed convolution as [C, 4 C / 4], columns (row, column, channel).
+
+        Centred over the channels of each sub-pixel: the layer norm that follows then has nothing to subtract.
+        """
+        kernel = self.up[0].kernel[...].astype(jnp.float32).transpose(2, 0, 1, 3)
+        return _centre(kernel).reshape(kernel.shape[0], -1)
 
     # -- once per image -----------------------------------------------------------------------------------------------
 
@@ -295,7 +310,8 @@ class GridDecoder:
         def out(x: Array, rows: Array) -> Array:  # [N, C], [I, C] -> [H, d, N]
             return self._dot("nc,ic->in", x, rows).reshape(self.heads, -1, n)
 
-        s1 = feat_s1.reshape(h, 2, w, 2, -1).transpose(1, 3, 4, 0, 2).reshape(-1, n)
+        s1 = _centre(feat_s1.astype(jnp.float32) + self._bias(self.up[0])[None])
+        s1 = s1.reshape(h, 2, w, 2, -1).transpose(1, 3, 4, 0, 2).reshape(-1, n)
         s0 = feat_s0.reshape(h, 2, 2, w, 2, 2, -1).transpose(1, 4, 2, 5, 6, 0, 3).reshape(4, -1, n)
         return ImageSide(
             key0=self._image(keyed, t2i0.k_proj, bias=True),
@@ -316,7 +332,7 @@ class GridDecoder:
             value2=self._image(x * self.g2, self.final.v_proj, bias=False),
             key2_pe=self._image(keyed2, self.final.k_proj, bias=True),
             upscaled=self._dot("nc,co->on", x * self.g2, self._up_kernel()),
-            feat_s1=s1.astype(jnp.float32),
+            feat_s1=s1,
             feat_s0=s0.astype(jnp.float32),
         )
 
@@ -334,18 +350,18 @@ class GridDecoder:
         layer = self.layer0
         queries = self._norm(layer.norm1, layer.self_attn(*(tokens.astype(self.dtype),) * 3))
         q = self._heads(queries + tokens, layer.cross_attn_token_to_image.q_proj, scaled=True)
-        w = jax.nn.softmax(self._dot("pthd,hdn->phtn", q, side.key0), axis=-1)
+        w = jax.nn.softmax(self._along_image(q, side.key0), axis=-1)
         pooled = self._dot("phtn,hdn->pthd", w, side.value0)
         queries = self._norm(layer.norm2, queries + self._output(layer.cross_attn_token_to_image, pooled))
         queries = self._norm(layer.norm3, queries + self._mlp(layer, queries))
         attn = layer.cross_attn_image_to_token
         key = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value0 = self._heads(queries, attn.v_proj)
-        a0 = flat(_softmax(self._dot("pthd,hdn->phtn", key, side.query0), 2))
+        a0 = flat(_softmax(self._along_image(key, side.query0), 2))
 
         # Its norm.
         b0 = self._basis(value0, self.out0)
-        cross = flat(self._dot("pthd,hdn->phtn", value0, side.out0))
+        cross = flat(self._along_image(value0, side.out0))
         gram = self._dot("pkc,pjc->pkj", b0, b0)
         square = self._quadratic(a0, 2 * cross, gram)
         r1 = jax.lax.rsqrt((side.norm0[None] + square) / c + self.epsilon)  # [P, N]
@@ -380,8 +396,8 @@ class GridDecoder:
         rows = jnp.concatenate([a0 * r1[:, None], a1], axis=1)  # [P, 2K, N]
         cross = jnp.concatenate(
             [
-                flat(self._dot("pthd,hdn->phtn", value0, side.out0_1)),
-                flat(self._dot("pthd,hdn->phtn", value1, side.out1_1)),
+                flat(self._along_image(value0, side.out0_1)),
+                flat(self._along_image(value1, side.out1_1)),
             ],
             axis=1,
         )
@@ -409,8 +425,8 @@ class GridDecoder:
         """q [P, T, H, d] against r * (shared + rows^T basis W) + positional -> [P, H, T, N]."""
         projected = _split(self._dot("pkc,ci->pki", basis, self._kernel(linear)), self.heads)
         small = self._dot("pthd,pkhd->phtk", q, projected)
-        varying = self._dot("pthd,hdn->phtn", q, shared) + self._dot("phtk,pkn->phtn", small, rows)
-        return r[:, None, None] * varying + self._dot("pthd,hdn->phtn", q, positional)
+        varying = self._along_image(q, shared) + self._dot("phtk,pkn->phtn", small, rows)
+        return r[:, None, None] * varying + self._along_image(q, positional)
 
     def _final(self, side: ImageSide, state: Tokens, index: Array) -> Array:
         """The final attention for one token of each point: index [P] -> [P, C] after `norm_final_attn`."""
@@ -443,17 +459,15 @@ class GridDecoder:
         hyper = jnp.take_along_axis(hyper, best[:, None, None], axis=1)[:, 0].astype(jnp.float32)  # [P, C / 8]
 
         p, n = state.r1.shape
+        norm = self.up[1]
         kernel = self._up_kernel()
-        bias = jnp.tile(self._bias(self.up[0]), 4)  # [1, 4 C/4]
         basis = self._dot("pkc,co->pok", state.basis * self.g2[None], kernel)  # [P, 4 C/4, 2K]
         constant = ((self.d * self.g2) @ kernel)[..., None]  # [1, 4 C/4, 1]
         x = jax.lax.optimization_barrier(self._dot("pok,pkn->pon", basis, state.rows))
         x = x + state.r1[:, None] * side.upscaled[None] + constant
-        x = state.r2[:, None] * x + ((self.b2 @ kernel + bias).T + side.feat_s1)[None]
-        # Layer norm over the channels of each of the four sub-pixels, then the second convolution.
-        norm = self.up[1]
+        x = state.r2[:, None] * x + ((self.b2 @ kernel).T + side.feat_s1)[None]
+        # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
         x = x.reshape(p, 4, -1, n)
-        x = x - _sum(x, 2) / x.shape[2]
         x = x * jax.lax.rsqrt(_sum(x * x, 2) / x.shape[2] + norm.epsilon)
         x = gelu(x * norm.scale[...].reshape(1, 1, -1, 1) + norm.bias[...].reshape(1, 1, -1, 1))
         up2 = self.up[3]
@@ -462,11 +476,9 @@ class GridDecoder:
         kernel = kernel.transpose(0, 1, 3, 2).reshape(-1, kernel.shape[2])  # [4 C/8, C / 4]
         # The kernel repeated for every sub-pixel: batched products keep N last, a shared one would transpose twice.
         x = self._dot("paoc,pacn->paon", jnp.broadcast_to(kernel, (p, 4, *kernel.shape)), x)
-        x = x + (side.feat_s0 + jnp.tile(self._bias(up2), 4).T[None])[None]
-        x = x.reshape(p, 4, 4, channels, n)
-        # A sum written out: XLA then fuses bias, GELU and product into one pass along N.
-        logits = jnp.zeros((p, 4, 4, n), jnp.float32)
-        for i in range(channels):
-            logits = logits + hyper[:, i, None, None, None] * gelu(x[:, :, :, i])
+        x = gelu(x + (side.feat_s0 + jnp.tile(self._bias(up2), 4).T[None])[None])
+        # A batched product, because a sum over channels would be fused with the update in place and run on one core.
+        weights = jnp.broadcast_to(hyper[:, None, None], (p, 16, 1, channels))
+        logits = jnp.matmul(weights, x.reshape(p, 16, channels, n), precision="highest")
         logits = logits.reshape(p, 2, 2, 2, 2, height, width).transpose(0, 5, 1, 3, 6, 2, 4)
         return logits.reshape(p, 4 * height, 4 * width)
