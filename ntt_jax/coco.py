@@ -88,8 +88,7 @@ class CocoDataset:
         if annotation.segmentation is None:
             raise InputError(f"{where}: has no segmentation, but its mask is needed")
         if callable(annotation.segmentation):
-            mask: np.ndarray = annotation.segmentation()
-            return encode_masks(mask[None])[0]
+            return encode_masks(np.asarray(annotation.segmentation())[None])[0]
         return segmentation_to_rle(annotation.segmentation, image.height, image.width, where)
 
     def mask(self, annotation: CocoAnnotation) -> np.ndarray:

@@ -45,6 +45,17 @@ def read_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         return _to_rgb(image)
 
 
+def read_index_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image whose pixels are numbers, not colours (palette or 8-bit grey), to those numbers, uint8 `[H, W]`.
+
+    Raises `InputError` as `read_image`, and if the pixels are of another type.
+    """
+    with _decoding(path), _open(path, max_pixels) as image:
+        if image.mode not in ("P", "L"):
+            raise InputError(f"expected a palette image (one number a pixel), found pixels of type {image.mode}")
+        return np.array(image, dtype=np.uint8)
+
+
 def open_image_size(path: PathLike) -> tuple[int, int]:
     """Height and width in pixels from the file's header, without decoding it. Raises `InputError` as `read_image`."""
     with _decoding(path), _open(path, None) as image:

@@ -1,0 +1,251 @@
+"""PASCAL VOC as it is distributed: image lists (ImageSets), one XML file per image, masks in SegmentationObject.
+
+    VOCdevkit/VOC2007/ImageSets/Main/test.txt      names of images, one a line: this file stands for the data set
+    VOCdevkit/VOC2007/Annotations/000001.xml       size and objects of an image
+    VOCdevkit/VOC2007/JPEGImages/000001.jpg
+    VOCdevkit/VOC2007/SegmentationObject/000001.png   of some images: pixel value n is the n-th object, 255 its border
+
+`VOC2007+VOC2012` in the path of a list takes the lists of both years. File names start at the folder that holds the
+years, so that is the image folder.
+"""
+
+import hashlib
+import math
+import pathlib
+import re
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from ntt_jax.class_lists import VOC_CLASSES
+from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, make_dataset
+from ntt_jax.errors import InputError
+from ntt_jax.files import PathLike, describe, read_bytes, show_path
+from ntt_jax.images import MAX_PIXELS, SUFFIXES, read_index_image
+
+MAX_LIST_BYTES = 64 * 1024**2
+MAX_XML_BYTES = 4 * 1024**2
+MAX_MASK_BYTES = 256 * 1024**2
+_MAX_DEPTH = 16
+_MAX_COORDINATE = 1e6
+_OBJECTS_PER_IMAGE = 10_000
+_OFFICIAL = re.compile(r"(\d{4}_)?\d{6}")
+
+
+@dataclass(frozen=True, slots=True)
+class VocMask:
+    """Reads the mask of the `number`-th object (from 1) of an image when it is called: bool `[H, W]`.
+
+    Raises `InputError` naming the file if it is no image of object numbers of the expected size, or most of the mask
+    lies outside the object's box (x, y, width, height): then the numbers do not follow the order of the XML.
+    """
+
+    path: pathlib.Path
+    number: int
+    height: int
+    width: int
+    bbox: tuple[float, float, float, float]
+
+    def __call__(self) -> np.ndarray:
+        numbers = read_index_image(self.path)
+        if numbers.shape != (self.height, self.width):
+            found, expected = f"{numbers.shape[1]} x {numbers.shape[0]}", f"{self.width} x {self.height}"
+            raise InputError(f"{show_path(self.path)}: is {found} pixels, the annotation says {expected}")
+        mask = numbers == self.number
+        x, y, w, h = self.bbox
+        inside = mask[max(int(y), 0) : max(math.ceil(y + h), 0), max(int(x), 0) : max(math.ceil(x + w), 0)]
+        if 2 * np.count_nonzero(inside) < np.count_nonzero(mask):
+            raise InputError(
+                f"{show_path(self.path)}: object {self.number} lies outside its box; expected the numbers of the "
+                "objects to follow their order in the XML"
+            )
+        return mask
+
+
+def image_lists(path: PathLike) -> list[pathlib.Path]:
+    """The list files that a path stands for: itself, or several if one of its folders is written `VOC2007+VOC2012`."""
+    path = pathlib.Path(path)
+    joined = [i for i, part in enumerate(path.parts[:-1]) if "+" in part]
+    if not joined or path.exists():
+        return [path]
+    before, years, after = path.parts[: joined[-1]], path.parts[joined[-1]].split("+"), path.parts[joined[-1] + 1 :]
+    return [pathlib.Path(*before, year, *after) for year in years]
+
+
+def year_folder(path: PathLike) -> pathlib.Path:
+    """The folder `VOC2007` of a list `VOC2007/ImageSets/Main/test.txt`."""
+    return pathlib.Path(path).absolute().parent.parent.parent
+
+
+def load_voc(path: PathLike) -> CocoDataset:
+    """Read the images of a VOC list, `VOCdevkit/VOC2007/ImageSets/Main/test.txt`, or of several (`image_lists`).
+
+    Ids do not depend on the list: an image's is its name's digits, an annotation's 10,000 times that plus the object's
+    number; where names are not VOC's, images are numbered in the order of the list. Categories are the 20 of VOC with
+    ids from 1 in its order, or for other names those that occur, sorted. Boxes become x, y, width, height from VOC's
+    inclusive corners that count from 1. `difficult` objects are `isimpossible`: never sampled as references.
+
+    Raises `InputError`, naming the file, for a list that is not one, or XML that is missing, malformed, declares
+    entities, is nested or large beyond reason, or lacks what is needed.
+    """
+    digest = hashlib.sha256()
+    found: list[tuple[pathlib.Path, str]] = []
+    for file in image_lists(path):
+        found += _names(file, digest)
+    if len(set(found)) != len(found):
+        raise InputError(f"{show_path(path)}: an image is listed twice")
+    official = all(_OFFICIAL.fullmatch(name) for _, name in found)
+    images: dict[int, CocoImage] = {}
+    objects: list[tuple[CocoImage, pathlib.Path | None, list[_Object]]] = []
+    for number, (year, name) in enumerate(found, 1):
+        image_id = int(name.replace("_", "")) if official else number
+        if image_id in images:
+            raise InputError(f"{show_path(path)}: an image of the name {name} is in two of its folders")
+        file = year / "Annotations" / f"{name}.xml"
+        data = read_bytes(file, max_bytes=MAX_XML_BYTES, what="VOC annotation")
+        digest.update(data)
+        images[image_id], read = _parse(data, file, image_id, year.name, name)
+        masks = year / "SegmentationObject" / f"{name}.png"
+        if there := masks.exists():
+            digest.update(read_bytes(masks, max_bytes=MAX_MASK_BYTES, what="VOC mask"))
+        objects.append((images[image_id], masks if there else None, read))
+    names = {one.name for _, _, many in objects for one in many}
+    ordered = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
+    category_ids = {name: i for i, name in enumerate(ordered, 1)}
+    annotations: dict[int, CocoAnnotation] = {}
+    for image, masks, many in objects:
+        for number, one in enumerate(many, 1):
+            annotation_id = image.id * _OBJECTS_PER_IMAGE + number
+            annotations[annotation_id] = CocoAnnotation(
+                id=annotation_id,
+                image_id=image.id,
+                category_id=category_ids[one.name],
+                bbox=one.bbox,
+                area=None,
+                iscrowd=False,
+                isimpossible=one.difficult,
+                segmentation=VocMask(masks, number, image.height, image.width, one.bbox) if masks else None,
+            )
+    categories = {i: CocoCategory(i, name) for name, i in category_ids.items()}
+    return make_dataset(path, digest.hexdigest(), images, annotations, categories, protocol="voc")
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    name: str
+    bbox: tuple[float, float, float, float]
+    difficult: bool
+
+
+def _names(path: pathlib.Path, digest: "hashlib._Hash") -> list[tuple[pathlib.Path, str]]:
+    """The images of one list: the folder of their year, their name."""
+    data = read_bytes(path, max_bytes=MAX_LIST_BYTES, what="list of VOC images")
+    shown = show_path(path)
+    digest.update(data)
+    try:
+        lines = [line.split() for line in data.decode("ascii").splitlines()]
+    except UnicodeDecodeError:
+        raise InputError(f"{shown}: neither JSON nor a list of VOC images") from None
+    lines = [line for line in lines if line]
+    if bad := next((line for line in lines if len(line) != 1 or not re.fullmatch(r"\w[\w.-]*", line[0])), None):
+        raise InputError(
+            f"{shown}: expected the name of an image on each line, as in ImageSets/Main/test.txt, found "
+            f"{describe(' '.join(bad))}"
+        )
+    year = year_folder(path)
+    if not (year / "Annotations").is_dir():
+        raise InputError(f"{shown}: expected VOC's folders, but there is no {show_path(year / 'Annotations')}")
+    if not lines:
+        raise InputError(f"{shown}: lists no image")
+    return [(year, line[0]) for line in lines]
+
+
+def _parse(data: bytes, path: pathlib.Path, image_id: int, year: str, name: str) -> tuple[CocoImage, list[_Object]]:
+    """One image and its objects from its XML."""
+    shown = show_path(path)
+    root = parse_xml(data, path)
+    size = root.find("size")
+    height, width = (_whole(size, key, f"{shown}: size") for key in ("height", "width"))
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{shown}: height x width is over the limit of {MAX_PIXELS:,} pixels")
+    suffix = pathlib.PurePosixPath(root.findtext("filename") or "").suffix
+    file_name = f"{year}/JPEGImages/{name}{suffix if suffix.lower() in SUFFIXES else '.jpg'}"
+    found = root.findall("object")
+    if len(found) >= _OBJECTS_PER_IMAGE:
+        raise InputError(f"{shown}: {len(found)} objects, more than {_OBJECTS_PER_IMAGE - 1}")
+    objects = [_object(entry, f"{shown}: object {i}") for i, entry in enumerate(found, 1)]
+    return CocoImage(image_id, file_name, height, width), objects
+
+
+def _object(entry: ElementTree.Element, where: str) -> _Object:
+    name = (entry.findtext("name") or "").strip()
+    if not name:
+        raise InputError(f"{where}: has no name")
+    difficult = (entry.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise InputError(f"{where}: difficult: expected 0 or 1, found {describe(difficult)}")
+    box = entry.find("bndbox")
+    x1, y1, x2, y2 = (_number(box, key, f"{where}: bndbox") for key in ("xmin", "ymin", "xmax", "ymax"))
+    if x2 < x1 or y2 < y1:
+        raise InputError(f"{where}: bndbox: xmax and ymax must not be smaller than xmin and ymin")
+    return _Object(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), difficult == "1")
+
+
+def _number(parent: ElementTree.Element | None, key: str, where: str) -> float:
+    text = parent.findtext(key) if parent is not None else None
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= _MAX_COORDINATE:
+        raise InputError(f"{where}: {key}: expected a number, found {'nothing' if text is None else describe(text)}")
+    return value
+
+
+def _whole(parent: ElementTree.Element | None, key: str, where: str) -> int:
+    value = _number(parent, key, where)
+    if value < 1 or value != int(value):
+        raise InputError(f"{where}: {key}: expected a whole number of at least 1, found {value:g}")
+    return int(value)
+
+
+def parse_xml(data: bytes, path: PathLike) -> ElementTree.Element:
+    """The root element of an XML document without a document type: no entities, nothing fetched, no deep nesting.
+
+    Raises `InputError`, naming the file, for anything else.
+    """
+    shown = show_path(path)
+    builder = ElementTree.TreeBuilder()
+    depth = 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise InputError(f"{shown}: the XML is nested too deeply to be read")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    def refuse(*_: object) -> None:
+        raise InputError(f"{shown}: refused: the XML declares a document type, which can hold entities")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+        return builder.close()
+    except expat.ExpatError as error:
+        raise InputError(f"{shown}: not valid XML: {expat.ErrorString(error.code)} (line {error.lineno})") from error
+    except (LookupError, ValueError) as error:  # an encoding that is unknown or does not fit
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{shown}: not valid XML: {type(error).__name__}") from error
