@@ -96,17 +96,20 @@ def sample_references(
         annotations_name=dataset.path.replace("\\", "/").rsplit("/", 1)[-1],
         annotations_sha256=dataset.sha256,
     )
-    short = result.short_classes()
+    require_shots(result, dataset.path, allow_fewer=allow_fewer)
+    return result
+
+
+def require_shots(references: ReferenceSet, path: PathLike, *, allow_fewer: bool) -> None:
+    """Raise `InputError`, naming file and classes, if one has no reference, or too few and that is not allowed."""
+    short = references.short_classes()
     if empty := [name for name, count in short if count == 0]:
-        raise InputError(
-            f"{show_path(dataset.path)}: no valid reference for {_some(empty)}; leave them out of the classes"
-        )
+        raise InputError(f"{show_path(path)}: no valid reference for {_some(empty)}; leave them out of the classes")
     if short and not allow_fewer:
         raise InputError(
-            f"{show_path(dataset.path)}: fewer than {shots} valid references for {_some(short)};"
+            f"{show_path(path)}: fewer than {references.shots} valid references for {_some(short)};"
             " ask for fewer shots, or allow fewer (--allow-fewer)"
         )
-    return result
 
 
 def is_valid_reference(annotation: CocoAnnotation, image: CocoImage) -> bool:

@@ -15,10 +15,13 @@ EPILOG = """\
 examples:
   ntt-jax sample --annotations instances_train2017.json --classes novel --shots 30 --seed 33 --out references.json
   ntt-jax sample --annotations train.json --classes dog,cat --shots 5 --allow-fewer --out references.json
+  ntt-jax sample --annotations instances_train2017.json --classes novel --shots 10 --lists cocosplit/seed1 \\
+                 --out references.json
 
 A reference is one annotation that is not a crowd, at least 32 pixels wide and high and 10 pixels away from the border
 of its image; a class takes at most one from an image. The same annotation file, classes, shots and seed give the same
-references as the original PyTorch code.
+references as the original PyTorch code. --lists takes references that others have chosen instead: the published
+cocosplit and vocsplit lists, or every annotation of a COCO file.
 
 references.json lists image and annotation ids for every class. It is plain text: edit it to choose other references."""
 
@@ -32,13 +35,13 @@ def add_parser(commands: Any) -> None:
 
 
 def add_choice(parser: Any) -> None:
-    """`--classes`, `--shots`, `--seed`, `--allow-fewer`."""
+    """`--classes`, `--shots`, `--seed`, `--lists`, `--allow-fewer`."""
     parser.add_argument(
         "--classes",
         required=True,
         metavar="LIST",
-        help="novel (the 20 classes of few-shot COCO), base (the other 60), fold1 to fold4 (COCO-20i), all (of the "
-        "file), or names or ids separated by commas",
+        help="novel (the 20 classes of few-shot COCO), base (the other 60), coco20i-0 to coco20i-3, voc-novel1 to "
+        "voc-novel3 and voc-base1 to voc-base3, all (of the file), or names or ids separated by commas",
     )
     parser.add_argument(
         "--shots",
@@ -55,35 +58,54 @@ def add_choice(parser: Any) -> None:
         help="seed of the random choice (default: 33, that of the published 30-shot numbers)",
     )
     parser.add_argument(
+        "--lists",
+        type=Path,
+        metavar="PATH",
+        help="take these references instead of choosing some: a folder of cocosplit or vocsplit lists (of one seed), "
+        "or a COCO file whose annotations are all references",
+    )
+    parser.add_argument(
         "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than --shots"
     )
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.annotations, "--annotations")
+    options.check_annotations(args.annotations, "--annotations")
+    check_choice(args)
     options.check_output_file(args.out)
+
+
+def check_choice(args: argparse.Namespace) -> None:
+    """The same for the options of `add_choice`."""
+    if args.lists is not None:
+        (options.check_folder if args.lists.is_dir() else options.check_file)(args.lists, "--lists")
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.coco import load_coco
+    from ntt_jax.datasets import load_dataset
     from ntt_jax.sampling import save_references
 
-    references = choose(args, load_coco(args.annotations))
+    references = choose(args, load_dataset(args.annotations))
     save_references(args.out, references)
     total = sum(len(entry.references) for entry in references.classes)
-    print(f"{args.out}: {total} references of {len(references.classes)} classes (seed {args.seed})")
+    source = f"seed {args.seed}" if args.lists is None else f"from {args.lists}"
+    print(f"{args.out}: {total} references of {len(references.classes)} classes ({source})")
 
 
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     """The references that the options of `add_choice` ask for; classes that are short are named on stderr."""
     from ntt_jax.coco import select_classes
+    from ntt_jax.reference_lists import read_reference_lists
     from ntt_jax.sampling import sample_references
 
-    classes = select_classes(dataset, args.classes)
-    references = sample_references(dataset, classes, args.shots, args.seed, allow_fewer=args.allow_fewer)
+    classes, fewer = select_classes(dataset, args.classes), args.allow_fewer
+    if args.lists is None:
+        references = sample_references(dataset, classes, args.shots, args.seed, allow_fewer=fewer)
+    else:
+        references = read_reference_lists(args.lists, dataset, classes, args.shots, allow_fewer=fewer)
     if short := references.short_classes():
         counts = ", ".join(f"{name} ({count})" for name, count in short)
         print(f"ntt-jax: warning: fewer than {args.shots} references for {counts}", file=sys.stderr)
