@@ -21,7 +21,8 @@ example:
   ntt-jax evaluate --sam2 sam2_hiera_large.safetensors --dinov2 dinov2_vitl14.safetensors \\
                    --memory memory.safetensors --annotations instances_val2017.json --images val2017 --out runs/30shot
 
-RUN_DIR/results.json holds the detections in COCO results format, RUN_DIR/metrics.json the AP of boxes and masks.
+RUN_DIR/results.json holds the detections in COCO results format, RUN_DIR/metrics.json the AP of boxes and masks, by
+the rules of the data set that --annotations is found to be (COCO, LVIS, VOC); docs/datasets.md has a command for each.
 Finished images are saved as they come. When the run was stopped, whatever the reason, the same command goes on where
 it was. An image that is missing or cannot be read is named, counted in metrics.json and left out."""
 
@@ -53,7 +54,7 @@ def check(args: argparse.Namespace) -> None:
     options.check_file(args.sam2, "--sam2")
     options.check_file(args.dinov2, "--dinov2")
     options.check_file(args.memory, "--memory")
-    options.check_file(args.annotations, "--annotations")
+    options.check_annotations(args.annotations, "--annotations")
     options.check_folder(args.images, "--images")
     options.make_output_folder(args.out)
 
@@ -61,11 +62,11 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.coco import load_coco
+    from ntt_jax.datasets import load_dataset
     from ntt_jax.run_folder import FolderLock
 
     with FolderLock(args.out) as lock:
-        evaluate(args, lock, load_coco(args.annotations), args.memory)
+        evaluate(args, lock, load_dataset(args.annotations), args.memory)
 
 
 def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
@@ -144,9 +145,14 @@ def report(folder: Path, metrics: dict[str, Any]) -> None:
     if not metrics["detections"]:
         models.warn("no detections at all; check --memory and the thresholds")
     print(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
-    for kind, words in (("bbox", "boxes"), ("segm", "masks")):
-        numbers = (f"{name} {_percent(metrics[kind][name])}" for name in ("AP", "AP50", "AP75"))
-        print(f"  {words}  {'  '.join(numbers)}")
+    for kind, words in (("bbox", "boxes"), ("segm", "masks"), ("semantic", "classes of pixels")):
+        numbers = metrics.get(kind, {})  # boxes alone where the data set has no masks
+        shown = [f"{name} {_percent(numbers[name])}" for name in _SHOWN if name in numbers]
+        if shown:
+            print(f"  {words}  {'  '.join(shown)}")
+
+
+_SHOWN = ("AP", "AP50", "AP75", "AP50_area", "APr", "APc", "APf", "mIoU")
 
 
 def _percent(value: float | None) -> str:

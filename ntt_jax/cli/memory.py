@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_file(args.dinov2, "--dinov2")
-    options.check_file(args.annotations, "--annotations")
+    options.check_annotations(args.annotations, "--annotations")
     options.check_folder(args.images, "--images")
     options.check_file(args.references, "--references")
     options.check_output_file(args.out)
@@ -45,9 +45,9 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.coco import load_coco
+    from ntt_jax.datasets import load_dataset
 
-    dataset = load_coco(args.annotations)
+    dataset = load_dataset(args.annotations)
     build(args, dataset, args.images, load(args.references, dataset), args.out)
 
 

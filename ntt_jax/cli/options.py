@@ -64,7 +64,11 @@ def _classes_per_mask(text: str) -> int:
 def add_dataset(parser: Any, *, images: bool = True) -> None:
     """`--annotations` and `--images`."""
     parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="A.json", help="COCO instance annotations of the images"
+        "--annotations",
+        type=Path,
+        required=True,
+        metavar="A.json",
+        help="annotations of the images: COCO or LVIS (JSON) or a list of VOC images (VOC2007/ImageSets/Main/test.txt)",
     )
     if images:
         parser.add_argument(
@@ -184,6 +188,14 @@ def check_file(path: Path, option: str) -> None:
         raise InputError(f"{option}: there is no file {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_annotations(path: Path, option: str) -> None:
+    """`check_file` for annotations, which may be several lists of VOC images (`VOC2007+VOC2012`)."""
+    from ntt_jax.voc import image_lists
+
+    for file in image_lists(path):
+        check_file(file, option)
 
 
 def check_folder(path: Path, option: str) -> None:

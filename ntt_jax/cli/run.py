@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="TRAIN.json",
-        help="COCO instance annotations among which the references are chosen",
+        help="annotations among which the references are chosen",
     )
     parser.add_argument(
         "--reference-images",
@@ -51,8 +51,9 @@ def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_file(args.sam2, "--sam2")
     options.check_file(args.dinov2, "--dinov2")
-    options.check_file(args.reference_annotations, "--reference-annotations")
-    options.check_file(args.annotations, "--annotations")
+    options.check_annotations(args.reference_annotations, "--reference-annotations")
+    options.check_annotations(args.annotations, "--annotations")
+    sample.check_choice(args)
     options.check_folder(args.images, "--images")
     if args.reference_images is not None:
         options.check_folder(args.reference_images, "--reference-images")
@@ -62,14 +63,14 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.coco import load_coco
+    from ntt_jax.datasets import load_dataset
     from ntt_jax.run_folder import ADVICE, FolderLock
     from ntt_jax.sampling import load_references, save_references
 
     references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
     with FolderLock(args.out) as lock:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
-        sources = load_coco(args.reference_annotations)
+        sources = load_dataset(args.reference_annotations)
         references = sample.choose(args, sources)
         if references_file.exists() and not args.restart:
             if load_references(references_file) != references:
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             save_references(references_file, references)
         if args.restart or not is_current(args, sources, references, memory_file):
             memory.build(args, sources, args.reference_images or args.images, references, memory_file)
-        evaluate.evaluate(args, lock, load_coco(args.annotations), memory_file)
+        evaluate.evaluate(args, lock, load_dataset(args.annotations), memory_file)
 
 
 def is_current(args: argparse.Namespace, sources: "CocoDataset", references: "ReferenceSet", memory_file: Path) -> bool:
