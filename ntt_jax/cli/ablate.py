@@ -1,0 +1,316 @@
+"""`ntt-jax ablate`: many memories on the same images in one run."""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ntt_jax
+from ntt_jax.cli import evaluate, memory, models, options
+from ntt_jax.cli.progress import Progress
+from ntt_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ntt_jax.coco import CocoCategory, CocoDataset
+    from ntt_jax.memory import Memory
+    from ntt_jax.run_folder import RunFolder
+    from ntt_jax.sampling import ReferenceSet
+    from ntt_jax.shared_detections import SharedDetections
+
+EPILOG = """\
+examples:
+  ntt-jax ablate --sam2 W --dinov2 W --classes novel --shots 1,2,3,5,10,30 --seeds 10 \\
+                 --reference-annotations instances_train2017.json --reference-images train2017 \\
+                 --annotations instances_val2017.json --images val2017 --out runs/ablation
+  ntt-jax ablate --sam2 W --dinov2 W --memory memory.safetensors \\
+                 --annotations instances_val2017.json --images val2017 --out runs/references
+
+The first samples a memory for every number of shots and every seed, as `sample` and `memory` would, and reports mean
+and standard deviation over the seeds. The second leaves out each reference of one memory in turn. Each reference and
+each image is encoded once, whatever the number of memories; every memory's numbers are those that `evaluate` gives it.
+
+RUN_DIR/ablation.json holds all of COCO's numbers for every memory and class. Stopped, the same command goes on."""
+
+MAX_MEMORIES = 10_000
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    parser = options.add_command(
+        commands, "ablate", run, "compare numbers of shots, seeds or references in one run", EPILOG
+    )
+    options.add_sam2(parser)
+    options.add_dinov2(parser)
+    group = parser.add_argument_group("either: memories of several numbers of shots and seeds")
+    group.add_argument("--shots", type=_whole_numbers, metavar="LIST", help="references per class, as 1,5,10,30")
+    group.add_argument(
+        "--seeds", type=options.whole_number(1, 1000), default=10, metavar="N", help="how many seeds (default: 10)"
+    )
+    group.add_argument(
+        "--seed",
+        type=options.whole_number(0, 2**31),
+        default=33,
+        metavar="N",
+        help="the first of them, the others count on from it (default: 33)",
+    )
+    group.add_argument(
+        "--classes", metavar="LIST", help="as for `ntt-jax sample`: novel, base, fold1 to fold4, all, names or ids"
+    )
+    group.add_argument(
+        "--reference-annotations",
+        type=Path,
+        metavar="TRAIN.json",
+        help="COCO instance annotations among which the references are chosen",
+    )
+    group.add_argument(
+        "--reference-images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images that --reference-annotations names (default: --images)",
+    )
+    group.add_argument(
+        "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than shots"
+    )
+    group = parser.add_argument_group("or: one memory without each of its references")
+    group.add_argument("--memory", type=Path, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote")
+    options.add_dataset(parser)
+    evaluate.add_run_folder(parser)
+    options.add_detection(parser)
+    options.add_compute(parser)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    parse = options.whole_number(1, 10**6)
+    numbers = [parse(part.strip()) for part in text.split(",")]
+    if len(set(numbers)) != len(numbers):
+        raise argparse.ArgumentTypeError(f"expected each number once, found {text!r}")
+    return sorted(numbers)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `InputError` for arguments that cannot work, before anything is read in full."""
+    options.check_file(args.sam2, "--sam2")
+    options.check_file(args.dinov2, "--dinov2")
+    needed = {"--shots": args.shots, "--classes": args.classes, "--reference-annotations": args.reference_annotations}
+    if args.memory is not None:
+        options.check_file(args.memory, "--memory")
+        if given := [name for name, value in needed.items() if value is not None]:
+            raise InputError(f"{given[0]}: --memory brings its own references; give one or the other")
+    elif missing := [name for name, value in needed.items() if value is None]:
+        raise InputError(f"give {', '.join(missing)} too (or --memory, to leave out its references one by one)")
+    else:
+        options.check_file(args.reference_annotations, "--reference-annotations")
+        if args.reference_images is not None:
+            options.check_folder(args.reference_images, "--reference-images")
+        if len(args.shots) * args.seeds > MAX_MEMORIES:
+            raise InputError(f"--shots, --seeds: {len(args.shots) * args.seeds} memories, at most {MAX_MEMORIES}")
+    options.check_file(args.annotations, "--annotations")
+    options.check_folder(args.images, "--images")
+    options.make_output_folder(args.out)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    check(args)
+    from ntt_jax.files import write_json
+    from ntt_jax.run_folder import FolderLock
+
+    with FolderLock(args.out) as lock:
+        args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+        if args.restart:
+            (args.out / "ablation.json").unlink(missing_ok=True)
+        outcome = (_of_shots if args.memory is None else _of_references)(args, lock)
+        write_json(args.out / "ablation.json", outcome)
+        report(args.out, outcome)
+
+
+def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
+    """The outcome for numbers of shots and seeds."""
+    from ntt_jax.ablation import distinct_references, sample_many, stack_prototypes
+    from ntt_jax.ablation_tables import by_shots
+    from ntt_jax.coco import load_coco, select_classes
+
+    sources, dataset = load_coco(args.reference_annotations), load_coco(args.annotations)
+    seeds = range(args.seed, args.seed + args.seeds)
+    classes = select_classes(sources, args.classes)
+    categories = _same_classes(classes, dataset)
+    sets = sample_many(sources, classes, args.shots, seeds, allow_fewer=args.allow_fewer)
+    short = {name for references in sets.values() for name, _ in references.short_classes()}
+    if short:
+        models.warn(f"fewer than {max(args.shots)} references for {', '.join(sorted(short))}")
+    choice = {"reference annotation file": sources.sha256, "shots": args.shots, "seeds": list(seeds)}
+
+    def prototypes() -> "np.ndarray":
+        distinct = distinct_references(list(sets.values()))
+        return stack_prototypes(list(sets.values()), distinct, encode(args, sources, distinct))
+
+    metrics, rest = _score(args, lock, dataset, categories, choice, len(sets), prototypes)
+    rows = by_shots(list(sets), metrics)
+    memories = [{"shots": s, "seed": seed, **one} for (s, seed), one in zip(sets, metrics, strict=True)]
+    return {"by_shots": rows, "memories": memories, **rest}
+
+
+def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
+    """The outcome for one memory without each of its references."""
+    from ntt_jax.ablation import leave_one_out
+    from ntt_jax.ablation_tables import by_reference
+    from ntt_jax.coco import load_coco
+    from ntt_jax.learned import from_bank
+    from ntt_jax.memory_file import load_memory, require_encoder
+    from weight_port.files import sha256
+
+    bank, dataset = load_memory(args.memory), load_coco(args.annotations)
+    require_encoder(bank, *models.read_encoder(args.dinov2))
+    categories = evaluate.classes_of(bank, dataset)
+    options.start_jax(args)
+    prototypes, lacking = leave_one_out(bank.memory)
+    if not lacking:
+        raise InputError(f"{args.memory}: every class has one reference; there is none to leave out")
+    choice = {"memory": sha256(args.memory)}
+    metrics, rest = _score(args, lock, dataset, categories, choice, len(prototypes), lambda: prototypes)
+    origins = [one.origins for one in from_bank(bank).values()]
+    return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
+
+
+def _same_classes(classes: "Sequence[CocoCategory]", dataset: "CocoDataset") -> "list[CocoCategory]":
+    """The classes of the references as categories of the targets. Raises `InputError` where the two disagree."""
+    for category in classes:
+        if dataset.categories.get(category.id) != category:
+            raise InputError(
+                f"--annotations: the class {category.id}, {category.name!r} in --reference-annotations, is another one "
+                "there or missing; give annotations with the same categories"
+            )
+    return list(classes)
+
+
+def _score(
+    args: argparse.Namespace,
+    lock: Any,
+    dataset: "CocoDataset",
+    categories: "list[CocoCategory]",
+    choice: dict[str, Any],
+    memories: int,
+    prototypes: Any,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Metrics of every memory on `dataset`, and what else the outcome says. prototypes: makes `[M, K, C]`."""
+    from ntt_jax import runner
+    from ntt_jax.evaluation import prepare_ground_truth
+    from ntt_jax.run_folder import RunFolder
+    from ntt_jax.scoring import evaluate_shared
+    from weight_port.files import sha256
+
+    runner.check_images(dataset, args.images)
+    ground_truth = prepare_ground_truth(dataset, categories)
+    config = options.detect_config(args)
+    identity = {
+        "ntt-jax": ntt_jax.__version__,
+        "SAM 2 checkpoint": sha256(args.sam2),
+        "DINOv2 checkpoint": sha256(args.dinov2),
+        **choice,
+        "annotation file": dataset.sha256,
+        "classes": {str(category.id): category.name for category in categories},
+        "detection options": dataclasses.asdict(config),
+        "dtype": args.dtype,
+    }
+    with RunFolder(lock, identity, restart=args.restart) as run:
+        todo = runner.unfinished(run.records, dataset, args.images)
+        if todo:
+            _segment(args, run, dataset, prototypes(), todo)
+
+        def found() -> "Iterator[SharedDetections]":
+            return shared_detections(run, dataset)
+
+        metrics = evaluate_shared(ground_truth, found, memories)
+        return metrics, {"skipped": runner.skipped_images(run, dataset), "provenance": run.identity}
+
+
+def _segment(
+    args: argparse.Namespace, run: "RunFolder", dataset: "CocoDataset", prototypes: "np.ndarray", todo: set[int]
+) -> None:
+    """Segment the images `todo` with all memories and record what each found."""
+    from ntt_jax import runner
+    from ntt_jax.ablation import ManyPredictor
+    from ntt_jax.loading import load_dinov2, load_sam2
+
+    devices = options.start_jax(args)
+    started, total = time.time(), len(dataset.images)
+    largest = max(max(image.height, image.width) for image in dataset.images.values())
+    predictor = ManyPredictor(
+        load_sam2(args.sam2, args.dtype),
+        load_dinov2(args.dinov2, args.dtype),
+        prototypes,
+        options.detect_config(args),
+        batch_size=args.batch_size,
+        devices=devices,
+        canvas=min(largest, 640),
+    )
+    (share,) = runner.shares(run.processes, dataset, todo, args.batch_size)
+    what = f"ablate, {len(prototypes)} memories"
+    with Progress(what, total, done=total - len(todo)) as progress:
+        try:
+            runner.segment_images(
+                run,
+                dataset,
+                args.images,
+                predictor,
+                share=share,
+                todo=todo,
+                window=args.batch_size * len(devices),
+                observer=progress,
+                record=lambda image, found: dataclasses.replace(found, image_id=image.id).to_json(),
+            )
+        finally:
+            run.note_start(models.describe_start(args, run.processes, devices, started, progress.steps))
+
+
+def shared_detections(run: "RunFolder", dataset: "CocoDataset") -> "Iterator[SharedDetections]":
+    """The recorded detections by ascending image id, read from the disk one by one; skipped images are left out."""
+    from ntt_jax.files import show_path
+    from ntt_jax.shared_detections import SharedDetections
+
+    for image_id in sorted(dataset.images):
+        if not run.records.skipped(image_id):
+            where = f"{show_path(run.folder)}: record of image {image_id}"
+            yield SharedDetections.from_json(run.records.read(image_id), where)
+
+
+def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "ReferenceSet") -> "Memory":
+    """The memory of all references, kept in RUN_DIR/references as they are encoded."""
+    from ntt_jax.builder import recorded_memory
+    from ntt_jax.run_folder import FolderLock, RunFolder
+    from ntt_jax.sampling import check_references
+
+    check_references(references, dataset)
+    folder = args.out / "references"
+    options.make_output_folder(folder)
+    _, source_sha256 = models.read_encoder(args.dinov2)
+    identity = memory.describe(args, dataset, references, source_sha256)
+    numbers = range(sum(len(chosen.references) for chosen in references.classes))
+    with FolderLock(folder) as lock, RunFolder(lock, identity, restart=args.restart, key="reference") as run:
+        todo = {number for number in numbers if number not in run.records}
+        (share,) = run.processes.shares(numbers, todo.__contains__, args.batch_size)
+        if share:
+            images = args.reference_images or args.images
+            memory.encode(args, run, dataset, images, references, share, todo)
+        return recorded_memory(run, references)
+
+
+def report(folder: Path, outcome: dict[str, Any]) -> None:
+    """Print the tables; warn of what a person may have missed."""
+    from ntt_jax import ablation_tables
+
+    if skipped := outcome["skipped"]:
+        models.warn(f"{len(skipped)} images were skipped and count as missed; ablation.json lists them")
+    if "by_shots" in outcome:
+        rows = outcome["by_shots"]
+        print(f"{folder}: mean and standard deviation over the seeds, in percent")
+        print(ablation_tables.shots_table(rows))
+        print("AP of masks by class and number of shots")
+        print(ablation_tables.class_table(rows))
+    else:
+        print(f"{folder}: AP of masks {ablation_tables.percent(outcome['whole']['segm']['AP'])} with all references")
+        print(ablation_tables.reference_table(outcome["without"]))
