@@ -68,7 +68,7 @@ def make_run(
         name, image_id = file_name.format(i), 100 + i
         coarse = generator.integers(0, 256, (height // 4, width // 4, 3)).astype(np.uint8)
         picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        picture.save(base / "images" / name, "PNG", compress_level=1)
+        picture.save(base / "images" / name, "JPEG", quality=70)  # the content decides, not the name
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         unit = height // 12
         boxes = [(2 * unit, 2 * unit, 4 * unit, 4 * unit), (8 * unit, 6 * unit, 4 * unit, 4 * unit)]

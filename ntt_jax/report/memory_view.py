@@ -29,9 +29,10 @@ def memory_view(bank: MemoryBank) -> dict[str, Any]:
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
     everywhere = jnp.ones(len(vectors), jnp.float32)
     with jax.default_matmul_precision("highest"):
-        centre, directions = (np.asarray(a, np.float64) for a in foreground_pca(jnp.asarray(vectors), everywhere, 2))
+        plane = jax.jit(foreground_pca, static_argnums=2)(jnp.asarray(vectors), everywhere, 2)
+        centre, directions = (np.asarray(array, np.float64) for array in plane)
         first = np.searchsorted(label, np.arange(len(valid))).astype(np.int32)
-        member = np.asarray(foreground_kmeans(jnp.asarray(vectors), everywhere, jnp.asarray(first))[1])
+        member = np.asarray(jax.jit(foreground_kmeans)(jnp.asarray(vectors), everywhere, jnp.asarray(first))[1])
     centred = vectors - centre
     places, total = centred @ directions.T, float((centred**2).sum())
     clusters = np.zeros((len(valid), len(valid)), int)

@@ -1,0 +1,319 @@
+"""The report in a real Chromium: opened from the disk, used with pointer and keyboard."""
+
+import os
+import shutil
+
+import pytest
+from report_files import HOSTILE, HOSTILE_FILE, make_run
+
+from ntt_jax.cli import main
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the playwright package drives the browser")
+CHROMIUM = os.environ.get("NTT_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+IMAGES = 200
+LOAD_SECONDS = 2.0
+MEGABYTES = 20
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of 200 images, whose classes and files have hostile names."""
+    run = make_run(
+        tmp_path_factory.mktemp("page"), IMAGES, names=HOSTILE, file_name=HOSTILE_FILE, size=(360, 480), extra=20
+    )
+    assert main(["report", str(run.folder), "--title", "<b onclick=window.hacked=1>title</b>"]) == 0
+    return run.folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Opens the report; afterwards there must have been no message, error or request but for the file itself."""
+    contexts, problems = [], []
+
+    def opened(path=report, **options):
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        url = path.as_uri()
+        page.on("request", lambda r: None if r.url == url or r.url.startswith("data:") else problems.append(r.url))
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def slide(page, selector, step):
+    page.locator(selector).evaluate(
+        "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", step
+    )
+    drawn(page)
+
+
+def drawn(page):
+    """Wait until the page has drawn twice, as it does after a slider has moved."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def painted(page, selector):
+    """Pixels of a canvas that are not transparent."""
+    script = """(c) => { const copy = new OffscreenCanvas(c.width, c.height).getContext('2d');
+        copy.drawImage(c, 0, 0);
+        const d = copy.getImageData(0, 0, c.width, c.height).data;
+        let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; }"""
+    return page.locator(selector).evaluate(script)
+
+
+def cards(page):
+    return page.locator(".card").count()
+
+
+def test_size_and_time_to_open(report, open_page):
+    assert report.stat().st_size < MEGABYTES * 10**6
+    page = open_page()
+    seconds = page.evaluate("(performance.getEntriesByType('navigation')[0].loadEventEnd) / 1000")
+    assert 0 < seconds < LOAD_SECONDS
+    assert cards(page) == IMAGES
+    assert page.evaluate("typeof window.hacked") == "undefined"
+
+
+def test_hostile_names_are_text(open_page):
+    page = open_page()
+    assert page.title() == "<b onclick=window.hacked=1>title</b>"
+    assert HOSTILE[3] in page.locator("#class-table").inner_text()
+    assert page.locator(".card b").first.text_content() == HOSTILE_FILE.format(0)
+    page.locator(".card").first.click()
+    assert page.locator("#viewer-title").inner_text() == HOSTILE_FILE.format(0)
+    page.keyboard.press("Escape")
+    for section in page.locator("#sections a").all():
+        section.click()
+    assert page.locator("svg[onload], img[onerror], [onclick]").count() == 0
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    assert HOSTILE[3] in page.locator("#provenance").inner_text()
+
+
+def test_the_policy_lets_nothing_else_run(open_page, browser, report, tmp_path):
+    """Were a name ever to get through, its script would not run and nothing could be loaded."""
+    page = open_page()
+    policy = page.locator("meta[http-equiv]").get_attribute("content")
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    spoilt = tmp_path / "spoilt.html"
+    inserted = b"<script>window.hacked=1</script><img src='http://127.0.0.1:9/x.png'>"
+    spoilt.write_bytes(report.read_bytes().replace(b'<div id="notes">', inserted + b'<div id="notes">'))
+    context = browser.new_context()
+    other = context.new_page()
+    failed = []
+    other.on("requestfailed", lambda request: failed.append(request.failure))
+    other.goto(spoilt.as_uri())
+    assert other.evaluate("typeof window.hacked") == "undefined"
+    assert all("csp" in reason.lower() or "blocked" in reason.lower() for reason in failed)
+    context.close()
+
+
+def test_gallery_filters(open_page):
+    page = open_page()
+    every = cards(page)
+    page.select_option("#gallery-class", "0")
+    assert page.locator("#gallery-count").inner_text().startswith(f"{cards(page)} of {every} images")
+    assert every // 2 < cards(page) < every  # two of three images have an object of the class
+    page.select_option("#gallery-class", "-1")
+    slide(page, "#gallery .threshold-input", 30)  # above the low background detections
+    for kind in ("localisation", "classification", "duplicate", "background"):
+        page.select_option("#gallery-kind", kind)
+        assert cards(page) == IMAGES // 5, kind
+        assert "1 detection, 1 wrong" in page.locator(".card").first.text_content()
+    page.select_option("#gallery-kind", "right")
+    assert cards(page) == IMAGES
+    page.select_option("#gallery-kind", "missed")
+    assert cards(page) == IMAGES * 4 // 5
+    page.select_option("#gallery-kind", "both")
+    assert cards(page) == 0 and "No image is like that" in page.locator("#cards").inner_text()
+    page.select_option("#gallery-kind", "all")
+    page.select_option("#gallery-order", "wrong")
+    assert (
+        page.locator(".card").first.get_attribute("data-index") == "1"
+    )  # the first with an error, in the file's order
+
+
+def test_the_slider_hides_detections_live(open_page):
+    page = open_page()
+    page.locator("#gallery").scroll_into_view_if_needed()
+    page.locator(".card").first.scroll_into_view_if_needed()
+    canvas = ".card >> nth=0 >> canvas >> nth=1"
+    slide(page, "#gallery .threshold-input", 0)
+    assert "22 detections" in page.locator(".card").first.text_content()
+    everything = painted(page, canvas)
+    slide(page, "#gallery .threshold-input", 42)  # between 0.8 and 0.9
+    assert "1 detection," in page.locator(".card").first.text_content()
+    assert 0 < painted(page, canvas) < everything
+    assert page.locator("#errors output.threshold").inner_text() == "0.84"  # one threshold for the whole page
+    slide(page, "#errors .threshold-input", 50)
+    assert painted(page, canvas) == 0
+    assert "2 missed" in page.locator(".card").first.text_content()
+    # The whole run's confusion follows too: all of the class's objects are missed now.
+    row = page.locator("#matrix tbody tr").first.inner_text().split()
+    objects = page.evaluate("data.classes[0].objects")
+    assert row[-1] == str(objects)
+
+
+def test_tables_sort(open_page):
+    page = open_page()
+
+    heading = page.locator("#class-table th >> text=/^masks AP$/")
+    cell = page.locator("#class-table thead th").nth(3)
+    assert cell.get_attribute("aria-sort") == "descending"
+    first = page.locator("#class-table tbody td:nth-child(4)").all_inner_texts()
+    assert [float(v) for v in first] == sorted(map(float, first), reverse=True) and len(set(first)) == 3
+    heading.focus()
+    page.keyboard.press("Enter")
+    assert cell.get_attribute("aria-sort") == "ascending"
+    assert page.locator("#class-table tbody td:nth-child(4)").all_inner_texts() == first[::-1]
+    page.locator("#class-table thead button").first.click()
+    names = page.locator("#class-table tbody th").all_inner_texts()
+    assert len(names) == 3 and cell.get_attribute("aria-sort") is None
+    # A name leads to its curve and its images.
+    page.locator("#class-table tbody button").first.click()
+    label = page.evaluate("byId('curve-class').value")
+    assert label != "-1" and page.evaluate("byId('gallery-class').value") == label
+    assert page.locator("#curve .title").text_content() == page.evaluate("data.classes[byId('curve-class').value].name")
+
+
+def test_curves_and_histogram(open_page):
+    page = open_page()
+    assert page.locator("#curve polyline").count() == 3
+    shown = page.locator("#curve text >> text=/^IoU 0.5: /").text_content()
+    assert shown == f"IoU 0.5: {100 * page.evaluate('data.metrics.segm.AP50'):.1f}"
+    page.select_option("#curve-kind", "bbox")
+    shown = page.locator("#curve text >> text=/^mean/").text_content()
+    assert shown.endswith(f": {100 * page.evaluate('data.metrics.bbox.AP'):.1f}")
+    label = page.locator("#histogram svg").get_attribute("aria-label")
+    assert f"{IMAGES * 6 // 5} right" in label
+
+
+def test_keyboard(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    slide(page, "#gallery .threshold-input", 30)
+    page.locator(".card").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.index") == "1"
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.dataset.index") == str(IMAGES - 1)
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    assert int(page.evaluate("document.activeElement.dataset.index")) > 1
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    assert page.locator("#viewer").is_visible()
+    first = page.locator("#viewer-title").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#viewer-title").inner_text() == HOSTILE_FILE.format(1) != first
+    assert painted(page, "#viewer canvas >> nth=0") > 0
+    rows = page.locator("#viewer-detections button")
+    before = painted(page, "#viewer canvas >> nth=1")
+    rows.nth(1).focus()
+    page.keyboard.press("Enter")
+    assert rows.nth(1).get_attribute("aria-pressed") == "true"
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"  # the focus stays
+    assert 0 < painted(page, "#viewer canvas >> nth=1") <= before
+    slider = page.locator("#viewer .threshold-input")
+    slider.focus()
+    value = int(slider.input_value())
+    page.keyboard.press("ArrowRight")  # moves the slider, not the image
+    drawn(page)
+    assert page.evaluate("threshold.step") == value + 1
+    assert page.locator("#viewer-title").inner_text() == HOSTILE_FILE.format(1)
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    assert page.evaluate("document.activeElement.dataset.index") == "1"  # back at the image that was shown last
+
+
+def test_a_click_picks_what_lies_there(open_page):
+    page = open_page()
+    page.locator(".card").first.click()
+    box = page.locator("#viewer canvas >> nth=1").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.33)  # inside the first object
+    pressed = page.locator('#viewer-detections button[aria-pressed="true"]')
+    assert pressed.count() == 1 and "right" in pressed.inner_text()
+
+
+def test_controls_have_names(open_page):
+    page = open_page()
+    script = """[...document.querySelectorAll('button, select, input, [role=img], [role=region]')]
+        .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length))
+        .map((e) => e.outerHTML.slice(0, 80))"""
+    unnamed = page.evaluate(script)
+    assert unnamed == []
+    assert page.locator("h1").count() == 1 and page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(open_page, scheme):
+    """Contrast of 4.5 : 1 and more, as WCAG asks, of the page's inks on its grounds."""
+    page = open_page(color_scheme=scheme)
+    script = """() => { const style = getComputedStyle(document.documentElement);
+        const light = (name) => { const c = document.createElement('canvas').getContext('2d');
+            c.fillStyle = style.getPropertyValue(name); c.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...c.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+                .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        return ['--ink', '--soft', '--strong', '--good', '--check', '--bad'].flatMap((ink) =>
+            ['--card', '--paper'].map((ground) => [ink, ground, ratio(light(ink), light(ground))])); }"""
+    assert [row for row in page.evaluate(script) if row[2] < 4.5] == []
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, ground[4:-1].split(","))) < 200) == (scheme == "dark")
+
+
+def test_phone(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True, has_touch=True)
+    wide = "document.documentElement.scrollWidth"
+    assert page.evaluate(wide) <= 390  # wide tables scroll within themselves
+    page.locator(".card").nth(2).tap()
+    assert page.locator("#viewer").is_visible() and page.evaluate(wide) <= 390
+    box = page.locator("#viewer").bounding_box()
+    assert box["width"] == 390
+    panes = [page.locator(f"#viewer canvas >> nth={i}").bounding_box() for i in (0, 1)]
+    assert panes[0]["width"] > 300 and panes[1]["y"] > panes[0]["y"]  # one above the other
+    page.locator("#viewer-next").tap()
+    page.locator("#viewer-close").tap()
+    small = page.evaluate("""[...document.querySelectorAll('main button:not(th button), select')].filter((e) =>
+        e.offsetHeight && e.offsetHeight < 32).length""")
+    assert small == 0
+
+
+def test_reference_page(open_page, report, tmp_path):
+    path = tmp_path / "references.html"
+    base = report.parent.parent
+    options = ["--annotations", str(base / "annotations.json"), "--images", str(base / "images")]
+    assert (
+        main(["references", "--memory", str(report.parent / "memory.safetensors"), *options, "--out", str(path)]) == 0
+    )
+    page = open_page(path)
+    assert page.locator("main > section").count() == 2 and page.locator(".reference").count() == 12
+    assert page.locator(".reference").first.locator(".verdict").inner_text() == "replace"
+    assert (
+        page.locator(".reference img").first.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 50
+    )
+    page.select_option("#reference-verdict", "replace")
+    assert page.locator(".reference").count() == 1
+    assert page.locator("#plane circle").count() == 12 and page.locator("#plane polygon").count() == 3
+    page.locator("#reference-details summary").click()
+    assert page.locator("#reference-table tbody tr").count() == 12
