@@ -280,6 +280,11 @@ def build(weights: Weights, dtype: str) -> Any:
     return module
 
 
+def carried(module: Any) -> Mapping[str, np.ndarray]:
+    """Tensors that a module was loaded with and does not use, by Meta's names; none for copies of one."""
+    return _carried.get(module, {})
+
+
 def convert_state_dict(
     state_dict: Mapping[str, Any], config: DinoV2Config | Sam2Config, *, dtype: str = "float32"
 ) -> Any:
