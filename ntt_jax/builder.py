@@ -4,7 +4,8 @@ Patch features are reduced to one mean per reference on the device, so however m
 is `[K, S, C]` and not every patch of every one.
 """
 
-from collections.abc import Callable, Sequence
+import base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ntt_jax.memory import Memory, check_reference, encode_references, memory_fr
 from ntt_jax.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.preprocess import mask_to_grid, reference_crop
+from ntt_jax.run_folder import RunFolder
 from ntt_jax.sampling import Reference, ReferenceSet, check_references
 
 
@@ -90,6 +92,45 @@ def read_reference(
     return crop, mask
 
 
+Place = tuple[int, Reference]
+"""A reference of the class of this index."""
+
+
+def places(references: ReferenceSet) -> list[Place]:
+    """All references of all classes in their order, which numbers them."""
+    return [(k, reference) for k, chosen in enumerate(references.classes) for reference in chosen.references]
+
+
+def encode_places(
+    encoder: ReferenceEncoder, dataset: CocoDataset, folder: Path, chosen: Sequence[Place]
+) -> Iterator[list[np.ndarray]]:
+    """The mean feature `[C]` float32 of every reference in order, batch by batch of the encoder.
+
+    Raises `InputError`, naming the reference, for one that cannot be used (`read_reference`).
+    """
+    config, size = encoder.config, encoder.batch_size
+
+    def read(place: Place) -> tuple[np.ndarray, np.ndarray]:
+        return read_reference(dataset, folder, place[1], input_size=config.input_size, grid=config.grid)
+
+    read_ahead = map_ahead(read, chosen, ahead=size)
+    for start in range(0, len(chosen), size):
+        crops, masks = zip(*(next(read_ahead) for _ in chosen[start : start + size]), strict=True)
+        yield list(encoder(crops, masks))
+
+
+def collect_memory(references: ReferenceSet, means: Iterable[np.ndarray]) -> Memory:
+    """The memory of references from the mean feature `[C]` of each, in their order.
+
+    Raises `InputError` as `memory_from_instance_means`.
+    """
+    per_class: list[list[np.ndarray]] = [[] for _ in references.classes]
+    for (k, _), mean in zip(places(references), means, strict=True):
+        per_class[k].append(mean)
+    with jax.default_matmul_precision("highest"):
+        return memory_from_instance_means(per_class, [chosen.name for chosen in references.classes])
+
+
 def build_memory(
     encoder: ReferenceEncoder,
     dataset: CocoDataset,
@@ -104,20 +145,42 @@ def build_memory(
     not fit the annotation file or cannot be used, before or while they are encoded; there is no partial memory.
     """
     check_references(references, dataset)
-    places = [(k, reference) for k, chosen in enumerate(references.classes) for reference in chosen.references]
-    means: list[list[np.ndarray]] = [[] for _ in references.classes]  # per class and reference [C]
-
-    def read(place: tuple[int, Reference]) -> tuple[np.ndarray, np.ndarray]:
-        config = encoder.config
-        return read_reference(dataset, folder, place[1], input_size=config.input_size, grid=config.grid)
-
-    size = encoder.batch_size
-    read_ahead = map_ahead(read, places, ahead=size)
-    for start in range(0, len(places), size):
-        batch = places[start : start + size]
-        crops, masks = zip(*(next(read_ahead) for _ in batch), strict=True)
-        for (k, _), mean in zip(batch, encoder(crops, masks), strict=True):
-            means[k].append(mean)
+    means: list[np.ndarray] = []
+    for batch in encode_places(encoder, dataset, folder, places(references)):
+        means += batch
         step(len(batch))
-    with jax.default_matmul_precision("highest"):
-        return memory_from_instance_means(means, [chosen.name for chosen in references.classes])
+    return collect_memory(references, means)
+
+
+def record_means(
+    run: RunFolder,
+    encoder: ReferenceEncoder,
+    dataset: CocoDataset,
+    folder: Path,
+    references: ReferenceSet,
+    *,
+    share: Sequence[int],
+    todo: set[int],
+    step: Callable[[int], None],
+) -> None:
+    """Encode the references of these numbers (`places`) and append a record of each that is in `todo` to `run.records`.
+
+    The durable half of `build_memory`: whatever ends it early, finished batches are saved. `recorded_memory` is the
+    other half.
+    """
+    everything, numbers = places(references), list(share)
+    for batch in encode_places(encoder, dataset, folder, [everything[number] for number in numbers]):
+        done, numbers = numbers[: len(batch)], numbers[len(batch) :]
+        records = [
+            {"reference": number, "mean": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
+            for number, mean in zip(done, batch, strict=True)
+            if number in todo
+        ]
+        run.records.append(records)
+        step(len(records))
+
+
+def recorded_memory(run: RunFolder, references: ReferenceSet) -> Memory:
+    """The memory of references that have all been recorded: bit for bit that of `build_memory`."""
+    records = (run.records.read(number) for number in range(len(places(references))))
+    return collect_memory(references, (np.frombuffer(base64.b64decode(r["mean"]), "<f4") for r in records))

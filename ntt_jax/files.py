@@ -5,12 +5,15 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
 
 from ntt_jax.errors import InputError
 
 PathLike = str | os.PathLike[str]
+
+TEMPORARY = f".*.{'[0-9a-f]' * 16}.tmp"
+"""Pattern of the names of files that are being written (`replacing`), or were when the process was killed."""
 
 
 def show_path(path: PathLike) -> str:
@@ -75,34 +78,44 @@ def parse_json(data: bytes, path: PathLike, *, what: str) -> Any:
         raise InputError(f"{show_path(path)}: the {what} is not valid JSON: {type(error).__name__}") from error
 
 
-def write_bytes(path: PathLike, chunks: bytes | Iterable[bytes]) -> None:
-    """Write a file whole or not at all: temporary name in the same folder, fsync, rename, fsync of the folder.
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
+    """A binary file to write and read that takes the place of `path` only when the block ends without an error.
 
-    Raises `InputError` (disk full, folder missing, no permission); then neither the temporary file nor a changed
-    `path` is left behind. An exception from the iterable passes through with the same guarantee.
+    It is written beside `path` under a temporary name, flushed to the disk and renamed; whatever happens before that
+    leaves `path` as it was and no temporary file behind, but for a kill. Raises `InputError` if the file system refuses
+    (disk full, folder missing, no permission); other exceptions of the block pass through.
     """
     target = os.path.abspath(path)
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".{os.path.basename(target)[:100]}.{secrets.token_hex(8)}.tmp")
+    if os.path.isdir(target):
+        raise InputError(f"{show_path(path)}: is a folder, expected the name of the file to write")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                for chunk in (chunks,) if isinstance(chunks, bytes) else chunks:
-                    file.write(chunk)
+            with os.fdopen(descriptor, "w+b") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
-            if os.path.exists(temporary):
+            with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_folder(folder)
+        sync_folder(folder)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-        raise InputError(f"{show_path(path)}: cannot write: {reason}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise InputError(f"{show_path(path)}: cannot be written: {reason}") from error
+
+
+def write_bytes(path: PathLike, chunks: bytes | Iterable[bytes]) -> None:
+    """Write a file whole or not at all, as `replacing` does, and with its errors."""
+    with replacing(path) as file:
+        for chunk in (chunks,) if isinstance(chunks, bytes) else chunks:
+            file.write(chunk)
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -110,8 +123,8 @@ def write_json(path: PathLike, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii"))
 
 
-def _sync_folder(folder: str) -> None:
-    """Make the rename itself durable, where the system can (Windows and some network file systems cannot)."""
+def sync_folder(folder: PathLike) -> None:
+    """Make a new or renamed file's name durable, where the system can (Windows and some network systems cannot)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -13,58 +13,93 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import sync_folder
 
 MAX_RECORD = 2**28
 """Bytes of the longest line that is read; no real record comes near it."""
 
 
-class RecordFile:
-    """The records at `path`, each found again by its integer "image_id"; the last one of an id counts.
+class RecordReader:
+    """The records at `path`, each found again by the integer under `key`; the last one of an id counts.
 
-    Only the places are kept in memory, so the file may grow beyond it. `dropped` is the number of bytes that opening
-    it cut off. Raises `OSError` as the file system does, and `InputError` when the file has vanished while in use.
+    For a file that another process may be adding to, or that is not there yet: `refresh` looks for more. Only the
+    places are kept in memory, so the file may grow beyond it. Raises `OSError` as the file system does.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
+    def __init__(self, path: Path, key: str = "image_id"):
+        self.path, self.key = path, key
         self._places: dict[int, tuple[int, int]] = {}
-        self._end = self._scan()
-        size = os.fstat(self._file.fileno()).st_size
-        self.dropped = size - self._end
-        if self.dropped:
-            self._file.truncate(self._end)
-            os.fsync(self._file.fileno())
-        sync_folder(path.parent)
+        self._skipped: set[int] = set()
+        self._end = 0
+        self._file: IO[bytes] | None = None
+        self.refresh()
 
-    def _scan(self) -> int:
-        """Note where each good record lies; returns the offset behind the last one."""
-        end = 0
-        with open(self.path, "rb") as file:
-            while True:
-                line = file.readline(MAX_RECORD)
-                record = _parse(line)
-                if record is None:
-                    return end
-                self._places[record["image_id"]] = (end, len(line))
-                end += len(line)
+    def refresh(self) -> None:
+        """Take note of the whole records behind those known so far."""
+        try:
+            # Opened anew: a network file system shows what others have written only then.
+            with open(self.path, "rb") as file:
+                file.seek(self._end)
+                while (record := self._parse(line := file.readline(MAX_RECORD))) is not None:
+                    self._note(record, len(line))
+        except FileNotFoundError:
+            return
 
-    def __contains__(self, image_id: int) -> bool:
-        return image_id in self._places
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        record = _parse(line)
+        return record if record is not None and isinstance(record.get(self.key), int) else None
+
+    def _note(self, record: dict[str, Any], length: int) -> None:
+        self._places[record[self.key]] = (self._end, length)
+        (self._skipped.add if "skipped" in record else self._skipped.discard)(record[self.key])
+        self._end += length
+
+    def __contains__(self, id: int) -> bool:
+        return id in self._places
 
     def __len__(self) -> int:
         return len(self._places)
 
-    def read(self, image_id: int) -> dict[str, Any]:
-        """The record of `image_id`, read back from the disk and checked again."""
-        offset, length = self._places[image_id]
-        record = _parse(os.pread(self._file.fileno(), length, offset))
-        if record is None or record["image_id"] != image_id:
-            raise InputError(f"{self.path}: the record of image {image_id} has changed on the disk; use --restart")
+    def skipped(self, id: int) -> bool:
+        """Whether the record says that the work was left out (it has the key "skipped")."""
+        return id in self._skipped
+
+    def read(self, id: int) -> dict[str, Any]:
+        """The record of `id`, read back from the disk and checked again (`InputError` if it has changed)."""
+        offset, length = self._places[id]
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, closed by close()
+        record = self._parse(os.pread(self._file.fileno(), length, offset))
+        if record is None or record[self.key] != id:
+            raise InputError(f"{self.path}: the record of {self.key} {id} has changed on the disk; use --restart")
         return record
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class RecordFile(RecordReader):
+    """The records at `path`, to be added to by this process alone.
+
+    `dropped` is the number of bytes that opening it cut off. Raises `OSError` as the file system does, and
+    `InputError` when the file has vanished while in use.
+    """
+
+    def __init__(self, path: Path, key: str = "image_id"):
+        out = open(path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
+        super().__init__(path, key)
+        self._file = out
+        size = os.fstat(out.fileno()).st_size
+        self.dropped = size - self._end
+        if self.dropped:
+            out.truncate(self._end)
+            os.fsync(out.fileno())
+        sync_folder(path.parent)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Write the records and return when they are on the disk. On an error the file is as it was before.
@@ -75,10 +110,10 @@ class RecordFile:
         with _uninterrupted():
             self._write(b"".join(lines))
             for record, line in zip(records, lines, strict=True):
-                self._places[record["image_id"]] = (self._end, len(line))
-                self._end += len(line)
+                self._note(record, len(line))
 
     def _write(self, data: bytes) -> None:
+        assert self._file is not None
         rest = memoryview(data)
         try:
             while rest:  # a nearly full disk takes a part of it
@@ -92,9 +127,61 @@ class RecordFile:
         if os.fstat(self._file.fileno()).st_nlink == 0:
             raise InputError(f"{self.path}: the file was removed while the run was writing to it")
 
+
+class RunRecords:
+    """All records in `folder`: those that this process adds to, and those of the others, of this start or earlier ones.
+
+    Process 0 writes finished.records, process i finished-i.records; whatever the number of processes was, all files
+    count. Where two have an id, the record that does not say "skipped" counts.
+    """
+
+    def __init__(self, folder: Path, index: int = 0, key: str = "image_id"):
+        self._folder = folder
+        self.own = RecordFile(folder / record_name(index), key)
+        self._others: dict[Path, RecordReader] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take note of what the other processes have finished since."""
+        for path in record_files(self._folder):
+            if path in self._others:
+                self._others[path].refresh()
+            elif path != self.own.path:
+                self._others[path] = RecordReader(path, self.own.key)
+
+    def _holding(self, id: int) -> list[RecordReader]:
+        found = [file for file in (self.own, *self._others.values()) if id in file]
+        return sorted(found, key=lambda file: file.skipped(id))
+
+    def __contains__(self, id: int) -> bool:
+        return bool(self._holding(id))
+
+    def skipped(self, id: int) -> bool:
+        """Whether nothing but the reason why the work was left out is recorded."""
+        return self._holding(id)[0].skipped(id)
+
+    def read(self, id: int) -> dict[str, Any]:
+        """The record of `id`, read back from the disk and checked again."""
+        return self._holding(id)[0].read(id)
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Add to this process's file (`RecordFile.append`)."""
+        self.own.append(records)
+
     def close(self) -> None:
-        """Close the file; nothing is left to be written."""
-        self._file.close()
+        """Close the files; nothing is left to be written."""
+        for file in (self.own, *self._others.values()):
+            file.close()
+
+
+def record_name(index: int) -> str:
+    """Name of the file that process `index` writes."""
+    return f"finished-{index}.records" if index else "finished.records"
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Every process's file in a run folder."""
+    return sorted(folder.glob("finished*.records"))
 
 
 @contextlib.contextmanager
@@ -131,13 +218,4 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(text)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("image_id"), int) else None
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a new or renamed file's name durable: the folder that holds it goes to the disk too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return record if isinstance(record, dict) else None

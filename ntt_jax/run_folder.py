@@ -1,48 +1,104 @@
-"""The folder of one evaluation run: who may write to it, what it is a run of, and what is finished.
+"""The folder of one run: who may write to it, what it is a run of, and what is finished.
 
-run.json          the run's identity (what its numbers depend on) and, per start, when and on what it ran
-finished.records  one record per finished image (records.py)
-results.json      written when every image is finished
-metrics.json      likewise
-lock              held by the process that is working here
+run.json             the run's identity (what its numbers depend on) and, per start, when and on what it ran
+finished.records     one record per finished image (records.py); finished-I.records is that of process I
+results.json         written when every image is finished
+metrics.json         likewise
+lock, lock-I         held by the process (of several: process 0, process I) that is working here
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import parse_json, read_bytes, show_path, write_json
-from ntt_jax.records import RecordFile
+from ntt_jax.files import TEMPORARY, parse_json, read_bytes, show_path, write_json
+from ntt_jax.processes import Processes, agree
+from ntt_jax.records import RunRecords, record_files, record_name
 
 FORMAT = 1
 MAX_RUN_BYTES = 2**26
 ADVICE = "use --restart to start over, or another --out"
+_VISIBLE = 90.0
+"""Seconds after which a new file must have appeared on the other machines (file systems keep listings for a minute)."""
 
 
 class FolderLock:
-    """Keeps every other process out of `folder` until it is closed or this process ends, however it ends.
+    """Keeps every other process out of this one's place in `folder` until it is closed or the process ends, however.
 
-    Use as a context manager. Raises `InputError`, naming the process that holds it, if the folder is taken.
+    Use as a context manager. Raises `InputError`, naming the process that holds it, if the place is taken.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip()
+    def __init__(self, folder: Path, processes: Processes | None = None):
+        self.folder, self.processes = folder, processes or Processes()
+        self._seen: set[int] = set()
+        handle = os.open(self._path(self.processes.index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for attempt in range(20):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt < 19:  # somebody may only be looking who holds it (`holder`)
+                    time.sleep(0.01)
+        else:
+            who = os.pread(handle, 200, 0).decode(errors="replace").strip()
             os.close(handle)
-            raise InputError(
-                f"{show_path(folder)} is in use by another ntt-jax ({holder}); wait for it or give another --out"
-            ) from None
+            raise self._taken(who)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._handle = handle
+
+    def _path(self, index: int) -> Path:
+        return self.folder / (f"lock-{index}" if index else "lock")
+
+    def _taken(self, who: str) -> InputError:
+        return InputError(
+            f"{show_path(self.folder)} is in use by another ntt-jax ({who}); wait for it or give another --out"
+        )
+
+    def holder(self, index: int) -> str | None:
+        """Who holds the place of process `index`, in words; None if nobody does."""
+        try:
+            handle = os.open(self._path(index), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+        finally:
+            os.close(handle)
+        return None
+
+    def watch(self) -> None:
+        """Raise `InputError` if one of the other processes was here and is gone."""
+        for index in range(self.processes.count):
+            if index == self.processes.index:
+                continue
+            if self.holder(index) is not None:
+                self._seen.add(index)
+            elif index in self._seen:
+                raise self.ended(index)
+
+    def ended(self, index: int) -> InputError:
+        """The error that process `index` ended too early."""
+        return InputError(
+            f"process {index} of {self.processes.count} ended before its share was finished; what is finished is "
+            f"saved in {show_path(self.folder)}: start all processes again to go on"
+        )
+
+    def check_alone(self) -> None:
+        """Raise `InputError` if a process of an earlier start, when there were more of them, still works here."""
+        for path in sorted(self.folder.glob("lock-*")):
+            number = path.name.removeprefix("lock-")
+            if number.isdecimal() and int(number) >= self.processes.count and (who := self.holder(int(number))):
+                raise self._taken(who)
 
     def __enter__(self) -> "FolderLock":
         return self
@@ -56,25 +112,34 @@ class RunFolder:
 
     `identity` is JSON-ready data that says what the run is made of, by names a person understands ("memory",
     "annotations", ...). A folder that holds a run with another identity is refused with the names that differ, unless
-    `restart`, which removes what is there. `records` is the file of finished work.
+    `restart`, which removes what is there. `records` are those of finished work, found by their integer under `key`.
+    Of several processes the first keeps run.json.
     """
 
-    def __init__(self, lock: FolderLock, identity: dict[str, Any], *, restart: bool = False):
-        folder = self.folder = lock.folder
+    def __init__(self, lock: FolderLock, identity: dict[str, Any], *, restart: bool = False, key: str = "image_id"):
+        folder, self.processes = lock.folder, lock.processes
+        self.folder = folder
         self.results, self.metrics = folder / "results.json", folder / "metrics.json"
-        self._run, self._records = folder / "run.json", folder / "finished.records"
+        self._run = folder / "run.json"
         self.identity = json.loads(json.dumps(identity))
-        for abandoned in folder.glob(".ntt-*.tmp"):  # of a process that was killed while it wrote a whole file
-            abandoned.unlink(missing_ok=True)
+        first = self.processes.index == 0
+        if first:
+            lock.check_alone()
+            for abandoned in folder.glob(TEMPORARY):  # of a process that was killed while it wrote a whole file
+                abandoned.unlink(missing_ok=True)
         if restart:
-            for path in (self.metrics, self.results, self._records, self._run):
-                path.unlink(missing_ok=True)
+            (folder / record_name(self.processes.index)).unlink(missing_ok=True)
+            if first:
+                others = {folder / record_name(index) for index in range(1, self.processes.count)}
+                for path in (self.metrics, self.results, *record_files(folder), self._run):
+                    if path not in others:  # each removes its own
+                        path.unlink(missing_ok=True)
         self.starts: list[dict[str, Any]] = []
-        if self._records.exists() and self._records.stat().st_size:
+        if not restart and any(path.stat().st_size for path in record_files(folder)):
             self.starts = self._earlier_starts()
-        else:  # nothing is finished yet, so nothing can be mixed up
+        elif first:  # nothing is finished yet, so nothing can be mixed up
             write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": []})
-        self.records = RecordFile(self._records)
+        self.records = RunRecords(folder, self.processes.index, key)
 
     def _earlier_starts(self) -> list[dict[str, Any]]:
         """Make sure that the run that is here is this one. Returns what is known of its earlier starts."""
@@ -93,9 +158,58 @@ class RunFolder:
         return starts
 
     def note_start(self, start: dict[str, Any]) -> None:
-        """Add to run.json when and on what this process worked."""
+        """Add to run.json when and on what this process worked (the first process's word for all)."""
         self.starts = [*self.starts, start]
-        write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": self.starts})
+        if self.processes.index == 0:
+            write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": self.starts})
+
+    def gather(self, lock: FolderLock, todo: Iterable[int], batch_size: int) -> None:
+        """Wait until all processes are here, about to do the same work; at once if this one is alone.
+
+        todo: what is left to do; batch_size: what stays together when it is shared out. Raises `InputError`, in every
+        process, if one was started with other files or options or sees another state of the folder.
+        """
+        if self.processes.count == 1:
+            return
+        state = hashlib.sha256(json.dumps(sorted(todo)).encode()).hexdigest()
+        mine = {"run": self.identity, "--batch-size": batch_size, "state of the run folder": state}
+        descriptions = agree(self.processes, mine, watch=lock.watch)
+        for index, theirs in enumerate(descriptions):
+            if changed := differences(descriptions[0], theirs):
+                raise InputError(
+                    f"process {index} was started with another {changed} than process 0; give all processes the same "
+                    "files, options and --out"
+                )
+        self._check_shared()
+
+    def wait_for_others(self, lock: FolderLock, shares: Sequence[Iterable[int]], *, poll: float = 0.5) -> None:
+        """Return when the work in `shares`, one of each process, has all been recorded.
+
+        Raises `InputError` as soon as a process has ended before its share was finished.
+        """
+        while True:
+            gone = [lock.holder(index) is None for index in range(len(shares))]
+            self.records.refresh()  # after that look: what a process wrote before it ended counts
+            unfinished = [any(id not in self.records for id in share) for share in shares]
+            for index, (ended, behind) in enumerate(zip(gone, unfinished, strict=True)):
+                if ended and behind and index != self.processes.index:
+                    raise lock.ended(index)
+            if not any(unfinished):
+                return
+            time.sleep(poll)
+
+    def _check_shared(self, *, within: float = _VISIBLE) -> None:
+        """Raise `InputError` unless the files of all processes are to be seen here: the folder must be shared."""
+        deadline = time.monotonic() + within
+        for index in range(self.processes.count):
+            path = self.folder / record_name(index)
+            while path not in record_files(self.folder):
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{show_path(self.folder)}: {path.name} of process {index} is not to be seen here; give all "
+                        "processes a folder on a file system that their machines share"
+                    )
+                time.sleep(0.2)
 
     def __enter__(self) -> "RunFolder":
         return self

@@ -1,12 +1,12 @@
 """The durable run: every image of a data set through the target pass, each result on the disk before the next batch.
 
-The images are taken in the annotation file's order in windows of one device batch. An image keeps its place in its
-window whatever was finished before and whatever cannot be read, so a run that was stopped and continued computes every
-image in the same place of the same batch, and ends in the same bytes.
+The images are taken in the annotation file's order in groups of one device's batch. An image keeps its place in its
+group whatever was finished before, whatever cannot be read and however the groups are shared out among devices and
+processes, so every run computes every image in the same place of the same batch, and ends in the same bytes.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +18,8 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images import read_image
 from ntt_jax.prefetch import map_ahead
-from ntt_jax.records import RecordFile
+from ntt_jax.processes import Processes
+from ntt_jax.records import RunRecords
 from ntt_jax.results import ImageDetections, write_results
 from ntt_jax.run_folder import RunFolder
 
@@ -55,14 +56,19 @@ def check_images(dataset: CocoDataset, folder: Path) -> None:
         )
 
 
-def unfinished(records: RecordFile, dataset: CocoDataset, folder: Path) -> set[int]:
+def unfinished(records: RunRecords, dataset: CocoDataset, folder: Path) -> set[int]:
     """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
     return {
         image.id
         for image in dataset.images.values()
         if image.id not in records
-        or ("skipped" in records.read(image.id) and not isinstance(_read(dataset, folder, image), str))
+        or (records.skipped(image.id) and not isinstance(read_checked(dataset, folder, image), str))
     }
+
+
+def shares(processes: Processes, dataset: CocoDataset, todo: set[int], batch_size: int) -> list[list[CocoImage]]:
+    """Every process's share of the images: those of every group of `batch_size` with one of `todo` in it."""
+    return processes.shares(list(dataset.images.values()), lambda image: image.id in todo, batch_size)
 
 
 def segment_images(
@@ -71,24 +77,25 @@ def segment_images(
     folder: Path,
     predict: Predict,
     *,
+    share: Sequence[CocoImage],
     todo: set[int],
     window: int,
     observer: Observer,
+    record: Callable[[CocoImage, Any], dict[str, Any]] | None = None,
 ) -> None:
-    """Segment the images `todo` and append one record for each to `run.records`.
+    """Segment the images of a share that are in `todo` and append one record for each to `run.records`.
 
-    predict: the target pass; gives one result per image, in order. window: images in one batch on all devices.
-    An image that is missing, broken, or not of the size that the annotation file says is recorded as skipped with the
-    reason. Whatever ends this early, what is finished is saved.
+    predict: the target pass; gives one result per image, in order. share: of this process (`shares`). window: images
+    worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation file
+    says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
+    record: makes the record of an image of what `predict` found; as `ImageDetections` by default.
     """
-    images = list(dataset.images.values())
-    windows = [images[start : start + window] for start in range(0, len(images), window)]
-    queue = [image for group in windows if any(image.id in todo for image in group) for image in group]
+    record = record or _record
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
     def pixels() -> Iterator[np.ndarray]:
-        ahead = map_ahead(lambda image: _read(dataset, folder, image), queue, ahead=window)
-        for image, read in zip(queue, ahead, strict=True):
+        ahead = map_ahead(lambda image: read_checked(dataset, folder, image), share, ahead=window)
+        for image, read in zip(share, ahead, strict=True):
             fed.append((image, read if isinstance(read, str) else None))
             yield _BLANK if isinstance(read, str) else read
 
@@ -106,15 +113,15 @@ def segment_images(
             if image.id in todo:
                 if reason is not None:
                     observer.note(f"skipped: {reason}")
-                finished.append(_record(image, found) if reason is None else {"image_id": image.id, "skipped": reason})
+                finished.append(record(image, found) if reason is None else {"image_id": image.id, "skipped": reason})
             if count % window == 0:
                 save()
     finally:
         save()
 
 
-def _read(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
-    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used."""
+def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
+    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size)."""
     path = dataset.image_path(folder, image.id)
     try:
         read = read_image(path)
@@ -135,18 +142,17 @@ def _record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
 def detections(run: RunFolder, dataset: CocoDataset) -> Iterator[ImageDetections]:
     """The recorded detections by ascending image id, read from the disk one by one; skipped images are left out."""
     for image_id in sorted(dataset.images):
-        record = run.records.read(image_id)
-        if "skipped" not in record:
-            yield ImageDetections.from_json(record, f"{show_path(run.records.path)}: image {image_id}")
+        if not run.records.skipped(image_id):
+            record = run.records.read(image_id)
+            yield ImageDetections.from_json(record, f"{show_path(run.folder)}: record of image {image_id}")
 
 
 def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]:
     """The images that were skipped and why, by ascending id: `{"image_id", "file_name", "reason"}`."""
-    records = [run.records.read(image_id) for image_id in sorted(dataset.images)]
+    records = [run.records.read(image_id) for image_id in sorted(dataset.images) if run.records.skipped(image_id)]
     return [
         {"image_id": r["image_id"], "file_name": dataset.images[r["image_id"]].file_name, "reason": r["skipped"]}
         for r in records
-        if "skipped" in r
     ]
 
 

@@ -1,5 +1,6 @@
 """The durable run around a target pass that can be checked by eye: its detections are read off the image itself."""
 
+import contextlib
 import itertools
 import json
 
@@ -13,6 +14,8 @@ from ntt_jax.coco import load_coco
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.pipeline import HostDetections
+from ntt_jax.processes import Processes
+from ntt_jax.records import record_files
 from ntt_jax.rle import encode_masks
 from ntt_jax.run_folder import FolderLock, RunFolder
 
@@ -71,13 +74,19 @@ def data(tmp_path):
     return dataset, tmp_path / "images"
 
 
+def segment(run, dataset, images, predict, todo, window, observer):
+    """All of `todo` by this process alone, `window` images at a time."""
+    (share,) = runner.shares(Processes(), dataset, todo, window)
+    runner.segment_images(run, dataset, images, predict, share=share, todo=todo, window=window, observer=observer)
+
+
 def work(lock, dataset, images, *, window=3, restart=False, **options):
     with RunFolder(lock, IDENTITY, restart=restart) as run:
         observer = Observer()
         todo = runner.unfinished(run.records, dataset, images)
         predict = target_pass(window, **options)
         try:
-            runner.segment_images(run, dataset, images, predict, todo=todo, window=window, observer=observer)
+            segment(run, dataset, images, predict, todo, window, observer)
         finally:
             observer.finished = {i for i in dataset.images if i in run.records}
         truth = prepare_ground_truth(dataset, list(dataset.categories.values())[:1])
@@ -115,7 +124,7 @@ def test_stopped_anywhere_it_goes_on_in_the_same_places(tmp_path, data, fail_aft
             work(lock, dataset, images, fail_after=fail_after)
         with RunFolder(lock, IDENTITY) as run:
             # Even the finished images of the batch in which it stopped are saved.
-            assert len(run.records) == fail_after
+            assert len(run.records.own) == fail_after
         _, observer = work(lock, dataset, images, seen=batches)
     assert observer.saved == 11 - fail_after
     # The batches are those of the whole run, from the one on in which it stopped.
@@ -157,7 +166,7 @@ def test_no_detection_at_all(tmp_path, data):
 
     with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
         todo = runner.unfinished(run.records, dataset, images)
-        runner.segment_images(run, dataset, images, nothing, todo=todo, window=2, observer=Observer())
+        segment(run, dataset, images, nothing, todo, 2, Observer())
         metrics = runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())))
     assert metrics["detections"] == 0 and metrics["bbox"]["AP"] == 0 and metrics["images"] == 11
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
@@ -170,11 +179,11 @@ def test_a_run_folder_that_is_removed_is_noticed(tmp_path, data):
 
         def remove(pictures):
             for picture in pictures:
-                run.records.path.unlink(missing_ok=True)
+                run.records.own.path.unlink(missing_ok=True)
                 yield bright_pixels(picture)
 
         with pytest.raises(InputError, match="was removed while the run was writing"):
-            runner.segment_images(run, dataset, images, remove, todo=set(dataset.images), window=2, observer=Observer())
+            segment(run, dataset, images, remove, set(dataset.images), 2, Observer())
 
 
 def test_an_image_folder_without_any_of_the_images(tmp_path, data):
@@ -182,3 +191,40 @@ def test_an_image_folder_without_any_of_the_images(tmp_path, data):
     runner.check_images(dataset, images)
     with pytest.raises(InputError, match="none of the 11 images"):
         runner.check_images(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 2), (3, 1, 2), (1, 4, 1)])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_that_come_and_go(tmp_path, data, counts, batch_size):
+    """Started three times with other numbers of processes, the last alone to its end: each image once, in its place."""
+    dataset, images = data
+    whole, together = tmp_path / "whole", tmp_path / "together"
+    whole.mkdir(), together.mkdir()
+    with FolderLock(whole) as lock:
+        work(lock, dataset, images, window=batch_size, seen=(whole_batches := []))
+    batches = []
+    for number, count in enumerate(counts):
+        parts = [FolderLock(together, Processes(index, count)) for index in range(count)]
+        runs = [RunFolder(lock, IDENTITY) for lock in parts]
+        todos = [runner.unfinished(run.records, dataset, images) for run in runs]
+        assert all(todo == todos[0] for todo in todos)
+        stop = 2 if number < len(counts) - 1 else None
+        for index, run in enumerate(runs):
+            share = runner.shares(run.processes, dataset, todos[0], batch_size)[index]
+            predict = target_pass(batch_size, fail_after=stop, seen=(seen := []))
+            options = {"share": share, "todo": todos[0], "window": batch_size, "observer": Observer()}
+            with contextlib.suppress(Stopped):
+                runner.segment_images(run, dataset, images, predict, **options)
+            batches += seen
+        for run, lock in zip(runs, parts, strict=True):
+            run.records.refresh()
+            if number == len(counts) - 1 and run.processes.index == 0:
+                runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())[:1]))
+            run.records.close()
+            lock.__exit__()
+    assert all(batch in whole_batches for batch in batches)
+    lines = [line for path in record_files(together) for line in path.read_text().splitlines()]
+    ids = [json.loads(line[9:])["image_id"] for line in lines]
+    assert sorted(ids) == sorted(dataset.images)
+    for name in ("results.json", "metrics.json"):
+        assert (whole / name).read_bytes() == (together / name).read_bytes()

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
-from weight_port.files import reason, regular_file, replacing
+from ntt_jax.files import replacing, show_path
+from weight_port.files import reason, regular_file
 
 FORMAT = "ntt-jax-weights"
 """Metadata "format" of a file that `convert` wrote."""

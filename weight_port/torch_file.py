@@ -9,15 +9,15 @@ import math
 import pathlib
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
-from weight_port.files import reason, replacing
+from ntt_jax.files import replacing, show_path
+from weight_port.files import reason
 from weight_port.pickle_scan import TensorClaim, scan
 from weight_port.store import MAX_HEADER_BYTES, MAX_TENSORS
 
@@ -67,13 +67,44 @@ def read_torch(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
     root = claims["model"] if isinstance(claims.get("model"), dict) else claims
     beside = [str(key) for key in claims if root is not claims and key != "model"]
     _check_claims(path, root, records, size)
+    return _load(path, None if root is claims else "model", root), beside
+
+
+def read_torch_named(path: pathlib.Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """The tensors of a training checkpoint whose last name is one of `names`, by that name; others are not touched.
+
+    `{"seg_model.bank.means": ...}` gives "means"; the names lie flat, under "state_dict" (Lightning) or under "model".
+
+    Raises:
+        InputError: as `read_torch`, or two tensors have the same last name.
+    """
+    claims, records, size = _survey(path)
+    under = next((key for key in ("state_dict", "model") if isinstance(claims.get(key), dict)), None)
+    full: dict[str, str] = {}
+    for name in claims if under is None else claims[under]:
+        last = name.rpartition(".")[2] if type(name) is str else ""
+        if last in names:
+            if last in full:
+                first, second = full[last], name[:120]
+                raise InputError(f"{show_path(path)}: two tensors are called {last!r}: {first!r} and {second!r}")
+            full[last] = name
+    if not full:
+        return {}
+    chosen = {name: (claims if under is None else claims[under])[name] for name in full.values()}
+    _check_claims(path, chosen, records, size)
+    loaded = _load(path, under, chosen)
+    return {last: loaded[name] for last, name in full.items()}
+
+
+def _load(path: pathlib.Path, under: str | None, claims: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """The tensors of the claims, which have been checked, from the dictionary `under` the root or the root itself."""
     torch = import_torch(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as e:  # torch raises many types on damaged files; all mean that this one cannot be used
         raise InputError(f"{show_path(path)}: torch cannot read it: {reason(e)}") from None
-    loaded = loaded["model"] if root is not claims else loaded
-    return {name: _to_numpy(path, torch, name, loaded[name], claim) for name, claim in root.items()}, beside
+    loaded = loaded if under is None else loaded[under]
+    return {name: _to_numpy(path, torch, name, loaded[name], claim) for name, claim in claims.items()}
 
 
 def _survey(path: pathlib.Path) -> tuple[dict[Any, Any], dict[str, int], int]:

@@ -39,6 +39,7 @@ def add_parser(commands: Any) -> None:
     add_run_folder(parser)
     options.add_detection(parser)
     options.add_compute(parser)
+    options.add_processes(parser)
 
 
 def add_run_folder(parser: Any) -> None:
@@ -56,16 +57,18 @@ def check(args: argparse.Namespace) -> None:
     options.check_file(args.memory, "--memory")
     options.check_annotations(args.annotations, "--annotations")
     options.check_folder(args.images, "--images")
+    options.check_processes(args)
     options.make_output_folder(args.out)
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    processes = options.join_processes(args)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.run_folder import FolderLock
 
-    with FolderLock(args.out) as lock:
+    with FolderLock(args.out, processes) as lock:
         evaluate(args, lock, load_dataset(args.annotations), args.memory)
 
 
@@ -93,32 +96,44 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
         "detection options": dataclasses.asdict(config),
         "dtype": args.dtype,
     }
+    processes = lock.processes
     with RunFolder(lock, identity, restart=args.restart) as run:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
-        if run.records.dropped:
+        if run.records.own.dropped:
             models.warn("the last record of an earlier start was cut off; that image is done again")
         todo = runner.unfinished(run.records, dataset, args.images)
-        if todo:
-            total = len(dataset.images)
+        run.gather(lock, todo, args.batch_size)
+        shares = runner.shares(processes, dataset, todo, args.batch_size)
+        share = shares[processes.index]
+        if share:
+            mine = sum(image.id in todo for image in share)
+            done = 0 if processes.count > 1 else len(dataset.images) - mine
             devices = options.start_jax(args)
             started = time.time()
             largest = max(max(image.height, image.width) for image in dataset.images.values())
             predictor = models.load_predictor(args, bank, config, devices, largest)
-            with Progress("evaluate", total, done=total - len(todo)) as progress:
+            what = "evaluate" if processes.count == 1 else f"evaluate, {processes}"
+            with Progress(what, done + mine, done=done) as progress:
                 try:
                     runner.segment_images(
                         run,
                         dataset,
                         args.images,
                         predictor,
+                        share=share,
                         todo=todo,
                         window=args.batch_size * len(devices),
                         observer=progress,
                     )
                 finally:
-                    run.note_start(models.describe_start(args, devices, started, progress.steps))
-        metrics = runner.write_outcome(run, dataset, ground_truth)
-    report(args.out, metrics)
+                    run.note_start(models.describe_start(args, processes, devices, started, progress.steps))
+        if processes.index == 0:
+            if processes.count > 1:
+                models.say("waiting until the other processes have finished their shares")
+            run.wait_for_others(lock, [[image.id for image in share if image.id in todo] for share in shares])
+            report(args.out, runner.write_outcome(run, dataset, ground_truth))
+        else:
+            models.leave(lock, run.metrics)
 
 
 def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory]":

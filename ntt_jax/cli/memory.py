@@ -1,15 +1,22 @@
 """`ntt-jax memory`: turn the references into one prototype per class."""
 
 import argparse
+import glob
+import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
+from ntt_jax.errors import InputError
+from ntt_jax.processes import Processes
 
 if TYPE_CHECKING:
     from ntt_jax.coco import CocoDataset
+    from ntt_jax.run_folder import RunFolder
     from ntt_jax.sampling import ReferenceSet
 
 EPILOG = """\
@@ -18,7 +25,8 @@ example:
                  --references references.json --out memory.safetensors
 
 --references is the file that `ntt-jax sample` wrote, or a reference pickle of the original PyTorch code.
-memory.safetensors is small (no image is in it) and belongs to the DINOv2 checkpoint it was made with."""
+memory.safetensors is small (no image is in it) and belongs to the DINOv2 checkpoint it was made with. Finished
+references are kept beside it until it is complete: when stopped, the same command goes on where it was."""
 
 
 def add_parser(commands: Any) -> None:
@@ -31,6 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")
     options.add_compute(parser)
+    options.add_processes(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -39,16 +48,18 @@ def check(args: argparse.Namespace) -> None:
     options.check_annotations(args.annotations, "--annotations")
     options.check_folder(args.images, "--images")
     options.check_file(args.references, "--references")
+    options.check_processes(args)
     options.check_output_file(args.out)
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    processes = options.join_processes(args)
     from ntt_jax.datasets import load_dataset
 
     dataset = load_dataset(args.annotations)
-    build(args, dataset, args.images, load(args.references, dataset), args.out)
+    build(args, processes, dataset, args.images, load(args.references, dataset), args.out)
 
 
 def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
@@ -64,28 +75,79 @@ def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
 
 
 def build(
-    args: argparse.Namespace, dataset: "CocoDataset", images: Path, references: "ReferenceSet", out: Path
+    args: argparse.Namespace,
+    processes: Processes,
+    dataset: "CocoDataset",
+    images: Path,
+    references: "ReferenceSet",
+    out: Path,
 ) -> None:
-    """Encode the references with `--dinov2` and write the memory file `out`."""
+    """Encode the references with `--dinov2` and write the memory file `out` (process 0 does, when all are encoded)."""
+    from ntt_jax.builder import recorded_memory
     from ntt_jax.memory_file import MemoryBank, save_memory
+    from ntt_jax.run_folder import FolderLock, RunFolder
+    from ntt_jax.sampling import check_references
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)
+    check_references(references, dataset)
     provenance = describe(args, dataset, references, source_sha256)
-    devices = options.start_jax(args)
-
-    from ntt_jax.builder import ReferenceEncoder, build_memory
-    from ntt_jax.loading import load_dinov2
-
-    total = sum(len(chosen.references) for chosen in references.classes)
-    dinov2 = load_dinov2(args.dinov2, args.dtype)
-    compiled = ReferenceEncoder(dinov2, batch_size=args.batch_size, devices=devices)
-    with Progress("memory", total, unit="references") as progress:
-        memory = build_memory(compiled, dataset, images, references, step=progress.step)
-    names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
-    save_memory(out, MemoryBank(memory, names, ids, encoder, provenance))
-    print(f"{out}: {len(names)} classes, {total} references, {encoder.name}")
+    numbers = range(sum(len(chosen.references) for chosen in references.classes))
+    # What is encoded waits beside the memory file, under a name that no other memory of this name has.
+    parts = parts_folder(out, provenance)
+    options.make_output_folder(parts)
+    restart = getattr(args, "restart", False)  # an option of `run`
+    try:
+        with (
+            FolderLock(parts, processes) as lock,
+            RunFolder(lock, provenance, restart=restart, key="reference") as run,
+        ):
+            args.resume_hint = "what is finished is saved; the same command goes on from there"
+            todo = {number for number in numbers if number not in run.records}
+            run.gather(lock, todo, args.batch_size)
+            shares = processes.shares(numbers, todo.__contains__, args.batch_size)
+            if share := shares[processes.index]:
+                encode(args, run, dataset, images, references, share, todo)
+            if processes.index:
+                models.leave(lock, out)
+                return
+            run.wait_for_others(lock, [[number for number in share if number in todo] for share in shares])
+            names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
+            save_memory(out, MemoryBank(recorded_memory(run, references), names, ids, encoder, provenance))
+    except InputError:
+        if processes.count == 1 and not any(path.stat().st_size for path in parts.glob("*.records")):
+            shutil.rmtree(parts, ignore_errors=True)
+        raise
+    for left in out.parent.glob(f"{glob.escape(out.name)}.*.parts"):
+        shutil.rmtree(left, ignore_errors=True)
+    print(f"{out}: {len(names)} classes, {len(numbers)} references, {encoder.name}")
     for chosen in references.classes:
         print(f"  {chosen.name}: {len(chosen.references)}")
+
+
+def parts_folder(out: Path, provenance: dict[str, Any]) -> Path:
+    """The folder in which the references encoded so far wait for the others."""
+    digest = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:12]
+    return out.with_name(f"{out.name}.{digest}.parts")
+
+
+def encode(
+    args: argparse.Namespace,
+    run: "RunFolder",
+    dataset: "CocoDataset",
+    images: Path,
+    references: "ReferenceSet",
+    share: list[int],
+    todo: set[int],
+) -> None:
+    """Encode a share of the numbered references and record those that are to do."""
+    devices = options.start_jax(args)
+    from ntt_jax.builder import ReferenceEncoder, record_means
+    from ntt_jax.loading import load_dinov2
+
+    encoder = ReferenceEncoder(load_dinov2(args.dinov2, args.dtype), batch_size=args.batch_size, devices=devices)
+    what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"
+    with Progress(what, sum(number in todo for number in share), unit="references") as progress:
+        record_means(run, encoder, dataset, images, references, share=share, todo=todo, step=progress.step)
 
 
 def describe(

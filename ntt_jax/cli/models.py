@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.config import DetectConfig, DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
+from ntt_jax.processes import Processes
 
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
+    from ntt_jax.run_folder import FolderLock
 
 
 FILES = ("sam2", "dinov2", "memory", "annotations", "images", "reference_annotations", "reference_images")
@@ -52,7 +54,9 @@ def load_predictor(
     )
 
 
-def describe_start(args: argparse.Namespace, devices: list[Any], started: float, images: int) -> dict[str, Any]:
+def describe_start(
+    args: argparse.Namespace, processes: Processes, devices: list[Any], started: float, images: int
+) -> dict[str, Any]:
     """When, on what and with which files a run worked, for run.json."""
     import jax
 
@@ -60,6 +64,7 @@ def describe_start(args: argparse.Namespace, devices: list[Any], started: float,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "images": images,
+        "processes": processes.count,
         "device": devices[0].device_kind,
         "devices": len(devices),
         "batch_size": args.batch_size,
@@ -70,6 +75,18 @@ def describe_start(args: argparse.Namespace, devices: list[Any], started: float,
     }
 
 
+def leave(lock: "FolderLock", outcome: Path) -> None:
+    """The end of a process that is not the first. Raises `InputError` if nobody is left to write the outcome."""
+    if lock.holder(0) is None and not outcome.exists():
+        raise lock.ended(0)
+    say(f"{lock.processes} has finished its share; process 0 writes {outcome}")
+
+
+def say(message: str) -> None:
+    """Something to know, on stderr."""
+    print(f"ntt-jax: {message}", file=sys.stderr, flush=True)
+
+
 def warn(message: str) -> None:
     """A warning on stderr; the exit status stays 0."""
-    print(f"ntt-jax: warning: {message}", file=sys.stderr)
+    say(f"warning: {message}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.processes import AUTOMATIC, Processes, join
 
 CACHE_OFF = "none"
 
@@ -93,8 +94,11 @@ def add_memory(parser: Any) -> None:
     )
 
 
-def add_compute(parser: Any, *, batch_size: int = 1) -> None:
-    """How the models run: `--dtype`, `--batch-size` with its default, `--devices`, `--compilation-cache`."""
+def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True) -> None:
+    """How the models run: `--dtype`, `--batch-size` with its default, `--devices`, `--compilation-cache`.
+
+    batches: False for work on one image at a time, by one device: without `--batch-size` and `--devices`.
+    """
     group = parser.add_argument_group("how it is computed")
     group.add_argument(
         "--dtype",
@@ -102,19 +106,22 @@ def add_compute(parser: Any, *, batch_size: int = 1) -> None:
         default="float32",
         help="arithmetic of the models; bfloat16 is faster on accelerators and slightly less exact (default: float32)",
     )
-    group.add_argument(
-        "--batch-size",
-        type=whole_number(1, 4096),
-        default=batch_size,
-        metavar="N",
-        help=f"images that each device works on at once; more is faster on accelerators (default: {batch_size})",
-    )
-    group.add_argument(
-        "--devices",
-        type=whole_number(1, 2**16),
-        metavar="N",
-        help="how many of this machine's devices to use (default: all)",
-    )
+    if batches:
+        group.add_argument(
+            "--batch-size",
+            type=whole_number(1, 4096),
+            default=batch_size,
+            metavar="N",
+            help=f"images that each device works on at once; more is faster on accelerators (default: {batch_size})",
+        )
+        group.add_argument(
+            "--devices",
+            type=whole_number(1, 2**16),
+            metavar="N",
+            help="how many of the devices that this process sees to use (default: all)",
+        )
+    else:
+        parser.set_defaults(devices=1)
     group.add_argument(
         "--compilation-cache",
         default=None,
@@ -122,6 +129,54 @@ def add_compute(parser: Any, *, batch_size: int = 1) -> None:
         help=f"where compiled programs are kept, so that the next start is quick; {CACHE_OFF!r} keeps none "
         "(default: ntt-jax/xla in $XDG_CACHE_HOME or ~/.cache)",
     )
+
+
+def add_processes(parser: Any) -> None:
+    """Several processes: `--coordinator`, `--process-id`, `--num-processes`."""
+    group = parser.add_argument_group(
+        "several processes or machines",
+        "Start the same command once in every process, all with the same files and options; --out must be on a file "
+        "system that all of them share. Each process uses the devices that it sees.",
+    )
+    group.add_argument(
+        "--coordinator",
+        type=_coordinator,
+        metavar="HOST:PORT",
+        help=f"where process 0 is to be found; {AUTOMATIC!r}: ask the cluster (Slurm, Open MPI, Cloud TPU)",
+    )
+    group.add_argument(
+        "--process-id",
+        type=whole_number(0, 2**16),
+        metavar="I",
+        help="which process this is, from 0 on (default: what the cluster says)",
+    )
+    group.add_argument(
+        "--num-processes",
+        type=whole_number(1, 2**16),
+        metavar="N",
+        help="how many there are (default: what the cluster says)",
+    )
+
+
+def _coordinator(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text != AUTOMATIC and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise argparse.ArgumentTypeError(f"expected HOST:PORT or {AUTOMATIC!r}, found {text!r}")
+    return text
+
+
+def check_processes(args: argparse.Namespace) -> None:
+    """Raise `InputError` for options of `add_processes` that do not go together."""
+    index, count = args.process_id, args.num_processes
+    if args.coordinator is None and (index is not None or count is not None):
+        raise InputError("--process-id and --num-processes need --coordinator, where the processes find each other")
+    if index is not None and count is not None and index >= count:
+        raise InputError(f"--process-id: of {count} processes the last is {count - 1}, found {index}")
+
+
+def join_processes(args: argparse.Namespace) -> Processes:
+    """Who this process is, as the options of `add_processes` or the cluster say. Before JAX is imported."""
+    return join(args.coordinator, args.process_id, args.num_processes)
 
 
 def add_detection(parser: Any) -> None:

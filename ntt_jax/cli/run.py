@@ -1,6 +1,7 @@
 """`ntt-jax run`: sample, memory and evaluate in one."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def add_parser(commands: Any) -> None:
     evaluate.add_run_folder(parser)
     options.add_detection(parser)
     options.add_compute(parser)
+    options.add_processes(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -57,18 +59,20 @@ def check(args: argparse.Namespace) -> None:
     options.check_folder(args.images, "--images")
     if args.reference_images is not None:
         options.check_folder(args.reference_images, "--reference-images")
+    options.check_processes(args)
     options.make_output_folder(args.out)
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    processes = options.join_processes(args)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.run_folder import ADVICE, FolderLock
     from ntt_jax.sampling import load_references, save_references
 
     references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
-    with FolderLock(args.out) as lock:
+    with FolderLock(args.out, processes) as lock:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
         sources = load_dataset(args.reference_annotations)
         references = sample.choose(args, sources)
@@ -78,10 +82,17 @@ def run(args: argparse.Namespace) -> None:
                     f"{references_file}: made from another reference annotation file or with other --classes, --shots "
                     f"or --seed; {ADVICE}"
                 )
-        else:
+        elif processes.index == 0:
             save_references(references_file, references)
         if args.restart or not is_current(args, sources, references, memory_file):
-            memory.build(args, sources, args.reference_images or args.images, references, memory_file)
+            if processes.index == 0:
+                memory_file.unlink(missing_ok=True)
+            folder = args.reference_images or args.images
+            memory.build(args, processes, sources, folder, references, memory_file)
+            while not is_current(args, sources, references, memory_file):  # process 0 is about to write it
+                if lock.holder(0) is None:
+                    raise lock.ended(0)
+                time.sleep(0.2)
         evaluate.evaluate(args, lock, load_dataset(args.annotations), memory_file)
 
 
