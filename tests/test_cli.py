@@ -19,7 +19,7 @@ from ntt_jax.images import read_image
 from ntt_jax.memory_file import load_memory
 from ntt_jax.sampling import load_references
 
-COMMANDS = ("demo", "sample", "memory", "evaluate", "run", "segment")
+COMMANDS = ("demo", "sample", "memory", "evaluate", "run", "segment", "report", "references")
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +106,17 @@ def test_a_finished_run_is_not_done_again(world, finished, capsys, monkeypatch):
     assert main(world.evaluate(finished)) == 0
     assert "detections in 20 images" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "lock"} == before
+
+
+def test_report_finds_the_files_of_a_finished_run(world, finished, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    assert main(["report", str(finished), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "detections in 20 images" in captured.out
+    # The references are from another annotation file, which `evaluate` never sees.
+    assert captured.err.count("\n") == 1 and "give --reference-annotations" in captured.err
+    assert main(["report", str(finished), "--out", str(out), "--reference-annotations", str(world.train)]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_run_equals_the_three_commands(world, finished, tmp_path):

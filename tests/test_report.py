@@ -16,7 +16,7 @@ from ntt_jax.report import analysis, gallery
 from ntt_jax.report.matching import IGNORED, KINDS, RIGHT, match
 from ntt_jax.report.memory_view import memory_view
 from ntt_jax.results import ImageDetections, read_results
-from ntt_jax.rle import decode_rle, encode_masks
+from ntt_jax.rle import encode_masks
 
 SIZE = (60, 80)
 
@@ -222,18 +222,10 @@ def test_detections_of_other_images_and_classes_are_refused():
         match(truth([]), found([(1, 7, (5, 5, 9, 9), 0.5)]), "segm")
 
 
-def test_small_masks():
-    mask = rectangle((20, 10, 40, 30))
-    (same,) = gallery.small_masks(encode_masks(mask[None]), *SIZE)
-    np.testing.assert_array_equal(decode_rle({"size": list(SIZE), "counts": same}), mask)
-    (half,) = gallery.small_masks(encode_masks(mask[None]), 30, 40)
-    np.testing.assert_array_equal(decode_rle({"size": [30, 40], "counts": half}), mask[1::2, 1::2])
-
-
 def test_pictures_are_small_whatever_they_show():
     noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3)).astype(np.uint8)
     assert len(gallery.data_uri(noise)) < 1.4 * gallery.PICTURE_BYTES
-    assert gallery.picture_size(4000, 3000) == (640, 480) and gallery.picture_size(30, 20) == (30, 20)
+    assert gallery.picture_size(4000, 3000) == (512, 384) and gallery.picture_size(30, 20) == (30, 20)
 
 
 def test_chosen_images_are_spread_over_those_with_content(every_kind):

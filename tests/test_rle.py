@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask
 
 from ntt_jax.errors import InputError
-from ntt_jax.rle import decode_rle, encode_masks, rle_areas, rle_boxes, segmentation_to_rle
+from ntt_jax.rle import decode_rle, encode_masks, rle_areas, rle_boxes, sample_rle, segmentation_to_rle
 
 mask_api: Any = mask
 
@@ -135,3 +135,14 @@ def test_spoiled_text_is_refused_or_sound(seed: int, code: int) -> None:
     except InputError:
         return
     assert rle_areas([rle])[0] == decode_rle(rle).sum()
+
+
+def test_sample_rle():
+    masks = np.random.default_rng(5).random((3, 60, 80)) > 0.5
+    for full, rle in zip(masks, encode_masks(masks), strict=True):
+        assert sample_rle(rle, 60, 80) == rle
+        np.testing.assert_array_equal(decode_rle(sample_rle(rle, 30, 40)), full[1::2, 1::2])
+        np.testing.assert_array_equal(decode_rle(sample_rle(rle, 20, 16)), full[1::3, 2::5])
+        np.testing.assert_array_equal(decode_rle(sample_rle(rle, 120, 80)), np.repeat(full, 2, axis=0))
+    with pytest.raises(InputError):
+        sample_rle({"size": [60, 80], "counts": "11"}, 30, 40)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,17 @@ from ntt_jax.images import read_image
 from ntt_jax.preprocess import crop_box
 from ntt_jax.report.matching import Rows, image_rows
 from ntt_jax.results import ImageDetections
-from ntt_jax.rle import Rle, decode_rle, encode_masks
+from ntt_jax.rle import sample_rle
 from ntt_jax.visualize import overlay
 
-PICTURE_BYTES = 45_000
-"""A picture is made smaller or coarser until it has at most about this many bytes: 200 of them are 12 MB in a page."""
-SIDE = 640
+PICTURE_BYTES = 36_000
+"""A picture is made smaller or coarser until it has at most about this many bytes: 200 of them take 10 MB in a page."""
+SIDE = 512
 """Longest side of a picture, and the grid of its masks, in pixels."""
 THUMBNAIL_SIDE = 176
 SCORE_STEPS = 10_000
 """Scores are whole numbers of this many steps, rounded down, so that a threshold of whole steps loses nothing."""
-_TRIES = ((SIDE, 78), (SIDE, 62), (480, 70), (480, 50), (360, 55), (320, 40))
+_TRIES = ((SIDE, 80), (SIDE, 65), (SIDE, 50), (400, 50), (320, 45), (256, 35))
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -51,21 +50,6 @@ def picture_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def small_masks(rles: Sequence[Rle], height: int, width: int) -> list[str]:
-    """Masks sampled on a grid of height x width, as COCO's compressed run lengths (the text alone)."""
-    result = []
-    for rle in rles:
-        full_height, full_width = rle["size"]
-        if (full_height, full_width) == (height, width):
-            result.append(rle["counts"])
-            continue
-        rows = (np.arange(height) * 2 + 1) * full_height // (2 * height)
-        columns = (np.arange(width) * 2 + 1) * full_width // (2 * width)
-        mask = decode_rle(rle)[rows[:, None], columns[None, :]]
-        result.append(encode_masks(mask[None])[0]["counts"])
-    return result
-
-
 def choose_images(rows: Rows, images: int, limit: int) -> list[int]:
     """Positions of at most `limit` of the images, ascending, spread evenly over those with an object or a detection;
     images with neither come only when there is room."""
@@ -90,7 +74,7 @@ def scene(
     found, truth = next(image_rows(rows, [position]))
     place = {int(row): i for i, row in enumerate(truth)}
     entries = [ground_truth.entries[row] for row in truth]
-    masks = [small_masks([e["segmentation"]], high, wide)[0] if "segmentation" in e else "" for e in entries]
+    masks = [sample_rle(e["segmentation"], high, wide)["counts"] if "segmentation" in e else "" for e in entries]
     objects = [
         [
             int(rows.object_label[row]),
@@ -106,7 +90,7 @@ def scene(
         order = np.argsort(-record.scores, kind="stable")
         boxes = record.boxes[order].astype(np.float64)
         boxes[:, 2:] += 1 - boxes[:, :2]  # corners are inclusive
-        small = small_masks([record.rles[i] for i in order], high, wide)
+        small = [sample_rle(record.rles[i], high, wide)["counts"] for i in order]
         for row, box, mask in zip(found, boxes, small, strict=True):
             detections.append(
                 [

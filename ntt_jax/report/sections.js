@@ -14,6 +14,27 @@ function overview() {
   byId("all-metrics").append(sortableTable("All metrics, in percent", columns, data.kinds));
 }
 
+/** What a reader wants to know first, in sentences: list items of text and dots. */
+function inShort() {
+  const items = [];
+  const best = data.threshold / data.bins;
+  items.push(`The score threshold with the best F1 over all classes is about ${best.toFixed(2)}; the page starts from it.`);
+  const [kind, count, cost] = [...data.errors].sort((a, b) => b[2] - a[2])[0];
+  if (cost > 0.001) items.push(`${kind} errors cost most: without their ${count}, AP50 would be ${percent(cost)} points higher (${errorWords[kind]}).`);
+  const pair = confusedPairs(confusionCounts())[0];
+  if (pair) items.push(`The most frequent confusion above the threshold: ${data.classes[pair[0]].name} taken for ${data.classes[pair[1]].name}, ${plural(pair[2], "time")}.`);
+  const known = data.classes.filter((row) => row[data.kinds[0]].AP !== null).sort((a, b) => a[data.kinds[0]].AP - b[data.kinds[0]].AP);
+  const named = (rows) => rows.map((row) => `${row.name} (${percent(row[data.kinds[0]].AP)})`).join(", ");
+  if (known.length > 1) {
+    const few = Math.min(3, Math.floor(known.length / 2));
+    items.push(`Best classes by AP: ${named(known.slice(-few).reverse())}. Weakest: ${named(known.slice(0, few))}.`);
+  }
+  const ill = (data.references ?? []).filter((reference) => reference.verdict === "replace").length;
+  if (ill) items.push(`${plural(ill, "reference")} should be replaced: see References.`);
+  if (data.skipped.length) items.push(`${plural(data.skipped.length, "image")} could not be read and count as missed.`);
+  byId("in-short").append(...items.map((text) => make("li", {}, text[0].toUpperCase() + text.slice(1))));
+}
+
 function classTable() {
   const score = (kind, name) => ({
     title: `${kindWords[kind]} ${name}`,
@@ -25,7 +46,7 @@ function classTable() {
     const label = data.classes.indexOf(row);
     byId("curve-class").value = label;
     curves();
-    if (data.scenes) gallery.choose(label);
+    if (data.scenes.length) gallery.choose(label);
     byId("curves").scrollIntoView();
   };
   const columns = [
@@ -105,15 +126,20 @@ function confusionCounts() {
   return table;
 }
 
+/** [true class, taken for, times] of different classes, the most frequent first. */
+function confusedPairs(table) {
+  const size = data.classes.length;
+  const pairs = table.slice(0, size).flatMap((row, truth) => [...row].map(([predicted, count]) => [truth, predicted, count]));
+  return pairs.filter(([truth, predicted]) => predicted < size && truth !== predicted).sort((a, b) => b[2] - a[2]);
+}
+
 const MATRIX_CLASSES = 30;
 
 function confusionMatrix() {
   const size = data.classes.length;
   const table = confusionCounts();
   const at = (i, j) => table[i].get(j) ?? 0;
-  const pairs = [];
-  table.forEach((row, truth) => row.forEach((count, predicted) => truth < size && predicted < size && truth !== predicted && pairs.push([truth, predicted, count])));
-  pairs.sort((a, b) => b[2] - a[2]);
+  const pairs = confusedPairs(table);
   const name = (k) => [dot(data.classes[k].colour), data.classes[k].name];
   const columns = [
     { title: "Is", value: ([truth]) => data.classes[truth].name, show: ([truth]) => make("span", {}, ...name(truth)), header: true, text: true },
@@ -312,6 +338,7 @@ function start() {
   byId("notes").append(...(data.notes ?? []).map((note) => make("p", { class: "note" }, note)));
   if (data.metrics) {
     overview();
+    inShort();
     classTable();
     startCurves();
     errorTable();
