@@ -1,4 +1,7 @@
+import base64
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -117,6 +120,29 @@ def test_report_finds_the_files_of_a_finished_run(world, finished, tmp_path, cap
     assert captured.err.count("\n") == 1 and "give --reference-annotations" in captured.err
     assert main(["report", str(finished), "--out", str(out), "--reference-annotations", str(world.train)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_references_are_encoded_and_shown(world, tmp_path, capsys):
+    shared = {"annotations": world.train, "images": world.images, "references": world.references}
+    page = tmp_path / "page.html"
+    options = shared | {"dinov2": world.dinov2, "out": page, "json": True, "compilation_cache": "none", "devices": 1}
+    assert main(["references", *arguments(options)]) == 0
+    encoded = json.loads(capsys.readouterr().out)
+    options = {"memory": world.memory, "annotations": world.train, "json": True}
+    assert main(["references", *arguments(options)]) == 0
+    known = json.loads(capsys.readouterr().out)  # the memory was made of the same references
+    assert len(known) == 6
+    for one, other in zip(encoded, known, strict=True):
+        numbers = [(row.pop("own"), row.pop("nearest_cosine"), row.pop("margin")) for row in (one, other)]
+        assert one == other and numbers[0] == pytest.approx(numbers[1], abs=1e-5)
+    block = re.search(r'id="pictures">(.*?)</script>', page.read_text(), re.S)
+    assert block is not None
+    patches = json.loads(block[1])["patches"]  # of each class, a picture for each of its two references
+    assert [len(strips) for strips in patches] == [2, 2, 2]
+    picture = Image.open(io.BytesIO(base64.b64decode(patches[0][0].split(",")[1])))
+    assert picture.width == 3 * picture.height  # the crop, its components, its clusters
+    colours = np.asarray(picture)[:, picture.height :].reshape(-1, 3)
+    assert len(np.unique(colours // 32, axis=0)) > 20
 
 
 def test_run_equals_the_three_commands(world, finished, tmp_path):

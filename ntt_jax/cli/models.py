@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ntt_jax.cli import options
 from ntt_jax.config import DetectConfig, DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
@@ -16,6 +17,7 @@ from ntt_jax.processes import Processes
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
+    from ntt_jax.report.page import ReferenceSource
     from ntt_jax.run_folder import FolderLock
 
 
@@ -52,6 +54,26 @@ def load_predictor(
         devices=devices,
         canvas=min(largest_side, 640),
     )
+
+
+def show_patches(
+    args: argparse.Namespace, bank: "MemoryBank | None", sources: "ReferenceSource | None"
+) -> list[list[str]]:
+    """`patch_pictures` of the references with `--dinov2`. Raises `InputError` if they, or their encoder, do not fit."""
+    if bank is None or sources is None or sources.images is None:
+        raise InputError(
+            "--dinov2: the patches are those of the references, so memory, references and images are needed"
+        )
+    from ntt_jax.cli.progress import Progress
+    from ntt_jax.memory_file import require_encoder
+
+    require_encoder(bank, *read_encoder(args.dinov2))
+    options.start_jax(args)
+    from ntt_jax.loading import load_dinov2
+    from ntt_jax.report.patches import MAX_CLASSES, patch_pictures
+
+    with Progress("patches", min(MAX_CLASSES, len(bank.class_names)), unit="classes") as progress:
+        return patch_pictures(load_dinov2(args.dinov2, args.dtype), sources, step=progress.step)
 
 
 def describe_start(

@@ -36,7 +36,11 @@ def add_parser(commands: Any) -> None:
     made = parser.add_mutually_exclusive_group(required=True)
     made.add_argument("--memory", type=Path, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote")
     made.add_argument(
-        "--dinov2", type=Path, metavar="W", help="converted DINOv2 checkpoint, to encode --references with"
+        "--dinov2",
+        type=Path,
+        metavar="W",
+        help="converted DINOv2 checkpoint, to encode --references with; --out then "
+        "shows components and clusters of their patches too",
     )
     options.add_dataset(parser, images=False)
     parser.add_argument(
@@ -80,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
     sources = find_sources(bank, {"references": args.references}.get, dataset, args.images)
     if args.out is not None:
         title = f"References: {(args.memory or args.references).name}"
-        cards = write_reference_page(args.out, title, bank, sources)
+        patches = models.show_patches(args, bank, sources) if args.dinov2 is not None else ()
+        cards = write_reference_page(args.out, title, bank, sources, patches)
     else:
         cards = reference_cards(bank, sources, pictures=False)[0]
     if args.json:

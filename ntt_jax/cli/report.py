@@ -1,6 +1,7 @@
 """`ntt-jax report`: one HTML page about a finished run."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--reference-images", type=Path, metavar="DIR", help="folder of the images that --reference-annotations names"
     )
+    parser.add_argument(
+        "--dinov2",
+        type=Path,
+        metavar="W",
+        help="converted DINOv2 checkpoint of the memory: also show components and clusters of the references' patches",
+    )
+    parser.set_defaults(dtype="float32", devices=None, compilation_cache=None)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         options.check_output_file(args.out)
     options.check_folder(args.run_dir, "RUN_DIR")
+    if args.dinov2 is not None:
+        options.check_file(args.dinov2, "--dinov2")
     from ntt_jax.cli import report_files
     from ntt_jax.report.page import write_report
 
@@ -67,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or args.run_dir / f"report{files.suffix}.html"
     options.check_output_file(out)
     report = report_files.load_report(files, args.title, args.max_images)
+    if args.dinov2 is not None:
+        report = dataclasses.replace(report, patches=models.show_patches(args, report.bank, report.sources))
     metrics = write_report(out, report)
     for note in report.notes:
         models.warn(note)

@@ -4,6 +4,6 @@ matching.py     which detections are right, and what is wrong with the others: n
 analysis.py     curves, thresholds, histograms, confusion, the cost of errors
 gallery.py      pictures and masks as small as the page needs them
 memory_view.py  what the memory file shows without its encoder: components, clusters, similarities
-source.py       which files belong to a run folder
+patches.py      what the encoder sees inside the references: needs DINOv2
 page.py         all of it as one HTML file; page.html, page.css, *.js are its parts
 """

@@ -51,8 +51,9 @@ class Report:
     """What a report is made from.
 
     title, provenance: text for people; provenance as headings with names and values. dataset: of the evaluated images,
-    which lie in `images` (None: the gallery shows masks alone). detections: of the run, one record per image. memory,
-    sources: shown where given. skipped: images the run left out, as in metrics.json. max_images: of the gallery.
+    which lie in `images` (None: the gallery shows masks alone). detections: of the run, one record per image. bank,
+    sources, patches (of `patch_pictures`): shown where given. skipped: images the run left out, as in metrics.json.
+    notes: what a reader should know first. max_images: of the gallery.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Report:
     detections: Sequence[ImageDetections]
     bank: MemoryBank | None = None
     sources: ReferenceSource | None = None
+    patches: Sequence[Sequence[str]] = ()
     skipped: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -102,13 +104,17 @@ def write_report(path: PathLike, report: Report) -> dict[str, Any]:
     if report.bank is not None:
         data["memory"] = memory_view(report.bank) | {"classes": _names(report.bank.class_names)}
         data["references"], thumbnails = reference_cards(report.bank, report.sources)
-        pictures = {**pictures, "references": thumbnails}
+        pictures = {**pictures, "references": thumbnails, "patches": report.patches}
     write_bytes(path, render(data, pictures))
     return metrics
 
 
 def write_reference_page(
-    path: PathLike, title: str, bank: MemoryBank, sources: ReferenceSource | None
+    path: PathLike,
+    title: str,
+    bank: MemoryBank,
+    sources: ReferenceSource | None,
+    patches: Sequence[Sequence[str]] = (),
 ) -> list[dict[str, Any]]:
     """Write a page of the references and the memory alone; returns what `reference_cards` says of them.
 
@@ -117,7 +123,7 @@ def write_reference_page(
     cards, thumbnails = reference_cards(bank, sources)
     memory = memory_view(bank) | {"classes": _names(bank.class_names)}
     data = {"title": title, "references": cards, "memory": memory}
-    write_bytes(path, render(data, {"references": thumbnails}))
+    write_bytes(path, render(data, {"references": thumbnails, "patches": patches}))
     return cards
 
 

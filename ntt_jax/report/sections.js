@@ -262,7 +262,7 @@ function memorySection() {
   byId("plane-legend").append(...names.slice(0, 40).map(([name, colour]) => make("li", {}, dot(colour), name)));
   const total = memory.points.length;
   byId("cluster-note").textContent =
-    `k-means into as many clusters as classes, without knowing the classes: ${memory.pure} of ${total} references fall into a cluster that is mostly of their class.`;
+    `k-means into as many clusters as classes, started from each class’s first reference: ${memory.pure} of ${total} references end in a cluster that is mostly of their class.`;
   if (memory.clusters.length) {
     const rows = memory.clusters.map((_, i) => ({ name: `cluster ${i + 1}` }));
     const heads = names.map(([name, colour]) => ({ name, colour }));
@@ -276,6 +276,11 @@ function memorySection() {
       }),
     );
   }
+  byId("patches").hidden = !pictures.patches.length;
+  pictures.patches.forEach((strips, label) => {
+    const images = strips.map((src, i) => make("img", { src, loading: "lazy", alt: `Patches of reference ${i + 1} of ${names[label][0]}` }));
+    byId("patch-rows").append(make("p", { class: "lead" }, dot(names[label][1]), names[label][0]), make("div", { class: "strips" }, images));
+  });
   if (memory.similarity.length) {
     const heads = names.map(([name, colour]) => ({ name, colour }));
     byId("similarity").append(
