@@ -26,6 +26,7 @@ examples:
   python -m weight_port convert facebook_dinov2-large/ dinov2_vitl14.safetensors     (a Hugging Face folder)
   python -m weight_port inspect sam2.1_hiera_large.safetensors
   python -m weight_port export  sam2.1_hiera_large.safetensors again.pt
+  python -m weight_port export --orbax dinov2_vitl14.safetensors dinov2_vitl14_orbax/  (for other JAX programs)
 
 Meta publishes the checkpoints at https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt
 (tiny, small, base_plus, large; SAM 2.0: 072824/sam2_hiera_large.pt) and
@@ -39,6 +40,16 @@ JSON file with configuration fields that the tensors do not show, for models of 
 {"num_heads": 6} for DINOv2;
 {"hiera": {"num_heads": 2, "window_spec": [8, 4, 16, 8], "global_att_blocks": [23, 33, 43]}} for SAM 2;
 other fields of ntt_jax.config may be added"""
+
+
+_ORBAX_HELP = """\
+an orbax checkpoint is restored without this project, as nested dictionaries of arrays with our names and layouts:
+  params = orbax.checkpoint.StandardCheckpointer().restore(folder / "params")   # folder: an absolute pathlib.Path
+and made a Flax module with it:
+  config = ntt_jax.config.from_dict(json.loads((folder / "config.json").read_text()))
+  graph, state = nnx.split(nnx.eval_shape(lambda: DinoVisionTransformer(config, rngs=nnx.Rngs(0))))   # or Sam2
+  nnx.replace_by_pure_dict(state, params)
+  model = nnx.merge(graph, state)"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,11 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--config", metavar="FILE.json", help=_CONFIG_HELP)
     export = commands.add_parser(
         "export",
-        help="a converted file back to the original PyTorch names and layouts",
-        description="Write a converted file back as a checkpoint that Meta's code loads, bit for bit what it was.",
+        help="a converted file back to the original PyTorch names and layouts, or as an orbax checkpoint",
+        description="Write a converted file back as a checkpoint that Meta's code loads, bit for bit what it was, or "
+        "as an orbax checkpoint for JAX programs.",
+        epilog=_ORBAX_HELP,
+        formatter_class=raw,
     )
     export.add_argument("source", metavar="SRC", help="a file written by convert")
-    export.add_argument("destination", metavar="DST", help="the .pt, .pth or .safetensors file to write")
+    export.add_argument(
+        "destination", metavar="DST", help="the .pt, .pth or .safetensors file to write; with --orbax a folder to make"
+    )
+    export.add_argument("--orbax", action="store_true", help="write an orbax checkpoint")
     inspect = commands.add_parser(
         "inspect",
         help="which model, variant, tensors, types, size and sha256 a file has",
@@ -95,6 +112,11 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
 def _export(arguments: argparse.Namespace) -> list[str]:
     from weight_port import port
 
+    if arguments.orbax:
+        from weight_port.orbax_folder import export_orbax
+
+        weights = export_orbax(arguments.source, arguments.destination)
+        return [*_describe_model(weights), f"written  {arguments.destination}/params (orbax) and config.json"]
     weights = port.export(arguments.source, arguments.destination)
     lines = [*_describe_model(weights), f"written  {arguments.destination}"]
     if not weights.complete:
