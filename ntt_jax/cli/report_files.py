@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.cli import memory, options
-from ntt_jax.coco import CocoCategory, CocoDataset, load_coco
+from ntt_jax.coco import CocoCategory, CocoDataset
+from ntt_jax.datasets import load_dataset
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation import KINDS, GroundTruth, prepare_ground_truth
+from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import parse_json, read_bytes, show_path
 from ntt_jax.memory_file import MemoryBank, load_memory
 from ntt_jax.report.page import ReferenceSource, Report
@@ -110,7 +111,11 @@ def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
     images = _images(files) if max_images else None
     bank = _memory(files)
     categories = _categories(files, dataset, bank)
-    ground_truth = _ground_truth(files, dataset, categories)
+    ground_truth = prepare_ground_truth(dataset, categories)
+    if "segm" not in ground_truth.kinds:
+        files.notes.append("The annotations have no masks, or not all: boxes are compared, masks are not.")
+    if ground_truth.protocol == "voc":
+        files.notes.append("AP is by VOC's rules; curves, errors and confusion match detections as COCO does.")
     return Report(
         title=title
         or f"Evaluation report: {files.folder.resolve().name or 'run'}" + files.suffix.replace("_", ", shots "),
@@ -132,7 +137,7 @@ def _annotations(files: RunFiles) -> CocoDataset:
     if path is None or not path.exists():
         where = "run.json does not say where" if path is None else f"they are no longer at {show_path(path)}"
         raise InputError(f"{show_path(files.folder)}: the annotations are needed and {where}; give --annotations")
-    dataset = load_coco(path)
+    dataset = load_dataset(path)
     expected = _identity(files).get("annotation file")
     if isinstance(expected, str) and expected != dataset.sha256:
         raise InputError(
@@ -184,15 +189,6 @@ def _categories(files: RunFiles, dataset: CocoDataset, bank: MemoryBank | None) 
     return [dataset.categories[i] for i in ids if isinstance(i, int)]
 
 
-def _ground_truth(files: RunFiles, dataset: CocoDataset, categories: list[CocoCategory]) -> GroundTruth:
-    """With masks if all annotations of the classes have them, else with boxes alone."""
-    chosen = {category.id for category in categories}
-    masks = all(a.segmentation is not None for a in dataset.annotations.values() if a.category_id in chosen)
-    if not masks:
-        files.notes.append("Not every annotation has a mask: boxes are compared, masks are not.")
-    return prepare_ground_truth(dataset, categories, kinds=KINDS if masks else ("bbox",))
-
-
 def _sources(files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Path | None) -> ReferenceSource | None:
     """The references behind the memory, if they can be found and fit it."""
     try:
@@ -213,7 +209,7 @@ def find_sources(bank: MemoryBank, path: Any, dataset: CocoDataset | None, image
     annotations = path("reference_annotations")
     source = dataset
     if annotations is not None and (dataset is None or Path(dataset.path) != annotations):
-        source = load_coco(annotations)
+        source = load_dataset(annotations)
     if source is None:
         raise InputError("the annotation file of the references is not known")
     file = path("references")

@@ -1,6 +1,7 @@
 """Which detections are right, and what is wrong with the others. Host only, numpy over a whole run.
 
-Matching follows pycocotools' COCOeval (all sizes, 100 detections per class and image). The kinds of errors are those
+Matching follows pycocotools' COCOeval (all sizes, 100 detections per class and image), for LVIS with its own rules of
+what is ignored; VOC's difficult objects are ignored as crowds are. The kinds of errors are those
 of TIDE (Bolya et al. 2020), at IoU 0.5 for "found" and 0.1 for "touched". Matching is greedy by descending score, so
 leaving out what scores below some threshold changes no match above it: counts at any threshold follow from the same
 rows.
@@ -15,6 +16,7 @@ from pycocotools import mask as mask_api
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
+from ntt_jax.lvis_scores import DETECTIONS_PER_IMAGE
 from ntt_jax.results import ImageDetections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -24,7 +26,8 @@ MAX_PER_CLASS = 100
 KINDS = ("right", "localisation", "classification", "both", "duplicate", "background", "ignored")
 """What a detection is. right: matched at IoU 0.5; localisation: its class, but IoU under 0.5; classification: an object
 of another class at IoU 0.5; both: of another class and under 0.5; duplicate: the object is taken by a better detection;
-background: touches no object; ignored: on a crowd, or beyond the 100 that COCOeval takes per class and image."""
+background: touches no object; ignored: on a crowd or a difficult object, of a class that LVIS
+does not judge in this image, or beyond the number that is judged."""
 RIGHT, LOCALISATION, CLASSIFICATION, BOTH, DUPLICATE, BACKGROUND, IGNORED = range(len(KINDS))
 
 
@@ -37,8 +40,8 @@ class Rows:
     `[N]` int8, index into `KINDS`; target `[N]` int32, row of the object it is about or -1; overlap `[N]` float32, IoU
     with it (0 without one); taken `[N]` int32, row of the object it takes when classes are not looked at, -1: none,
     -2: only objects that are taken already.
-    Objects: object_image, object_label `[M]` int32; crowd `[M]` bool; found `[M]` int32, row of the detection that
-    matches it at IoU 0.5 or -1. position: row of a ground truth entry is its place in `GroundTruth.entries`.
+    Objects, in the order of `GroundTruth.entries`: object_image, object_label `[M]` int32; crowd `[M]` bool, crowds and
+    difficult ones, which do not count; found `[M]` int32, row of the detection that matches it at IoU 0.5 or -1.
     classes: K.
     """
 
@@ -76,7 +79,7 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], 
     for row, entry in enumerate(ground_truth.entries):
         entries[entry["image_id"]].append(row)
     labels = np.array([index[entry["category_id"]] for entry in ground_truth.entries], np.int32)
-    crowd = np.array([bool(entry["iscrowd"]) for entry in ground_truth.entries], bool)
+    crowd = np.array([bool(entry["iscrowd"] or entry["difficult"]) for entry in ground_truth.entries], bool)
     object_image = np.zeros(len(labels), np.int32)
     found = np.full(len(labels), -1, np.int32)
     parts: list[dict[str, np.ndarray]] = []
@@ -92,7 +95,8 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], 
         order = np.argsort(-record.scores, kind="stable")
         truth = [ground_truth.entries[row] for row in rows]
         overlaps = _overlaps(record, truth, kind)[order]
-        part, matched = _match_image(overlaps, record.labels[order], labels[rows], crowd[rows])
+        judged, complete = _judged(ground_truth, image_id, record.labels[order], labels[rows])
+        part, matched = _match_image(overlaps, record.labels[order], labels[rows], crowd[rows], judged, complete)
         found[rows] = np.where(matched >= 0, matched + count, -1)
         for name in ("target", "taken"):
             local = part[name]
@@ -102,7 +106,8 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], 
             | {"image": np.full(len(record), position), "label": record.labels[order], "score": record.scores[order]}
         )
         count += len(record)
-    empty = _match_image(np.zeros((0, 0)), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, bool))[0]
+    none, never = np.zeros(0, np.int32), np.zeros(0, bool)
+    empty = _match_image(np.zeros((0, 0)), none, none, never, never, never)[0]
     parts.append(empty | {name: np.zeros(0) for name in ("image", "label", "score")})
     types = {"score": np.float32, "overlap": np.float32, "kind": np.int8, "hit": np.bool_, "ignored": np.bool_}
     merged = {
@@ -133,23 +138,48 @@ def _overlaps(record: ImageDetections, truth: list[dict[str, Any]], kind: str) -
     return np.asarray(iou(boxes, objects, crowd), np.float64).reshape(len(record), len(truth))
 
 
+def _judged(
+    ground_truth: GroundTruth, image_id: int, labels: np.ndarray, object_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of an image's detections by descending score: which are judged at all, and which count if they match nothing.
+
+    COCO judges the best 100 of each class. LVIS judges the best 300 of an image, and of those only classes that are
+    there or known to be absent; where a class is not marked exhaustively, what matches nothing does not count.
+    """
+    lists = ground_truth.federated
+    if lists is None:
+        judged = np.zeros(len(labels), bool)
+        for label in np.unique(labels):
+            judged[np.flatnonzero(labels == label)[:MAX_PER_CLASS]] = True
+        return judged, np.ones(len(labels), bool)
+    ids = np.array([category.id for category in ground_truth.categories])
+    known = np.union1d(ids[object_labels], list(lists.negative[image_id]))
+    judged = np.isin(ids[labels], known) & (np.arange(len(labels)) < DETECTIONS_PER_IMAGE)
+    return judged, ~np.isin(ids[labels], list(lists.not_exhaustive[image_id]))
+
+
 def _match_image(
-    overlaps: np.ndarray, labels: np.ndarray, object_labels: np.ndarray, crowd: np.ndarray
+    overlaps: np.ndarray,
+    labels: np.ndarray,
+    object_labels: np.ndarray,
+    crowd: np.ndarray,
+    judged: np.ndarray,
+    complete: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One image: overlaps `[n, m]` with detections by descending score -> per-detection arrays (objects counted within
-    the image), and the detection that matches each object at IoU 0.5, `[m]`, -1 for none."""
+    the image), and the detection that matches each object at IoU 0.5, `[m]`, -1 for none. judged, complete: `_judged`.
+    """
     n, m = overlaps.shape
     limits = np.minimum(THRESHOLDS, 1 - 1e-10)
     hit, ignored = np.zeros((n, len(limits)), bool), np.zeros((n, len(limits)), bool)
     target, taken = np.full(n, -1), np.full(n, -1)
     matched = np.full(m, -1)
     for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        ignored[own[MAX_PER_CLASS:]] = True
+        own = np.flatnonzero((labels == label) & judged)
         mine = np.flatnonzero(object_labels == label)
         single, crowds = mine[~crowd[mine]], mine[crowd[mine]]
         free = np.ones((len(limits), len(single)), bool)
-        for d in own[:MAX_PER_CLASS]:
+        for d in own:
             if len(single):
                 values = np.where(free, overlaps[d, single], -1.0)  # [10, objects]
                 # Of equal overlaps COCOeval takes the last.
@@ -161,6 +191,7 @@ def _match_image(
                     matched[target[d]] = d
             if len(crowds):
                 ignored[d] = ~hit[d] & (overlaps[d, crowds].max() >= limits)
+    ignored |= ~judged[:, None] | (~complete[:, None] & ~hit)
     open_objects = ~crowd
     for d in range(n):  # classes not looked at
         values = np.where(crowd, -1.0, overlaps[d])

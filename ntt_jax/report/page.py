@@ -85,7 +85,7 @@ def write_report(path: PathLike, report: Report) -> dict[str, Any]:
     data: dict[str, Any] = {
         "title": report.title,
         "kinds": kinds,
-        "metrics": {name: metrics[name] for name in (*kinds, "images", "detections")},
+        "metrics": {name: metrics[name] for name in (*kinds, "semantic", "images", "detections") if name in metrics},
         "objects": int(main.objects.sum()),
         "classes": _classes(metrics["per_class"], main, names),
         "curves": {kind: _curves(rows[kind]) for kind in kinds},

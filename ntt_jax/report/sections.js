@@ -3,6 +3,10 @@
 function overview() {
   const { metrics } = data;
   const tiles = data.kinds.flatMap((kind) => ["AP", "AP50"].map((name) => [percent(metrics[kind][name]), `${name} of ${kindWords[kind]}`]));
+  const first = data.kinds[0]; // LVIS: rare, common and frequent classes
+  const byFrequency = ["APr", "APc", "APf"].filter((name) => name in metrics[first]);
+  tiles.push(...byFrequency.map((name) => [percent(metrics[first][name]), `${name} of ${kindWords[first]}`]));
+  if (metrics.semantic) tiles.push([percent(metrics.semantic.mIoU), "mIoU of pixels"]);
   tiles.push([metrics.images.toLocaleString("en"), "images"], [data.objects.toLocaleString("en"), "objects"]);
   tiles.push([metrics.detections.toLocaleString("en"), "detections"], [data.classes.length, "classes"]);
   byId("tiles").append(...tiles.map(([value, words]) => make("div", { class: "tile" }, make("b", {}, value), make("span", {}, words))));
