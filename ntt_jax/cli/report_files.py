@@ -6,7 +6,7 @@ report then does without it and says so.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def _categories(files: RunFiles, dataset: CocoDataset, bank: MemoryBank | None) 
     rows = [row for row in _list(files.metrics.get("per_class")) if isinstance(row, dict)]
     ids = [row.get("category_id") for row in rows] or list(bank.category_ids if bank else dataset.categories)
     for category_id in ids:
-        if category_id not in dataset.categories:
+        if not isinstance(category_id, int) or category_id not in dataset.categories:
             raise InputError(
                 f"{show_path(dataset.path)}: has no category {category_id!r:.40}, which the run was evaluated on; give "
                 "the run's own file with --annotations"
@@ -200,18 +200,16 @@ def _sources(files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Pa
         return None
 
 
-def find_sources(bank: MemoryBank, path: Any, dataset: CocoDataset | None, images: Path | None) -> ReferenceSource:
+def find_sources(
+    bank: MemoryBank, path: Callable[[str], Path | None], dataset: CocoDataset, images: Path | None
+) -> ReferenceSource:
     """The references of a memory, their annotations and images.
 
-    path: function from an option's name to its file or None. dataset, images: used where there are no others.
+    path: from an option's name to its file, None where not known. dataset, images: used where there are no others.
     Raises `InputError` if something is missing or does not fit the memory.
     """
     annotations = path("reference_annotations")
-    source = dataset
-    if annotations is not None and (dataset is None or Path(dataset.path) != annotations):
-        source = load_dataset(annotations)
-    if source is None:
-        raise InputError("the annotation file of the references is not known")
+    source = dataset if annotations is None or Path(dataset.path) == annotations else load_dataset(annotations)
     file = path("references")
     references = remembered(bank) if file is None else memory.load(file, source)
     check_references(references, source)

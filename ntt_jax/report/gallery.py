@@ -20,20 +20,20 @@ PICTURE_BYTES = 36_000
 """A picture is made smaller or coarser until it has at most about this many bytes: 200 of them take 10 MB in a page."""
 SIDE = 512
 """Longest side of a picture, and the grid of its masks, in pixels."""
-THUMBNAIL_SIDE = 176
+THUMBNAIL_SIDE, THUMBNAIL_BYTES = 176, 6_000
 SCORE_STEPS = 10_000
 """Scores are whole numbers of this many steps, rounded down, so that a threshold of whole steps loses nothing."""
 _TRIES = ((SIDE, 80), (SIDE, 65), (SIDE, 50), (400, 50), (320, 45), (256, 35))
 
 
-def data_uri(image: np.ndarray) -> str:
-    """uint8 `[H, W, 3]` as the text of a JPEG of about `PICTURE_BYTES` or less."""
+def data_uri(image: np.ndarray, max_bytes: int = PICTURE_BYTES) -> str:
+    """uint8 `[H, W, 3]` as the text of a JPEG of about `max_bytes` or less."""
     data = b""
     for side, quality in _TRIES:
         buffer = io.BytesIO()
         _shrink(image, side).save(buffer, "JPEG", quality=quality, optimize=True)
         data = buffer.getvalue()
-        if len(data) <= PICTURE_BYTES:
+        if len(data) <= max_bytes:
             break
     return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
@@ -120,7 +120,7 @@ def reference_thumbnail(image: np.ndarray, mask: np.ndarray, box: tuple[float, f
     shape = np.asarray(Image.fromarray(inside).resize(size, Image.Resampling.NEAREST))
     # All but the object is dimmed.
     dimmed = np.where(shape[..., None], picture, (picture.astype(np.uint16) * 2 // 5).astype(np.uint8))
-    return data_uri(overlay(dimmed, shape[None], [label], opacity=0.0))
+    return data_uri(overlay(dimmed, shape[None], [label], opacity=0.0), THUMBNAIL_BYTES)
 
 
 def read_picture(path: Any, height: int, width: int) -> tuple[str, str]:

@@ -26,8 +26,8 @@ MAX_PER_CLASS = 100
 KINDS = ("right", "localisation", "classification", "both", "duplicate", "background", "ignored")
 """What a detection is. right: matched at IoU 0.5; localisation: its class, but IoU under 0.5; classification: an object
 of another class at IoU 0.5; both: of another class and under 0.5; duplicate: the object is taken by a better detection;
-background: touches no object; ignored: on a crowd or a difficult object, of a class that LVIS
-does not judge in this image, or beyond the number that is judged."""
+background: touches no object; ignored: on a crowd or a difficult object, of a class that LVIS does not judge in this
+image, or beyond the number that is judged."""
 RIGHT, LOCALISATION, CLASSIFICATION, BOTH, DUPLICATE, BACKGROUND, IGNORED = range(len(KINDS))
 
 

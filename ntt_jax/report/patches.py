@@ -16,8 +16,8 @@ from ntt_jax.report.gallery import data_uri
 from ntt_jax.report.page import ReferenceSource
 from ntt_jax.visualize import distinct_colours, enlarge
 
-PER_CLASS = 4
-MAX_CLASSES = 60
+PER_CLASS, MAX_CLASSES, MAX_PICTURES = 4, 60, 80
+PICTURE_BYTES = 12_000
 CLUSTERS = 4
 _TILE = 148
 
@@ -27,20 +27,24 @@ def patch_pictures(
 ) -> list[list[str]]:
     """Pictures of the first references of each class, data URIs: the crop, its components, its clusters, side by side.
 
-    At most `PER_CLASS` references of each of the first `MAX_CLASSES` classes, which share the colours within a class:
-    three main components of the foreground patches as red, green and blue, and four k-means clusters. step: called
-    after each class. Raises `InputError` if an image cannot be read or a mask vanishes on the patch grid.
+    At most `PER_CLASS` references of each of the first `MAX_CLASSES` classes, and fewer where that would be more than
+    `MAX_PICTURES`. The references of a class share their colours: three main components of the foreground patches as
+    red, green and blue, and four k-means clusters. step: called after each class.
+
+    Raises `InputError` if an image cannot be read or a mask vanishes on the patch grid.
     """
     if sources.images is None:
         raise InputError("the patches of the references need their images")
     size, grid = dinov2.config.input_size, dinov2.config.grid
+    classes = sources.references.classes[:MAX_CLASSES]
+    each = min(PER_CLASS, max(1, MAX_PICTURES // len(classes)))
     result = []
-    for chosen in sources.references.classes[:MAX_CLASSES]:
+    for chosen in classes:
         pairs = [
             read_reference(sources.dataset, sources.images, reference, input_size=size, grid=grid)
-            for reference in chosen.references[:PER_CLASS]
+            for reference in chosen.references[:each]
         ]
-        crops, masks = np.zeros((PER_CLASS, size, size, 3), np.float32), np.zeros((PER_CLASS, grid, grid), np.float32)
+        crops, masks = np.zeros((each, size, size, 3), np.float32), np.zeros((each, grid, grid), np.float32)
         for i, (crop, mask) in enumerate(pairs):  # padded, so that one program serves all classes
             crops[i], masks[i] = crop, mask
         values, clusters = (np.asarray(array) for array in _compiled(dinov2, jnp.asarray(crops), jnp.asarray(masks)))
@@ -81,4 +85,4 @@ def _strip(crop: np.ndarray, colours: np.ndarray, clusters: np.ndarray, inside: 
         np.where(shape, enlarge(np.ascontiguousarray(tile), side, side), small // 3)
         for tile in (colours, palette[np.maximum(clusters, 0)])
     ]
-    return data_uri(np.concatenate([small, *tiles], axis=1))
+    return data_uri(np.concatenate([small, *tiles], axis=1), PICTURE_BYTES)
