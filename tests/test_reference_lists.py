@@ -121,7 +121,7 @@ def test_refuses_counts_and_missing_lists(tmp_path: pathlib.Path) -> None:
     folder = cocosplit(tmp_path, 1, {"bird": [50, 900100000000]})
     with pytest.raises(InputError, match="2 references of 'bird', more than 1 shots"):
         read_reference_lists(folder, dataset, birds, 1)
-    with pytest.raises(InputError, match="has neither 'full_box_4shot_bird_trainval.json' nor 'box_4shot"):
+    with pytest.raises(InputError, match="has neither"):
         read_reference_lists(folder, dataset, birds, 4)
     cocosplit(tmp_path, 3, {"bird": [50]})
     with pytest.raises(InputError, match="fewer than 3 valid references for 'bird'"):

@@ -1,0 +1,131 @@
+"""Every kind of data set from its own files to its own numbers, by one command each."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_files import DINOV2, World, arguments, make_world
+from PIL import Image
+from random_detections import lvis_content
+from voc_files import write_image, write_list
+
+from ntt_jax.class_lists import CLASS_LISTS, COCO_CLASSES
+from ntt_jax.cli import main, models
+from ntt_jax.coco import select_classes
+from ntt_jax.datasets import load_dataset
+from ntt_jax.memory import memory_from_instance_means
+from ntt_jax.memory_file import MemoryBank, save_memory
+from ntt_jax.pipeline import HostDetections
+from ntt_jax.rle import encode_masks
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.getbasetemp())
+
+
+def evaluate(world: World, monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> dict[str, Any]:
+    """`ntt-jax evaluate` on these annotations with a memory of random prototypes and detections drawn at random."""
+    dataset = load_dataset(options["annotations"])
+    categories = select_classes(dataset, options.pop("classes"))
+    generator = np.random.default_rng(0)
+    rows = [[generator.normal(size=DINOV2.embed_dim).astype(np.float32)] for _ in categories]
+    names, ids = zip(*((c.name, c.id) for c in categories), strict=True)
+    bank = MemoryBank(memory_from_instance_means(rows, names), names, ids, DINOV2)
+    save_memory(folder / "memory.safetensors", bank)
+
+    def predict(images: Iterable[np.ndarray]) -> Iterator[HostDetections]:
+        for image in images:
+            masks = np.zeros((9, *image.shape[:2]), np.bool_)
+            boxes = np.sort(generator.integers(0, min(image.shape[:2]), (9, 2, 2)), axis=1).reshape(9, 4)  # xyxy
+            for i, (x1, y1, x2, y2) in enumerate(boxes):
+                masks[i, y1 : y2 + 1, x1 : x2 + 1] = True
+            labels, scores = generator.integers(0, len(categories), 9), np.linspace(0.9, 0.1, 9)
+            rles = encode_masks(masks)
+            height, width = image.shape[:2]
+            yield HostDetections(height, width, boxes.astype(np.float32), scores, labels.astype(np.int32), rles)
+
+    monkeypatch.setattr(models, "load_predictor", lambda *_: predict)
+    assert main(world.evaluate(folder / "out", memory=folder / "memory.safetensors", **options)) == 0
+    return json.loads((folder / "out/metrics.json").read_text())
+
+
+def test_voc(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole way, models included."""
+    year = tmp_path / "VOCdevkit/VOC2007"
+    names = ["bird", "bus", "cow", "motorbike", "sofa"]  # the novel classes of the first split
+    for i, name in enumerate(names):
+        write_image(year, f"00000{i}", [(name, (20, 15, 80, 75), False)], segmented=True)
+        write_image(year, f"00001{i}", [(name, (30, 15, 90, 75), False), ("person", (1, 1, 9, 9), True)])
+    train = write_list(year, "Main/trainval", [f"00000{i}" for i in range(5)])
+    test = write_list(year, "Main/test", [f"00001{i}" for i in range(5)])
+    options = {"reference_annotations": train, "annotations": test, "images": tmp_path / "VOCdevkit"}
+    options |= {"sam2": world.sam2, "dinov2": world.dinov2, "points_per_side": 4, "devices": 1, "shots": 1}
+    options |= {"out": tmp_path / "out", "compilation_cache": world.cache, "classes": "voc-novel1"}
+    assert main(["run", *arguments(options)]) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["protocol"] == "voc" and metrics["images"] == 5 and not metrics["skipped"]
+    assert set(metrics["bbox"]) == {"AP", "AP50", "AP75", "AP50_area"} and "segm" not in metrics
+    assert [row["name"] for row in metrics["per_class"]] == names
+    assert "AP50_area" in capsys.readouterr().out
+
+
+def test_lvis(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = lvis_content(1, images=4)
+    for image in content["images"]:
+        image |= {"height": 90, "width": 110}
+        path = tmp_path / "coco" / Path(image["coco_url"]).parent.name / Path(image["coco_url"]).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(image["id"]).integers(0, 255, (90, 110, 3), np.uint8)).save(path)
+    for entry in content["annotations"]:
+        mask = np.zeros((1, 90, 110), np.bool_)
+        mask[0, 15:60, 20:70] = True
+        entry |= {"bbox": [20, 15, 50, 45], "segmentation": encode_masks(mask)[0]}
+    classes = sorted({entry["category_id"] for entry in content["annotations"]})
+    annotations = tmp_path / "lvis_v1_val.json"
+    annotations.write_text(json.dumps(content))
+    chosen = ",".join(map(str, classes))
+    options = {"annotations": annotations, "images": tmp_path / "coco", "max_detections": 300}
+    metrics = evaluate(world, monkeypatch, tmp_path, **options, classes=chosen)
+    assert metrics["protocol"] == "lvis" and metrics["images"] == 4 and not metrics["skipped"]
+    assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf", "AR300"} < set(metrics["segm"])
+    assert {row["frequency"] for row in metrics["per_class"]} == {"r", "c", "f"}
+    assert "APr" in capsys.readouterr().out
+
+
+def test_coco20i(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(world.val.read_text())
+    fold = CLASS_LISTS["coco20i-1"]
+    content["categories"] = [{"id": i, "name": name} for i, name in COCO_CLASSES.items()]
+    ids = [i for i, name in COCO_CLASSES.items() if name in fold]
+    for i, entry in enumerate(content["annotations"]):
+        entry["category_id"] = ids[i]
+    assert len(content["annotations"]) == 20
+    annotations = tmp_path / "instances_val2017.json"
+    annotations.write_text(json.dumps(content))
+    metrics = evaluate(world, monkeypatch, tmp_path, annotations=annotations, classes="coco20i-1")
+    assert metrics["protocol"] == "coco20i" and metrics["classes"] == 20
+    assert 0 <= metrics["semantic"]["mIoU"] <= 1 and len(metrics["semantic"]["mIoU_by_threshold"]) == 10
+    assert all(row["semantic"]["IoU"] is not None for row in metrics["per_class"])
+    assert "AP" in metrics["bbox"] and "AP" in metrics["segm"]
+    assert "mIoU" in capsys.readouterr().out
+
+
+def test_boxes_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(world.val.read_text())  # as the test sets of CD-FSOD: no masks at all
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    annotations = tmp_path / "test.json"
+    annotations.write_text(json.dumps(content))
+    metrics = evaluate(world, monkeypatch, tmp_path, annotations=annotations, classes="all")
+    assert "AP" in metrics["bbox"] and "segm" not in metrics and "protocol" not in metrics
+    assert "boxes" in (out := capsys.readouterr().out) and "masks" not in out
