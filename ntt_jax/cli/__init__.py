@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ntt_jax
-from ntt_jax.cli import ablate, demo, evaluate, memory, references, report, run, sample, segment
+from ntt_jax.cli import ablate, demo, evaluate, import_memory, memory, references, report, run, sample, segment
 from ntt_jax.errors import InputError
 
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ SAM 2 proposes masks, DINOv2 features name them after the references; nothing is
 EPILOG = """\
 The files, in the order in which they come:
   checkpoints         SAM 2 and DINOv2 weights, each converted once with `python -m weight_port convert SRC DST`
-  annotations         COCO instance annotations (JSON); --images is the folder its file names are relative to
+  annotations         COCO or LVIS (JSON), or VOC's lists; --images is the folder that the file names start from
   references.json     `sample`: which annotations serve as references of each class
   memory.safetensors  `memory`: one prototype per class, made from the references
   RUN_DIR             `evaluate`: results.json (COCO results format) and metrics.json (AP of boxes and masks)
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ntt-jax {ntt_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for command in (demo, sample, memory, evaluate, run, ablate, segment, report, references):
+    for command in (demo, sample, memory, evaluate, run, ablate, segment, report, references, import_memory):
         command.add_parser(commands)
     return parser
 
