@@ -46,6 +46,12 @@ class FolderLock:
             except BlockingIOError:
                 if attempt < 19:  # somebody may only be looking who holds it (`holder`)
                     time.sleep(0.01)
+            except OSError as error:
+                os.close(handle)
+                raise InputError(
+                    f"{show_path(self.folder)}: its file system offers no file locks ({error.strerror}), without which "
+                    "two runs could mix; mount it with locks, or give another --out"
+                ) from None
         else:
             who = os.pread(handle, 200, 0).decode(errors="replace").strip()
             os.close(handle)

@@ -5,6 +5,7 @@ group whatever was finished before, whatever cannot be read and however the grou
 processes, so every run computes every image in the same place of the same batch, and ends in the same bytes.
 """
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 # Stands in for an image that cannot be read, so that the others of its batch stay where they are.
 _BLANK = np.zeros((64, 64, 3), np.uint8)
+
+# What reading says when a network file system or a disk is gone.
+_LOST = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO")
+    if hasattr(errno, name)
+}
 
 
 Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
@@ -126,6 +134,11 @@ def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.nda
     try:
         read = read_image(path)
     except InputError as error:
+        # The image may be sound: without its file system, every one after it would be called unreadable too.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
+            raise OSError(error.__cause__.errno, error.__cause__.strerror, str(path)) from error
+        if not folder.is_dir():
+            raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
         return str(error)
     if read.shape[:2] != (image.height, image.width):
         size = f"{read.shape[1]} x {read.shape[0]}"

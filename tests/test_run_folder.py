@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -192,3 +193,12 @@ def test_a_folder_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
         monkeypatch.setattr(RunFolder._check_shared, "__kwdefaults__", {"within": 0.3})
         with pytest.raises(InputError, match=r"finished-1\.records of process 1 is not to be seen here"):
             run.gather(lock, [], 1)
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def no_locks(handle, what):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(InputError, match="offers no file locks"):
+        FolderLock(tmp_path)

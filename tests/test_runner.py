@@ -1,8 +1,10 @@
 """The durable run around a target pass that can be checked by eye: its detections are read off the image itself."""
 
 import contextlib
+import errno
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ntt_jax import runner
 from ntt_jax.coco import load_coco
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.images import read_image
 from ntt_jax.pipeline import HostDetections
 from ntt_jax.processes import Processes
 from ntt_jax.records import record_files
@@ -184,6 +187,53 @@ def test_a_run_folder_that_is_removed_is_noticed(tmp_path, data):
 
         with pytest.raises(InputError, match="was removed while the run was writing"):
             segment(run, dataset, images, remove, set(dataset.images), 2, Observer())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_system_that_goes_away_is_not_the_fault_of_the_images(tmp_path, data, monkeypatch, number):
+    """No image is called unreadable; what was done before is saved, and the run ends as if nothing had happened."""
+    dataset, images = data
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+    with FolderLock(tmp_path / "whole") as lock:
+        work(lock, dataset, images)
+    lost = dataset.image_path(images, list(dataset.images)[5])
+
+    def read(path):
+        if path != lost:
+            return read_image(path)
+        try:
+            raise OSError(number, os.strerror(number), str(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the image: {error.strerror}") from error
+
+    with FolderLock(tmp_path / "lost") as lock:
+        monkeypatch.setattr(runner, "read_image", read)
+        with pytest.raises(OSError) as caught:
+            work(lock, dataset, images)
+        assert caught.value.errno == number and caught.value.filename == str(lost)
+        monkeypatch.undo()
+        with RunFolder(lock, IDENTITY) as run:
+            assert len(run.records.own) == 3  # the window before the one that could not be read
+            assert not any(run.records.skipped(i) for i in dataset.images if i in run.records)
+        work(lock, dataset, images)
+    assert (tmp_path / "lost" / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
+
+
+def test_an_image_folder_that_goes_away(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+
+    def remove(pictures):
+        for picture in pictures:
+            if images.exists():
+                images.rename(tmp_path / "unmounted")
+            yield bright_pixels(picture)
+
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+        with pytest.raises(InputError, match="the image folder has gone"):
+            segment(run, dataset, images, remove, set(dataset.images), 1, Observer())
+        assert len(run.records.own) and not any(run.records.skipped(i) for i in dataset.images if i in run.records)
 
 
 def test_an_image_folder_without_any_of_the_images(tmp_path, data):
