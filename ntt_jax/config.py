@@ -190,3 +190,15 @@ def _build(cls: Any, data: Any, where: str) -> Any:
             raise InputError(f"{where}.{name}: expected {type(want).__name__} like {want!r}, found {value!r:.80}")
         values[name] = value
     return cls(**values)
+
+
+DTYPES = ("float32", "tensorfloat32", "bfloat16")
+"""Names of the arithmetic that a run may use, the exact one first."""
+
+
+def arithmetic(name: str) -> tuple[str, str]:
+    """What one of `DTYPES` means: the `dtype` of the loaders, and the `matmul_precision` of what runs the models.
+
+    "tensorfloat32" is float32 whose matrix products are rounded to 10 bits of mantissa where the GPU can do so.
+    """
+    return ("float32", name) if name == "tensorfloat32" else (name, "highest")

@@ -18,7 +18,7 @@ import numpy as np
 from ntt_jax import visualize
 from ntt_jax.builder import ReferenceEncoder, build_memory
 from ntt_jax.coco import CocoDataset, load_coco, select_classes
-from ntt_jax.config import DetectConfig
+from ntt_jax.config import DetectConfig, arithmetic
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
@@ -117,7 +117,7 @@ def run_demo(
     Args:
       seed: of the scenes and of the choice of references; also chooses one of four sets of six novel classes.
       scenes: target images, 40 if None. shots: references per class; each number is one run.
-      dtype, batch_size, devices: as for the loaders and `Predictor`. say: prints a line.
+      dtype: one of `config.DTYPES`. batch_size, devices: as for `Predictor`. say: prints a line.
 
     Writes weights/, references/, targets/ (COCO folders), and for each number of shots references_N.json,
     memory_N.safetensors, results_N.json, metrics_N.json; pictures: references.png, targets.png, features.png.
@@ -135,8 +135,9 @@ def run_demo(
         f"{scenes} scenes with {len(benchmark.targets.annotations)} objects of {len(classes)} classes no model has seen"
     )
     sam2_path, dinov2_path = convert_checkpoints(out / "weights")
-    sam2, dinov2 = load_sam2(sam2_path, dtype), load_dinov2(dinov2_path, dtype)
-    encoder = ReferenceEncoder(dinov2, batch_size=batch_size, devices=devices)
+    kernels, precision = arithmetic(dtype)
+    sam2, dinov2 = load_sam2(sam2_path, kernels), load_dinov2(dinov2_path, kernels)
+    encoder = ReferenceEncoder(dinov2, batch_size=batch_size, devices=devices, matmul_precision=precision)
 
     metrics: dict[int, dict[str, Any]] = {}
     detections: list[HostDetections] = []
@@ -150,7 +151,14 @@ def run_demo(
         save_memory(out / f"memory_{count}.safetensors", bank)
         if predictor is None:
             predictor = Predictor(
-                sam2, dinov2, memory.prototypes, SMALL_DETECT, batch_size=batch_size, devices=devices, canvas=640
+                sam2,
+                dinov2,
+                memory.prototypes,
+                SMALL_DETECT,
+                batch_size=batch_size,
+                devices=devices,
+                matmul_precision=precision,
+                canvas=640,
             )
         else:
             predictor = predictor.with_prototypes(memory.prototypes)

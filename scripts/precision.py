@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from ntt_jax.builder import ReferenceEncoder, build_memory
 from ntt_jax.coco import select_classes
+from ntt_jax.config import DTYPES, arithmetic
 from ntt_jax.demo import SMALL_DETECT, convert_checkpoints, evaluate, make_benchmark
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.pipeline import HostDetections, Predictor
@@ -45,7 +46,7 @@ def compare(exact: HostDetections, other: HostDetections) -> Iterator[tuple[floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("bfloat16", "tensorfloat32"), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES[1:], default="bfloat16")
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=4, help="seeds 0, 1, ...: other scenes, classes and references")
     parser.add_argument("--shots", type=int, default=5)
@@ -59,8 +60,7 @@ def main() -> int:
         paths = convert_checkpoints(Path(folder))
         engines = []
         for dtype in ("float32", args.dtype):
-            narrow = dtype if dtype == "bfloat16" else "float32"
-            precision = dtype if dtype == "tensorfloat32" else "highest"
+            narrow, precision = arithmetic(dtype)
             sam2, dinov2 = load_sam2(paths[0], narrow), load_dinov2(paths[1], narrow)
             engines.append(
                 (sam2, dinov2, precision, ReferenceEncoder(dinov2, batch_size=4, matmul_precision=precision))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ntt_jax
 from ntt_jax.cli import evaluate, memory, models, options
 from ntt_jax.cli.progress import Progress
+from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,9 +133,10 @@ def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for numbers of shots and seeds."""
     from ntt_jax.ablation import distinct_references, sample_many, stack_prototypes
     from ntt_jax.ablation_tables import by_shots
-    from ntt_jax.coco import load_coco, select_classes
+    from ntt_jax.coco import select_classes
+    from ntt_jax.datasets import load_dataset
 
-    sources, dataset = load_coco(args.reference_annotations), load_coco(args.annotations)
+    sources, dataset = load_dataset(args.reference_annotations), _targets(args)
     seeds = range(args.seed, args.seed + args.seeds)
     classes = select_classes(sources, args.classes)
     categories = _same_classes(classes, dataset)
@@ -158,12 +160,11 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for one memory without each of its references."""
     from ntt_jax.ablation import leave_one_out
     from ntt_jax.ablation_tables import by_reference
-    from ntt_jax.coco import load_coco
     from ntt_jax.learned import from_bank
     from ntt_jax.memory_file import load_memory, require_encoder
     from weight_port.files import sha256
 
-    bank, dataset = load_memory(args.memory), load_coco(args.annotations)
+    bank, dataset = load_memory(args.memory), _targets(args)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     categories = evaluate.classes_of(bank, dataset)
     options.start_jax(args)
@@ -174,6 +175,18 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     metrics, rest = _score(args, lock, dataset, categories, choice, len(prototypes), lambda: prototypes)
     origins = [one.origins for one in from_bank(bank).values()]
     return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
+
+
+def _targets(args: argparse.Namespace) -> "CocoDataset":
+    from ntt_jax.datasets import load_dataset
+
+    dataset = load_dataset(args.annotations)
+    if dataset.protocol != "coco":
+        raise InputError(
+            f"--annotations: {dataset.protocol.upper()} is measured by its own rules, memories here by COCO's; "
+            "compare them with `ntt-jax run` one by one"
+        )
+    return dataset
 
 
 def _same_classes(classes: "Sequence[CocoCategory]", dataset: "CocoDataset") -> "list[CocoCategory]":
@@ -237,15 +250,17 @@ def _segment(
     from ntt_jax.loading import load_dinov2, load_sam2
 
     devices = options.start_jax(args)
+    dtype, precision = arithmetic(args.dtype)
     started, total = time.time(), len(dataset.images)
     largest = max(max(image.height, image.width) for image in dataset.images.values())
     predictor = ManyPredictor(
-        load_sam2(args.sam2, args.dtype),
-        load_dinov2(args.dinov2, args.dtype),
+        load_sam2(args.sam2, dtype),
+        load_dinov2(args.dinov2, dtype),
         prototypes,
         options.detect_config(args),
         batch_size=args.batch_size,
         devices=devices,
+        matmul_precision=precision,
         canvas=min(largest, 640),
     )
     (share,) = runner.shares(run.processes, dataset, todo, args.batch_size)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
+from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.processes import Processes
 
@@ -144,7 +145,10 @@ def encode(
     from ntt_jax.builder import ReferenceEncoder, record_means
     from ntt_jax.loading import load_dinov2
 
-    encoder = ReferenceEncoder(load_dinov2(args.dinov2, args.dtype), batch_size=args.batch_size, devices=devices)
+    dtype, precision = arithmetic(args.dtype)
+    encoder = ReferenceEncoder(
+        load_dinov2(args.dinov2, dtype), batch_size=args.batch_size, devices=devices, matmul_precision=precision
+    )
     what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"
     with Progress(what, sum(number in todo for number in share), unit="references") as progress:
         record_means(run, encoder, dataset, images, references, share=share, todo=todo, step=progress.step)

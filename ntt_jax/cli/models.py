@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import options
-from ntt_jax.config import DetectConfig, DinoV2Config
+from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.processes import Processes
@@ -45,13 +45,15 @@ def load_predictor(
     from ntt_jax.loading import load_dinov2, load_sam2
     from ntt_jax.pipeline import Predictor
 
+    dtype, precision = arithmetic(args.dtype)
     return Predictor(
-        load_sam2(args.sam2, args.dtype),
-        load_dinov2(args.dinov2, args.dtype),
+        load_sam2(args.sam2, dtype),
+        load_dinov2(args.dinov2, dtype),
         bank.memory.prototypes,
         config,
         batch_size=args.batch_size,
         devices=devices,
+        matmul_precision=precision,
         canvas=min(largest_side, 640),
     )
 
@@ -73,7 +75,7 @@ def show_patches(
     from ntt_jax.report.patches import MAX_CLASSES, patch_pictures
 
     with Progress("patches", min(MAX_CLASSES, len(bank.class_names)), unit="classes") as progress:
-        return patch_pictures(load_dinov2(args.dinov2, args.dtype), sources, step=progress.step)
+        return patch_pictures(load_dinov2(args.dinov2, arithmetic(args.dtype)[0]), sources, step=progress.step)
 
 
 def describe_start(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntt_jax.config import DetectConfig
+from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.processes import AUTOMATIC, Processes, join
 
@@ -102,9 +102,10 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True) -> No
     group = parser.add_argument_group("how it is computed")
     group.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="arithmetic of the models; bfloat16 is faster on accelerators and slightly less exact (default: float32)",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="arithmetic of the models; tensorfloat32 (NVIDIA GPUs) and bfloat16 are faster on accelerators and less "
+        "exact (default: float32)",
     )
     if batches:
         group.add_argument(
@@ -135,8 +136,8 @@ def add_processes(parser: Any) -> None:
     """Several processes: `--coordinator`, `--process-id`, `--num-processes`."""
     group = parser.add_argument_group(
         "several processes or machines",
-        "Start the same command once in every process, all with the same files and options; --out must be on a file "
-        "system that all of them share. Each process uses the devices that it sees.",
+        "  Start the same command once in every process, all with the same files and options; --out must be on a file\n"
+        "  system that all of them share. Each process uses the devices that it sees. See docs/parallel.md.",
     )
     group.add_argument(
         "--coordinator",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
+from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     from ntt_jax.cli.report_files import find_sources
-    from ntt_jax.coco import load_coco
+    from ntt_jax.datasets import load_dataset
     from ntt_jax.memory_file import load_memory
     from ntt_jax.report.page import reference_cards, write_reference_page
 
-    dataset = load_coco(args.annotations)
+    dataset = load_dataset(args.annotations)
     bank = load_memory(args.memory) if args.memory is not None else encode(args, dataset)
     sources = find_sources(bank, {"references": args.references}.get, dataset, args.images)
     if args.out is not None:
@@ -107,7 +108,10 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
     from ntt_jax.builder import ReferenceEncoder, build_memory
     from ntt_jax.loading import load_dinov2
 
-    compiled = ReferenceEncoder(load_dinov2(args.dinov2, args.dtype), batch_size=args.batch_size, devices=devices)
+    dtype, precision = arithmetic(args.dtype)
+    compiled = ReferenceEncoder(
+        load_dinov2(args.dinov2, dtype), batch_size=args.batch_size, devices=devices, matmul_precision=precision
+    )
     with Progress("references", sum(len(c.references) for c in references.classes), unit="references") as progress:
         made = build_memory(compiled, dataset, args.images, references, step=progress.step)
     names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
