@@ -83,10 +83,11 @@ class FolderLock:
         return None
 
     def watch(self) -> None:
-        """Raise `InputError` if one of the other processes was here and is gone."""
-        for index in range(self.processes.count):
-            if index == self.processes.index:
-                continue
+        """Raise `InputError` if one of the other processes was here and is gone.
+
+        Process 0 looks after all, the others after process 0: each question may be one to a file server.
+        """
+        for index in range(1, self.processes.count) if self.processes.index == 0 else (0,):
             if self.holder(index) is not None:
                 self._seen.add(index)
             elif index in self._seen:
