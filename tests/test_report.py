@@ -1,7 +1,11 @@
+import fnmatch
 import json
 import re
 import shutil
+import tomllib
 from collections import Counter
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from ntt_jax.memory_file import load_memory
 from ntt_jax.report import analysis, gallery
 from ntt_jax.report.matching import IGNORED, KINDS, RIGHT, match
 from ntt_jax.report.memory_view import memory_view
+from ntt_jax.report.page import SCRIPTS
 from ntt_jax.results import ImageDetections, read_results
 from ntt_jax.rle import encode_masks
 
@@ -266,6 +271,15 @@ def test_report_of_a_run_folder_needs_no_options(run, capsys):
     assert data["skipped"] == [["scene_0.png", "broken square"]]
     assert str(run.annotations.parent) not in text  # a page may be passed on: no folders of this machine
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+
+
+def test_every_part_of_the_page_is_installed():
+    folder = resources.files("ntt_jax") / "report"
+    parts = {path.name for path in folder.iterdir() if path.is_file() and not path.name.endswith(".py")}
+    assert parts == {"page.html", "page.css", *SCRIPTS}
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    patterns = tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["ntt_jax.report"]
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in parts)
 
 
 def test_the_same_run_gives_the_same_page(run, tmp_path):

@@ -66,7 +66,7 @@ function matrixTable(label, rows, columns, { shade, cell, title }) {
       columns.map((column, j) => {
         const element = make("td", { title: title(i, j), class: column.edge ? "edge" : null }, cell(i, j));
         const share = shade(i, j);
-        if (share > 0) element.style.backgroundColor = `rgb(var(--heat) / ${(0.06 + 0.6 * share).toFixed(3)})`;
+        if (share > 0) element.style.backgroundColor = `rgb(var(--heat) / ${(0.06 + 0.5 * share).toFixed(3)})`;
         return element;
       }),
     ),
