@@ -196,6 +196,27 @@ def parse_references(data: bytes, path: PathLike) -> ReferenceSet:
     return ReferenceSet(tuple(classes), shots, seed, texts["name"], texts["sha256"])
 
 
+def references_as_coco(references: ReferenceSet, dataset: CocoDataset) -> dict[str, Any]:
+    """The references as COCO annotations of their own, ids as in `dataset`: boxes, and masks where there are any.
+
+    Raises `InputError` as `CocoDataset.rle`.
+    """
+    chosen = [dataset.annotations[r.annotation_id] for entry in references.classes for r in entry.references]
+    annotations = []
+    for annotation in chosen:
+        entry: dict[str, Any] = {"id": annotation.id, "image_id": annotation.image_id}
+        entry |= {"category_id": annotation.category_id, "bbox": list(annotation.bbox), "iscrowd": 0}
+        if annotation.segmentation is not None:
+            entry["segmentation"] = dataset.rle(annotation)
+        annotations.append(entry)
+    images = [dataset.images[i] for i in dict.fromkeys(annotation.image_id for annotation in chosen)]
+    return {
+        "images": [{"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images],
+        "categories": [{"id": entry.category_id, "name": entry.name} for entry in references.classes],
+        "annotations": annotations,
+    }
+
+
 def _take(annotations: list[CocoAnnotation], dataset: CocoDataset, shots: int) -> tuple[Reference, ...]:
     taken: dict[int, Reference] = {}
     for annotation in annotations:

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 from coco_files import annotation, check_message, document
 from voc_files import write_voc
@@ -145,6 +146,26 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     found = load_references(tmp_path / "r.json")
     assert found.classes[0].references == (Reference(7, 70001),) and found.seed is None
     check_references(found, load_dataset(annotations))
+
+    # The references alone, as COCO annotations: for `ntt-jax masks`, and to be sampled from as a whole.
+    alone, again = tmp_path / "alone.json", tmp_path / "again.json"
+    (tmp_path / "box_2shot_bus_train.txt").write_text(
+        "VOC2007/JPEGImages/000007.jpg VOC2012/JPEGImages/2007_000033.jpg"
+    )
+    (tmp_path / "box_2shot_bird_train.txt").write_text("VOC2007/JPEGImages/000033.jpg")
+    options = ["--classes", "bus,bird", "--shots", "2"]
+    assert main([*command[:3], *options, *f"--lists {tmp_path} --out {again} --coco {alone}".split()]) == 0
+    small, whole = load_dataset(alone), load_dataset(annotations)
+    assert set(small.images) == {7, 33, 2007000033} and small.images[7] == whole.images[7]
+    assert {c.id: c.name for c in small.categories.values()} == {3: "bird", 6: "bus"}
+    assert {a.id: (a.bbox, a.segmentation is not None) for a in small.annotations.values()} == {
+        i: (whole.annotations[i].bbox, i not in (330001, 330002)) for i in (330001, 330002, 70001, 20070000330001)
+    }
+    np.testing.assert_array_equal(small.mask(small.annotations[70001]), whole.mask(whole.annotations[70001]))
+    third = tmp_path / "third.json"
+    of_these = ["sample", "--annotations", str(alone), *options]
+    assert main([*of_these, *f"--lists {alone} --out {third}".split()]) == 0
+    assert load_references(third).classes == load_references(again).classes
     assert main([*command, "--lists", str(tmp_path / "nowhere"), "--out", str(tmp_path / "r.json")]) == 2
     assert "--lists: there is no file" in capsys.readouterr().err
     wrong = ["sample", "--annotations", str(devkit / "VOC2007+VOC2011/ImageSets/Main/trainval.txt"), *command[3:]]

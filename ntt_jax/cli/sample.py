@@ -32,6 +32,13 @@ def add_parser(commands: Any) -> None:
     options.add_dataset(parser, images=False)
     add_choice(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="references.json", help="file to write")
+    parser.add_argument(
+        "--coco",
+        type=Path,
+        metavar="FILE",
+        help="also write the references alone as COCO annotations, whatever the data set: for `ntt-jax masks` where it "
+        "has boxes only, or to hand them on",
+    )
 
 
 def add_choice(parser: Any) -> None:
@@ -74,6 +81,8 @@ def check(args: argparse.Namespace) -> None:
     options.check_annotations(args.annotations, "--annotations")
     check_choice(args)
     options.check_output_file(args.out)
+    if args.coco is not None:
+        options.check_output_file(args.coco, "--coco")
 
 
 def check_choice(args: argparse.Namespace) -> None:
@@ -86,9 +95,13 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.sampling import save_references
+    from ntt_jax.files import write_json
+    from ntt_jax.sampling import references_as_coco, save_references
 
-    references = choose(args, load_dataset(args.annotations))
+    dataset = load_dataset(args.annotations)
+    references = choose(args, dataset)
+    if args.coco is not None:
+        write_json(args.coco, references_as_coco(references, dataset))
     save_references(args.out, references)
     total = sum(len(entry.references) for entry in references.classes)
     source = f"seed {args.seed}" if args.lists is None else f"from {args.lists}"
