@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ntt_jax.box_masks import Prompt
     from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config
     from ntt_jax.detection import detect
     from ntt_jax.errors import InputError
@@ -27,6 +28,7 @@ _EXPORTS = {
     "aggregate_memory": "memory",
     "detect": "detection",
     "segment": "pipeline",
+    "Prompt": "box_masks",
     "Segmenter": "segmenter",
 }
 
@@ -34,6 +36,7 @@ __all__ = [
     "DetectConfig",
     "DinoV2Config",
     "InputError",
+    "Prompt",
     "Sam2Config",
     "Segmenter",
     "__version__",

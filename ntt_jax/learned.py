@@ -5,7 +5,7 @@ place, so that a failed edit leaves what was there.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,23 @@ def place_for(classes: Classes, name: Any, category_id: int | None) -> LearnedCl
     return old or LearnedClass(category_id, (), ())
 
 
+def indices_of(classes: Classes, names: Iterable[str]) -> list[int]:
+    """Class indices of names (or of one). Raises `InputError` for one that is not there."""
+    places, given = list(classes), [names] if isinstance(names, str) else list(names)
+    for name in given:
+        if name not in classes:
+            raise InputError(f"no class {describe(name)}; the classes are: {_listed(classes)}")
+    return [places.index(name) for name in given]
+
+
+def _listed(classes: Classes) -> str:
+    return ", ".join(map(describe, list(classes)[:10])) + (", ..." if len(classes) > 10 else "") or "none"
+
+
 def without(classes: Classes, name: str, index: int | None) -> dict[str, LearnedClass]:
     """The classes without one, or without one reference of it. Raises `InputError` as `Segmenter.remove`."""
     if name not in classes:
-        known = ", ".join(map(describe, list(classes)[:10])) + (", ..." if len(classes) > 10 else "")
-        raise InputError(f"remove: no class {describe(name)}; the classes are: {known or 'none'}")
+        raise InputError(f"remove: no class {describe(name)}; the classes are: {_listed(classes)}")
     if index is None:
         return {other: one for other, one in classes.items() if other != name}
     one, count = classes[name], len(classes[name].means)

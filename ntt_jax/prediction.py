@@ -52,9 +52,13 @@ class Prediction:
         *,
         score_threshold: float,
         max_detections: int,
+        wanted: Sequence[int] | None = None,
     ) -> "Prediction":
-        """The best `max_detections` of those that score at least `score_threshold`."""
-        keep = np.flatnonzero(found.scores >= np.float32(score_threshold))[:max_detections]
+        """The best `max_detections` of those that score at least `score_threshold` and have a wanted class index."""
+        keep = found.scores >= np.float32(score_threshold)
+        if wanted is not None:
+            keep &= np.isin(found.labels, wanted)
+        keep = np.flatnonzero(keep)[:max_detections]
         return cls(
             found.height,
             found.width,

@@ -6,6 +6,7 @@ were added or removed on the way, the memory is the one of fitting what is there
 
 import functools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,24 @@ import jax
 import numpy as np
 
 import ntt_jax
+from ntt_jax.box_masks import Prompt, PromptMasker
 from ntt_jax.builder import ReferenceEncoder, read_reference
-from ntt_jax.coco import CocoDataset, load_coco
+from ntt_jax.coco import CocoDataset
 from ntt_jax.config import DetectConfig
+from ntt_jax.datasets import load_dataset
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
-from ntt_jax.learned import Classes, LearnedClass, fingerprint, from_bank, place_for, require_weights, without
+from ntt_jax.learned import (
+    Classes,
+    LearnedClass,
+    fingerprint,
+    from_bank,
+    indices_of,
+    place_for,
+    require_weights,
+    without,
+)
 from ntt_jax.memory import Memory, memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.pipeline import Predictor
@@ -29,7 +41,17 @@ from ntt_jax.prediction import Prediction
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.sam2.model import Sam2
 from ntt_jax.sampling import ReferenceSet, check_references, load_references
-from ntt_jax.user_input import Crop, images_ahead, images_of_folder, is_image, merged_config, origin, reference_crops
+from ntt_jax.user_input import (
+    Crop,
+    as_image,
+    as_prompt,
+    images_ahead,
+    images_of_folder,
+    is_image,
+    merged_config,
+    origin,
+    reference_crops,
+)
 
 _CLASS_BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on
 
@@ -46,6 +68,9 @@ class Segmenter:
     background and one other value on the object. The box is COCO's x, y, width, height in pixels; without it, the
     mask's own (first pixel, number of pixels). Annotations drawn as polygons have boxes with fractions, which can move
     the crop by a pixel: give theirs, or use `fit_coco`, to get the memory of `ntt-jax memory` exactly.
+
+    In place of the mask there may be a box, points `[(x, y), ...]` on the object, or a `Prompt`: SAM 2 makes the mask
+    (`masks` shows it).
 
     Class indices follow the order in which classes were first added. Prototypes depend on a class's own references in
     their order and on nothing else, so the order of the classes changes the labels' numbers, not what is found. (Two
@@ -88,6 +113,8 @@ class Segmenter:
         # Alone, not in batches: a reference's mean must not depend on which others are encoded with it.
         first = None if devices is None else list(devices)[:1]
         self._encoder = ReferenceEncoder(dinov2, devices=first, matmul_precision=matmul_precision)
+        self._masker: PromptMasker | None = None
+        self._making = threading.Lock()
         self._ahead = max(2, batch_size)
         self._predictor: Predictor | None = None
         self._classes: dict[str, LearnedClass] = {}
@@ -149,12 +176,12 @@ class Segmenter:
     ) -> "Segmenter":
         """Learn the classes of a reference set, in place of all earlier ones, by ascending category id.
 
-        The same memory as `ntt-jax memory` makes. Args: an annotation file, or one read by `load_coco`; the folder of
-        its images; a reference file of `ntt-jax sample`, or what `sample_references` returned.
+        The same memory as `ntt-jax memory` makes. Args: annotations, or what `load_dataset` read of them; the folder of
+        their images; a reference file of `ntt-jax sample`, or what `sample_references` returned.
 
         Raises `InputError`, naming the reference, if one cannot be used; then nothing has changed.
         """
-        dataset = annotations if isinstance(annotations, CocoDataset) else load_coco(annotations)
+        dataset = annotations if isinstance(annotations, CocoDataset) else load_dataset(annotations)
         chosen = references if isinstance(references, ReferenceSet) else load_references(references)
         check_references(chosen, dataset)
         encoder = self._encoder.config
@@ -171,9 +198,27 @@ class Segmenter:
         self._set(classes, {"annotations_sha256": dataset.sha256, "shots": chosen.shots, "seed": chosen.seed})
         return self
 
+    def masks(self, image: Any, prompts: Iterable[Any]) -> np.ndarray:
+        """The masks that SAM 2 makes of boxes and points in one image, to look at before they become references.
+
+        prompts: each a box x, y, width, height, a list of points, or a `Prompt`, in pixels. Returns bool `[n, H, W]`; a
+        mask may be empty. Raises `InputError` for an image or prompt that cannot be used.
+        """
+        found = [as_prompt(prompt) for prompt in prompts]
+        if None in found:
+            raise InputError(f"masks: expected boxes, lists of points or Prompts, found {describe(prompts)}")
+        return self._make_masks(as_image(image), [prompt for prompt in found if prompt])[0]
+
     # Finding
 
-    def predict(self, images: Any, *, score_threshold: float = 0.0, max_detections: int | None = None) -> Any:
+    def predict(
+        self,
+        images: Any,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> Any:
         """Find the instances of all classes.
 
         Args:
@@ -182,7 +227,9 @@ class Segmenter:
             is asked for results and reads a few images ahead, so memory stays bounded however many there are.
           score_threshold: detections that score lower are left out.
           max_detections: at most this many per image, the best ones; up to `config.max_detections`.
-            Neither compiles anything anew.
+          classes: names of the classes to return, all by default. The others compete all the same: what looks more like
+            one of them is not found.
+            None of the three compiles anything anew.
 
         The first call compiles; afterwards neither number nor sizes of images do, except that the drawing of the masks
         is compiled once for each of the sides 640 (or `canvas`), 1024, 2048, ... that a larger image needs. Classes may
@@ -209,6 +256,7 @@ class Segmenter:
             category_ids=ids,
             score_threshold=float(score_threshold),
             max_detections=limit,
+            wanted=None if classes is None else indices_of(self._classes, classes),
         )
         run = functools.partial(_predict_lazily, predictor, finish, self._ahead)
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
@@ -299,8 +347,15 @@ class Segmenter:
         if not given:
             raise InputError(f"class {describe(name)}: expected at least one reference (image, mask), found none")
         encoder = self._encoder.config
-        means = self._encode(reference_crops(name, given, input_size=encoder.input_size, grid=encoder.grid))
+        size = {"input_size": encoder.input_size, "grid": encoder.grid}
+        means = self._encode(reference_crops(name, given, **size, make_masks=self._make_masks))
         return place.grown(means, tuple(map(origin, given)))
+
+    def _make_masks(self, image: np.ndarray, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        with self._making:
+            if self._masker is None:
+                self._masker = PromptMasker(self._models[0], matmul_precision=self._options["matmul_precision"])
+        return self._masker(image, prompts)
 
     def _encode(self, crops: Iterable[Crop]) -> tuple[np.ndarray, ...]:
         return tuple(self._encoder([crop], [mask])[0] for crop, mask in crops)

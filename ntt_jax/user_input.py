@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ntt_jax.box_masks import Prompt
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, show_path
@@ -118,23 +121,63 @@ def images_ahead(images: Iterable[Any], ahead: int) -> Iterator[tuple[Any, np.nd
 
 
 def images_of_folder(path: Path) -> list[Path]:
-    """The image files in a folder and below, by path. Raises `InputError` if there are none."""
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """The image files in a folder and below, by path, numbers in it by value: frame 2 before frame 10.
+
+    Raises `InputError` if there are none.
+    """
+    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), key=_by_number)
     if not found:
         raise InputError(f"{show_path(path)}: the folder holds no image (looked for {', '.join(SUFFIXES)})")
     return found
 
 
-def reference_crops(name: str, references: Sequence[Any], *, input_size: int, grid: int) -> Iterator[Crop]:
+def _by_number(path: Path) -> tuple[list[Any], str]:
+    # Odd places are always digits, so that numbers meet numbers.
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+
+
+def as_prompt(value: Any) -> Prompt | None:
+    """What a reference gives in place of a mask: a box of four numbers, a list of points, a `Prompt`; None for a mask.
+
+    Raises `InputError` for what looks like a box or points and is none.
+    """
+    if isinstance(value, Prompt):
+        return value
+    if hasattr(value, "__array__") and not isinstance(value, Image.Image) and np.ndim(value) == 1:
+        value = np.asarray(value).tolist()
+    if not isinstance(value, (list, tuple)):
+        return None
+    if value and all(isinstance(v, (list, tuple, np.ndarray)) for v in value):
+        return Prompt(points=tuple(value))
+    return Prompt(box=as_box(value))
+
+
+def reference_crops(
+    name: str,
+    references: Sequence[Any],
+    *,
+    input_size: int,
+    grid: int,
+    make_masks: Callable[[np.ndarray, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]],
+) -> Iterator[Crop]:
     """The references of the class `name`, `(image, mask)` or `(image, mask, box)`, as the encoder gets them.
 
-    Without a box it is the mask's own, the COCO way: x, y of the first pixel, width and height in pixels.
-    Raises `InputError` naming class and position at the turn of one that cannot be used.
+    Without a box it is the mask's own, the COCO way: x, y of the first pixel, width and height in pixels. In place of a
+    mask there may be a box or points (`as_prompt`): make_masks (`PromptMasker`) makes the mask; the box stays the one
+    that was given. Raises `InputError` naming class and position at the turn of one that cannot be used.
     """
 
     def read(where: str, image: Any, mask: Any, box: Any = None) -> Crop:
         with _naming(where):
-            pixels, inside = as_image(image), as_mask(mask)
+            pixels, prompt = as_image(image), as_prompt(mask)
+            if prompt is not None:
+                inside = make_masks(pixels, [prompt])[0][0]
+                box = prompt.box if box is None else box
+                if not inside.any():
+                    raise InputError("SAM 2 finds nothing there; give a mask, or other points or another box")
+            else:
+                inside = as_mask(mask)
             if inside.shape != pixels.shape[:2]:
                 found, expected = (f"{a.shape[1]} x {a.shape[0]}" for a in (inside, pixels))
                 raise InputError(f"the mask is {found} pixels, its image {expected}; they must be of one size")
@@ -151,7 +194,9 @@ def reference_crops(name: str, references: Sequence[Any], *, input_size: int, gr
             where = f"{index} of class {describe(name)}"
             if not isinstance(reference, (tuple, list)) or len(reference) not in (2, 3):
                 found = f"{len(reference)} values" if isinstance(reference, (tuple, list)) else describe(reference)
-                raise InputError(f"reference {where}: expected (image, mask) or (image, mask, box), found {found}")
+                raise InputError(
+                    f"reference {where}: expected (image, mask), (image, box) or (image, mask, box), found {found}"
+                )
             image, mask, *box = reference
             with _naming(where):  # PIL images here, as in `images_ahead`
                 image = as_image(image) if isinstance(image, Image.Image) else image
@@ -164,12 +209,16 @@ def reference_crops(name: str, references: Sequence[Any], *, input_size: int, gr
 def origin(reference: Sequence[Any]) -> dict[str, Any]:
     """Where a reference came from, as JSON data: the names of its files, without their folders, and its box."""
     image, mask, *box = reference
+    prompt = as_prompt(mask)
     names = {
         key: Path(value).name.encode("utf-8", "replace").decode()
         for key, value in (("image", image), ("mask", mask))
         if isinstance(value, (str, os.PathLike))
     }
-    return {**names, **({"box": list(as_box(box[0]))} if box and box[0] is not None else {})}
+    given: dict[str, Any] = {"box": list(as_box(box[0]))} if box and box[0] is not None else {}
+    if prompt is not None:
+        given |= {"prompt": {"box": prompt.box, "points": list(prompt.points), "labels": prompt.labels}}
+    return json.loads(json.dumps({**names, **given}))
 
 
 def merged_config(config: DetectConfig | None, thresholds: dict[str, Any]) -> DetectConfig:

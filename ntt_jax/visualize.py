@@ -63,6 +63,20 @@ def overlay(
     return np.asarray(picture)
 
 
+def prompt_marks(
+    image: np.ndarray, boxes: Sequence[Sequence[float]], points: Sequence[tuple[float, float, bool]]
+) -> np.ndarray:
+    """The image `[H, W, 3]` with boxes (x, y, width, height) and points (x, y, whether on the object) drawn on it."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for x, y, width, height in boxes:
+        draw.rectangle((x, y, x + width, y + height), outline=_PAPER)
+        draw.rectangle((x - 1, y - 1, x + width + 1, y + height + 1), outline=_INK)
+    for x, y, inside in points:
+        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(60, 220, 90) if inside else (235, 50, 50), outline=_PAPER)
+    return np.asarray(picture)
+
+
 def titled(image: np.ndarray, title: str) -> np.ndarray:
     """The image under a line of text."""
     font = _font(13)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ntt_jax
-from ntt_jax.cli import ablate, demo, evaluate, import_memory, memory, references, report, run, sample, segment
+from ntt_jax.cli import ablate, demo, evaluate, import_memory, masks, memory, references, report, run, sample, segment
 from ntt_jax.errors import InputError
 
 INTERRUPTED = 130
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ntt-jax {ntt_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for command in (demo, sample, memory, evaluate, run, ablate, segment, report, references, import_memory):
+    for command in (demo, masks, sample, memory, evaluate, run, ablate, segment, report, references, import_memory):
         command.add_parser(commands)
     return parser
 

@@ -1,0 +1,174 @@
+"""`ntt-jax masks`: instance masks from boxes or points, by SAM 2's own prompts."""
+
+import argparse
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import ntt_jax
+from ntt_jax.cli import memory, models, options
+from ntt_jax.cli.progress import Progress
+from ntt_jax.config import arithmetic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ntt_jax.box_masks import PromptMasker
+    from ntt_jax.coco import CocoImage
+    from ntt_jax.prompted import PromptedAnnotations
+    from ntt_jax.run_folder import RunFolder
+
+EPILOG = """\
+examples:
+  ntt-jax masks --sam2 W --boxes boxes.json --images train --out masks.json --pictures check/
+  ntt-jax sample --annotations masks.json --classes all --shots 5 --out references.json
+
+boxes.json is COCO annotations without masks: each annotation has a "bbox", or "points": [[x, y], ...] on the object
+([x, y, 0]: beside it), or both. masks.json is the same file with masks, ready for the other commands; "predicted_iou"
+is how good SAM 2 expects each one to be. Look at the pictures: a wrong mask makes a wrong class.
+
+When stopped, the same command goes on where it was."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    parser = options.add_command(commands, "masks", run, "make instance masks from boxes or points", EPILOG)
+    options.add_sam2(parser)
+    parser.add_argument(
+        "--boxes", type=Path, required=True, metavar="A.json", help="COCO annotations with boxes or points"
+    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images it names")
+    parser.add_argument("--out", type=Path, required=True, metavar="masks.json", help="file to write")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the masks over the images, to check")
+    parser.add_argument(
+        "--replace", action="store_true", help="make new masks of annotations that have one (default: keep those)"
+    )
+    options.add_compute(parser, batches=False)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise `InputError` for arguments that cannot work, before anything is read in full."""
+    options.check_file(args.sam2, "--sam2")
+    options.check_file(args.boxes, "--boxes")
+    options.check_folder(args.images, "--images")
+    options.check_output_file(args.out)
+    if args.pictures is not None:
+        options.make_output_folder(args.pictures, "--pictures")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    check(args)
+    from ntt_jax import runner
+    from ntt_jax.files import write_json
+    from ntt_jax.prompted import load_prompted, with_masks
+    from ntt_jax.rle import Rle
+    from ntt_jax.run_folder import FolderLock, RunFolder
+    from weight_port.files import sha256
+
+    prompted = load_prompted(args.boxes, replace=args.replace)
+    if prompted.prompts:
+        runner.check_images(prompted.dataset, args.images)
+    identity = {
+        "ntt-jax": ntt_jax.__version__,
+        "SAM 2 checkpoint": sha256(args.sam2),
+        "annotation file": prompted.sha256,
+        "dtype": args.dtype,
+        "pictures": None if args.pictures is None else str(args.pictures.resolve()),
+        "replace": args.replace,
+    }
+    parts = memory.parts_folder(args.out, identity)
+    options.make_output_folder(parts)
+    with FolderLock(parts) as lock, RunFolder(lock, identity) as folder:
+        args.resume_hint = "what is finished is saved; the same command goes on from there"
+        _make(args, folder, prompted)
+        records = [folder.records.read(image_id) for image_id in prompted.prompts]
+    masks: dict[int, tuple[Rle, float]] = {}
+    for record in records:
+        for index, counts, predicted_iou in record.get("masks", ()):
+            image = prompted.dataset.images[record["image_id"]]
+            masks[index] = Rle(size=[image.height, image.width], counts=counts), predicted_iou
+    content = with_masks(prompted, masks)
+    write_json(args.out, content)
+    shutil.rmtree(parts, ignore_errors=True)
+    report(args, prompted, content, records)
+
+
+def _make(args: argparse.Namespace, run: "RunFolder", prompted: "PromptedAnnotations") -> None:
+    """Make and record the masks of every image that has no record yet."""
+    todo = [prompted.dataset.images[image_id] for image_id in prompted.prompts if image_id not in run.records]
+    if not todo:
+        return
+    options.start_jax(args)
+    from ntt_jax import runner
+    from ntt_jax.box_masks import PromptMasker
+    from ntt_jax.loading import load_sam2
+    from ntt_jax.prefetch import map_ahead
+
+    dtype, precision = arithmetic(args.dtype)
+    masker = PromptMasker(load_sam2(args.sam2, dtype), matmul_precision=precision)
+    total = len(prompted.prompts)
+    with Progress("masks", total, done=total - len(todo)) as progress:
+        ahead = map_ahead(lambda image: runner.read_checked(prompted.dataset, args.images, image), todo, ahead=4)
+        for image, pixels in zip(todo, ahead, strict=True):
+            if isinstance(pixels, str):
+                progress.note(f"skipped: {pixels}")
+                record: dict[str, Any] = {"image_id": image.id, "skipped": pixels}
+            else:
+                record = {"image_id": image.id, "masks": _masks(args, masker, prompted, image, pixels)}
+            run.records.append([record])
+            progress.step()
+
+
+def _masks(
+    args: argparse.Namespace,
+    masker: "PromptMasker",
+    prompted: "PromptedAnnotations",
+    image: "CocoImage",
+    pixels: "np.ndarray",
+) -> list[list[Any]]:
+    """Position, run lengths and predicted IoU of each mask of one image; draws them where that is asked for."""
+    from ntt_jax.rle import encode_masks
+
+    indices, prompts = zip(*prompted.prompts[image.id], strict=True)
+    masks, ious = masker(pixels, prompts)
+    if args.pictures is not None:
+        from ntt_jax.visualize import overlay, prompt_marks, save_picture
+
+        annotations = list(prompted.dataset.annotations.values())
+        names = [prompted.dataset.categories[annotations[i].category_id].name for i in indices]
+        captions = [f"{name} {iou:.2f}" for name, iou in zip(names, ious, strict=True)]
+        colours = list(range(len(indices)))  # one for each object: neighbours of a class must be told apart
+        boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+        points = [
+            (*xy, label == 1) for prompt in prompts for xy, label in zip(prompt.points, prompt.labels, strict=True)
+        ]
+        drawn = prompt_marks(overlay(pixels, masks, colours, captions), boxes, points)
+        path = args.pictures / PurePosixPath(image.file_name.replace("\\", "/")).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(path, drawn)
+    return [[i, r["counts"], float(iou)] for i, r, iou in zip(indices, encode_masks(masks), ious, strict=True)]
+
+
+def report(
+    args: argparse.Namespace, prompted: "PromptedAnnotations", content: dict[str, Any], records: list[dict[str, Any]]
+) -> None:
+    """Say what was made, and what was not."""
+    asked = {i: image_id for image_id, some in prompted.prompts.items() for i, _ in some}
+    made = [i for i in asked if content["annotations"][i].get("segmentation")]
+    print(f"{args.out}: {len(made)} masks in {len(prompted.prompts)} images")
+    if prompted.kept:
+        print(f"  {prompted.kept} annotations keep the mask they had (--replace makes new ones)")
+    if prompted.crowds:
+        print(f"  {prompted.crowds} crowds are left as they are")
+    if skipped := sum("skipped" in record for record in records):
+        models.warn(f"{skipped} images could not be used; their annotations have no mask")
+    missed = {record["image_id"] for record in records if "skipped" in record}
+    empty = [i for i in asked if i not in made and asked[i] not in missed]
+    if empty:
+        ids = [content["annotations"][i]["id"] for i in empty]
+        shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
+        models.warn(f"{len(empty)} masks are empty, of annotations {shown}; check their boxes")
+    doubtful = [i for i in made if content["annotations"][i]["predicted_iou"] < 0.5]
+    if doubtful:
+        models.warn(f"{len(doubtful)} masks are rated below 0.5 by SAM 2; look at them before using them")
