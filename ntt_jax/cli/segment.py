@@ -19,7 +19,12 @@ examples:
   ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors frames/ --classes dog,cat --out found
 
 found/detections.json holds everything in COCO format; found/masks one PNG per detection (white on black, the size of
-the image), found/overlays each image with its detections drawn on it."""
+the image), found/overlays each image with its detections drawn on it.
+
+A video is a folder of its frames (`ffmpeg -i video.mp4 frames/%06d.png`), which come in the order of their numbers. A
+class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone."""
+
+PICTURES = ("masks", "overlays")
 
 
 def add_parser(commands: Any) -> None:
@@ -44,8 +49,24 @@ def add_parser(commands: Any) -> None:
         help="leave out detections that score lower (default: 0.5)",
     )
     parser.add_argument("--classes", metavar="LIST", help="only these classes of the memory, separated by commas")
+    parser.add_argument(
+        "--pictures",
+        type=_pictures,
+        default=PICTURES,
+        metavar="LIST",
+        help="what to draw beside detections.json: masks, overlays, or none (default: masks,overlays)",
+    )
     options.add_detection(parser)
     options.add_compute(parser)
+
+
+def _pictures(text: str) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(","))
+    if chosen == ("none",):
+        return ()
+    if unknown := [part for part in chosen if part not in PICTURES]:
+        raise argparse.ArgumentTypeError(f"expected masks, overlays, both with a comma, or none, found {unknown[0]!r}")
+    return chosen
 
 
 def check(args: argparse.Namespace) -> None:
@@ -73,7 +94,14 @@ def run(args: argparse.Namespace) -> None:
     predictor = models.load_predictor(args, bank, options.detect_config(args), devices, 640)
     with Progress("segment", len(names)) as progress:
         content = segment_files(
-            predictor, names, bank, args.out, classes=chosen, threshold=args.score_threshold, progress=progress
+            predictor,
+            names,
+            bank,
+            args.out,
+            classes=chosen,
+            threshold=args.score_threshold,
+            pictures=args.pictures,
+            progress=progress,
         )
     report(args, content)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path, write_json
-from ntt_jax.images import SUFFIXES, read_image
+from ntt_jax.files import write_json
+from ntt_jax.images import read_image
 from ntt_jax.prefetch import map_ahead
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import decode_rle, rle_areas
+from ntt_jax.user_input import images_of_folder
 from ntt_jax.visualize import overlay, save_picture
 
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
 
-"""What counts as an image in a folder; a file that is named itself may have any suffix."""
 OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
 
@@ -29,16 +29,16 @@ OVERLAY_SIDE = 2048
 def find_images(paths: list[Path]) -> dict[str, Path]:
     """The images to work on by the names they get in the output: as given, or relative to the folder they lie in.
 
+    A file that is named itself may have any suffix.
+
     Names differ in more than their suffix (a number is added where needed), so each can name a picture or a folder.
     Raises `InputError` for a folder without images.
     """
     found: dict[str, Path] = {}
     taken: set[PurePosixPath] = set()
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        files = {p.relative_to(path).as_posix(): p for p in inside} if path.is_dir() else {path.name: path}
-        if not files:
-            raise InputError(f"{show_path(path)}: the folder holds no image (looked for {', '.join(SUFFIXES)})")
+        inside = images_of_folder(path) if path.is_dir() else [path]
+        files = {p.relative_to(path).as_posix() if path.is_dir() else p.name: p for p in inside}
         for name, file in files.items():
             plain = unique = PurePosixPath(name)
             number = 2
@@ -57,9 +57,13 @@ def segment_files(
     *,
     classes: set[int],
     threshold: float,
+    pictures: Collection[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Segment the files, write masks and overlays as they come, then detections.json, whose content is returned."""
+    """Segment the files, write `pictures` of them as they come, then detections.json, whose content is returned.
+
+    pictures: "masks", "overlays", both, or none.
+    """
     content: dict[str, Any] = {
         "images": [],
         "annotations": [],
@@ -95,7 +99,7 @@ def segment_files(
             area = int(rle_areas([entry["segmentation"]])[0])
             number = len(content["annotations"]) + 1
             content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
-        write_pictures(out, name, image, kept, bank.class_names)
+        write_pictures(out, name, image, kept, bank.class_names, pictures)
         progress.step()
     if not content["images"]:
         raise InputError(f"none of the {len(names)} images could be read; the first: {content['skipped'][0]['reason']}")
@@ -112,23 +116,40 @@ def _read(path: Path) -> np.ndarray | str:
 
 
 def write_pictures(
-    out: Path, name: str, image: np.ndarray, detections: ImageDetections, class_names: tuple[str, ...]
+    out: Path,
+    name: str,
+    image: np.ndarray,
+    detections: ImageDetections,
+    class_names: tuple[str, ...],
+    pictures: Collection[str],
 ) -> None:
     """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
     stem = PurePosixPath(name).with_suffix("")
-    masks, picture = out / "masks" / stem, out / "overlays" / f"{stem}.png"
-    masks.mkdir(parents=True, exist_ok=True)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    for old in masks.glob("*.png"):
+    if "masks" in pictures:
+        write_masks(out / "masks" / stem, detections, class_names)
+    if "overlays" in pictures:
+        picture = out / "overlays" / f"{stem}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, draw_overlay(image, detections, class_names))
+
+
+def write_masks(folder: Path, detections: ImageDetections, class_names: tuple[str, ...]) -> None:
+    """One PNG per mask, white on black, named by number and class; the PNGs that are in the folder go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
         old.unlink()
+    for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True), 1):
+        safe = re.sub(r"[^\w.-]+", "_", class_names[label])
+        save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
+
+
+def draw_overlay(image: np.ndarray, detections: ImageDetections, class_names: tuple[str, ...]) -> np.ndarray:
+    """The image, made smaller if it is large, with masks, outlines and captions: `[h, w, 3]` uint8."""
     step = -(-max(image.shape) // OVERLAY_SIDE)
     small = np.ascontiguousarray(image[::step, ::step])
     drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
-    for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True)):
-        mask = decode_rle(rle)
-        drawn[index] = mask[::step, ::step]
-        safe = re.sub(r"[^\w.-]+", "_", class_names[label])
-        save_picture(masks / f"{index + 1:03}_{safe}.png", mask.view(np.uint8) * 255)
+    for index, rle in enumerate(detections.rles):
+        drawn[index] = decode_rle(rle)[::step, ::step]
     names = [class_names[label] for label in detections.labels]
     captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
-    save_picture(picture, overlay(small, drawn, detections.labels, captions))
+    return overlay(small, drawn, detections.labels, captions)
