@@ -24,7 +24,8 @@ function inShort() {
   const best = data.threshold / data.bins;
   items.push(`The score threshold with the best F1 over all classes is about ${best.toFixed(2)}; the page starts from it.`);
   const [kind, count, cost] = [...data.errors].sort((a, b) => b[2] - a[2])[0];
-  if (cost > 0.001) items.push(`${kind} errors cost most: without their ${count}, AP50 would be ${percent(cost)} points higher (${errorWords[kind]}).`);
+  const what = kind === "missed" ? "missed objects" : `${kind} errors`;
+  if (cost > 0.001) items.push(`${what} cost most: without their ${count}, AP50 would be ${percent(cost)} points higher (${errorWords[kind]}).`);
   const pair = confusedPairs(confusionCounts())[0];
   if (pair) items.push(`The most frequent confusion above the threshold: ${data.classes[pair[0]].name} taken for ${data.classes[pair[1]].name}, ${plural(pair[2], "time")}.`);
   const known = data.classes.filter((row) => row[data.kinds[0]].AP !== null).sort((a, b) => a[data.kinds[0]].AP - b[data.kinds[0]].AP);
