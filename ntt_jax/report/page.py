@@ -32,7 +32,7 @@ from ntt_jax.results import ImageDetections
 from ntt_jax.sampling import ReferenceSet
 from ntt_jax.visualize import distinct_colours
 
-SCRIPTS = ("base.js", "tables.js", "charts.js", "masks.js", "gallery.js", "viewer.js", "sections.js")
+SCRIPTS = ("base.js", "tables.js", "charts.js", "masks.js", "gallery.js", "viewer.js", "references.js", "sections.js")
 MAX_THUMBNAILS = 300
 _CURVE_STEPS = 1000
 
