@@ -243,6 +243,8 @@ def check_file(path: Path, option: str) -> None:
     except FileNotFoundError:
         raise InputError(f"{option}: there is no file {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
