@@ -138,6 +138,7 @@ def sharded(
 
     Returns:
       A function that raises `InputError` for rows that `pad_rows` refuses. It compiles once per shape of its arguments.
+      What is shared is copied to the devices at every call unless it lies there (`jax.device_put` to `device_mesh`).
     """
     mesh = device_mesh(devices)
     program = jax.jit(over_mesh(function, mesh, reduced=reduced))

@@ -250,6 +250,9 @@ def check_file(path: Path, option: str) -> None:
 
 def check_annotations(path: Path, option: str) -> None:
     """`check_file` for annotations, which may be several lists of VOC images (`VOC2007+VOC2012`)."""
+    if "+" not in str(path):  # a mistyped path is answered before anything large is imported
+        check_file(path, option)
+        return
     from ntt_jax.voc import image_lists
 
     for file in image_lists(path):
