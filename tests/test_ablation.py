@@ -214,6 +214,10 @@ def test_tables():
     [
         ({"shots": None}, "give --shots too"),
         ({"memory": "world"}, "--shots: --memory brings its own"),
+        (
+            {"memory": "world", "shots": None, "classes": None, "reference_annotations": None},
+            "--allow-fewer: --memory brings its own",
+        ),
         ({"shots": "1,x"}, "whole number"),
         ({"shots": "1,1"}, "each number once"),
         ({"seeds": 0}, "from 1 to"),

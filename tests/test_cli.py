@@ -22,7 +22,7 @@ from ntt_jax.images import read_image
 from ntt_jax.memory_file import load_memory
 from ntt_jax.sampling import load_references
 
-COMMANDS = ("demo", "sample", "memory", "evaluate", "run", "segment", "report", "references")
+COMMANDS = ("demo", "masks", "sample", "memory", "evaluate", "run", "ablate", "segment", "report", "references")
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,8 @@ def check(args: argparse.Namespace) -> None:
     needed = {"--shots": args.shots, "--classes": args.classes, "--reference-annotations": args.reference_annotations}
     if args.memory is not None:
         options.check_file(args.memory, "--memory")
-        if given := [name for name, value in needed.items() if value is not None]:
+        more = {"--reference-images": args.reference_images, "--allow-fewer": args.allow_fewer or None}
+        if given := [name for name, value in {**needed, **more}.items() if value is not None]:
             raise InputError(f"{given[0]}: --memory brings its own references; give one or the other")
     elif missing := [name for name, value in needed.items() if value is None]:
         raise InputError(f"give {', '.join(missing)} too (or --memory, to leave out its references one by one)")
