@@ -1,10 +1,15 @@
 """A small world for the command line: converted checkpoints of tiny models, a data set of simple scenes on the disk."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +177,80 @@ def make_world(base: Path) -> World:
     memory |= {"out": world.memory, "devices": 1, "compilation_cache": "none"}
     assert main(["memory", *arguments(memory)]) == 0
     return world
+
+
+class Started:
+    """An `ntt-jax` forked by `Starter`: as a `subprocess.Popen`, as far as the tests need it."""
+
+    def __init__(self, starter: "Starter", output: Path):
+        self.starter, self.output, self.pid = starter, output, 0
+
+    def poll(self) -> int | None:
+        """The exit status, None as long as it runs."""
+        return self.starter.status.get(self.pid)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self, within: float = 120) -> int:
+        """The exit status, once there is one."""
+        deadline = time.monotonic() + within
+        while (status := self.poll()) is None:
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.005)
+        return status
+
+    def text(self) -> str:
+        """What it said on stdout and stderr."""
+        return self.output.read_text()
+
+
+class Starter:
+    """Starts `ntt-jax` by forking a process that has imported everything (quick_start.py). Use as a context manager."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.status, self._count = folder, {}, 0
+        # Optimising takes most of the time of a compilation, and these programs run for moments.
+        flags = "--xla_backend_optimization_level=0"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        script = str(Path(__file__).with_name("quick_start.py"))
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._pids: queue.Queue[int] = queue.Queue()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            pid, *status = map(int, line.split())
+            if status:
+                self.status[pid] = status[0]
+            else:
+                self.status.pop(pid, None)
+                self._pids.put(pid)
+
+    def __call__(self, command: list[str], devices: int = 1) -> Started:
+        self._count += 1
+        started = Started(self, self.folder / f"output {self._count}.txt")
+        assert self._process.stdin is not None
+        print(json.dumps([*command, devices, str(started.output)]), file=self._process.stdin, flush=True)
+        started.pid = self._pids.get(timeout=120)
+        return started
+
+    def __enter__(self) -> "Starter":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._reader.join()
+        self._process.stdout.close()
+        self._process.wait()
 
 
 def start(command: list[str], *, largest_file: int | None = None) -> subprocess.Popen[str]:

@@ -9,10 +9,12 @@ from cli_files import CLASSES, DINOV2, write_scenes
 from dinov2_weights import recipe_model
 from PIL import Image
 
-from ntt_jax.builder import ReferenceEncoder, build_memory, read_reference
+from ntt_jax.builder import ReferenceEncoder, build_memory, places, read_reference, record_means, recorded_memory
 from ntt_jax.coco import load_coco, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.memory import aggregate_memory
+from ntt_jax.processes import Processes
+from ntt_jax.run_folder import FolderLock, RunFolder
 from ntt_jax.sampling import Reference, sample_references
 
 # Sums over other batch shapes associate differently.
@@ -69,6 +71,29 @@ def test_batches_and_devices_do_not_matter(scenes, encoder, batch_size, devices)
     np.testing.assert_array_equal(memory.valid, expected.valid)
     np.testing.assert_allclose(memory.instance_means, expected.instance_means, rtol=0, atol=1e-5)
     np.testing.assert_allclose(memory.prototypes, expected.prototypes, **CLOSE)
+
+
+def test_a_memory_that_was_stopped_goes_on(scenes, encoder, tmp_path):
+    """Recorded by two processes, of which one stops early, and by one that goes on: bit for bit `build_memory`."""
+    dataset, folder = scenes
+    chosen = references(dataset)
+    compiled = ReferenceEncoder(encoder, batch_size=2)
+    expected = build_memory(compiled, dataset, folder, chosen)
+    numbers = range(len(places(chosen)))
+    for count, limit in ((2, 1), (1, None)):
+        locks = [FolderLock(tmp_path, Processes(index, count)) for index in range(count)]
+        runs = [RunFolder(lock, {"what": "a test"}, key="reference") for lock in locks]
+        todo = {number for number in numbers if number not in runs[0].records}
+        for run, share in zip(runs, runs[0].processes.shares(numbers, todo.__contains__, 2), strict=True):
+            steps = []
+            record_means(run, compiled, dataset, folder, chosen, share=share[:limit], todo=todo, step=steps.append)
+            assert sum(steps) == len(todo.intersection(share[:limit]))
+        if count == 1:
+            memory = recorded_memory(runs[0], chosen)
+        for lock, run in zip(locks, runs, strict=True):
+            run.records.close()
+            lock.__exit__()
+    jax.tree.map(np.testing.assert_array_equal, memory, expected)
 
 
 def test_classes_are_in_order_of_their_ids(scenes, encoder):

@@ -1,14 +1,15 @@
-"""SIGKILL at random moments: nothing is lost, nothing is done twice, and the bytes are those of a run left alone."""
+"""SIGKILL at random moments, on devices and processes of any number: nothing is lost, nothing is done twice, and the
+bytes are those of one process that was left alone."""
 
 import json
 import random
+import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from cli_files import World, make_world, run, start
+from cli_files import Starter, arguments, make_world
 
-CHAINS, KILLS_PER_CHAIN = 2, 10
+KILLS, KILLS_OF_TWO = 20, 3
 
 
 @pytest.fixture(scope="session")
@@ -16,57 +17,147 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.getbasetemp())
 
 
-def lines(path):
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    with Starter(tmp_path_factory.mktemp("starts")) as starter:
+        yield starter
 
 
-def kill_until_done(world: World, out, generator: random.Random) -> int:
-    """Start, kill, start again, with the kills spread over the whole run; at last let it end. Returns the kills."""
-    records = out / "finished.records"
-    kills = 0
-    while kills < KILLS_PER_CHAIN:
-        process = start(world.evaluate(out))
-        before = len(lines(records))
-        # Every third is killed at any moment of the start, the others as soon as one more image is finished or a
-        # little later: while the next one is computed, written or synced.
-        if kills % 3 == 2:
-            time.sleep(generator.uniform(0, 4))
-        else:
-            while process.poll() is None and len(lines(records)) == before:
-                time.sleep(0.002)
-            time.sleep(generator.uniform(0, 0.05))
-        finished = process.poll() is not None
-        process.kill()
-        _, stderr = process.communicate()
-        if finished:
-            assert process.returncode == 0, stderr
-            return kills
-        kills += 1
-        # What was whole before is still there, byte for byte; at most the end of the file is torn.
-        whole = [line for line in lines(records) if line.endswith(b"\n")]
-        ids = [json.loads(line[9:])["image_id"] for line in whole]
-        assert len(ids) == len(set(ids)) and len(whole) >= before - 1
-        assert not list(out.glob("*.part")) and not (out / "metrics.json").exists()
-    run(world.evaluate(out))
-    return kills
+def run(world, out):
+    """Arguments of `ntt-jax run`: sampling, memory and evaluation."""
+    evaluate = world.evaluate(out, memory=None)[1:]
+    return ["run", *evaluate, *arguments({"reference_annotations": world.train, "classes": "all", "shots": 2})]
 
 
-def test_killed_at_random_moments(world, tmp_path):
-    reference = tmp_path / "left alone"
-    run(world.evaluate(reference))
+@pytest.fixture(scope="module")
+def reference(world, start, tmp_path_factory):
+    """A `run` left alone; the memory it made, evaluated again; how long that takes when nothing is compiled."""
+    whole, out = tmp_path_factory.mktemp("left alone"), tmp_path_factory.mktemp("again")
+    first = start(run(world, whole))
+    assert first.wait() == 0, first.text()
+    before = time.monotonic()
+    second = start(world.evaluate(out, memory=whole / "memory.safetensors"))
+    assert second.wait() == 0, second.text()
+    seconds = time.monotonic() - before
+    assert_same(out, whole)
+    return whole, seconds
+
+
+@pytest.fixture
+def generator():
     seed = random.SystemRandom().randrange(10**6)
     print(f"kill seed {seed}")
-    folders = [tmp_path / f"killed {chain}" for chain in range(CHAINS)]
-    with ThreadPoolExecutor(CHAINS) as pool:
-        jobs = [pool.submit(kill_until_done, world, out, random.Random(seed + i)) for i, out in enumerate(folders)]
-        kills = sum(job.result() for job in jobs)
-    print(f"{kills} kills")
-    expected = sorted(json.loads(line[9:])["image_id"] for line in lines(reference / "finished.records"))
-    for out in folders:
-        for name in ("results.json", "metrics.json"):
-            assert (out / name).read_bytes() == (reference / name).read_bytes()
-        assert sorted(json.loads(line[9:])["image_id"] for line in lines(out / "finished.records")) == expected
-        assert not list(out.glob(".ntt-*"))
-    assert len(expected) == 20
-    # A process can be quick enough to end between two looks at its records; most must have been killed.
-    assert kills >= CHAINS * KILLS_PER_CHAIN // 2
+    return random.Random(seed)
+
+
+def finished(out):
+    """Ids of the images in all record files of a run, and how many bytes of each file are whole."""
+    ids, whole = [], {}
+    for path in out.glob("finished*.records"):
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        ids += [json.loads(line[9:])["image_id"] for line in lines]
+        whole[path] = b"".join(lines)
+    return sorted(ids), whole
+
+
+def assert_same(out, reference, names=("results.json", "metrics.json")):
+    for name in names:
+        assert (out / name).read_bytes() == (reference / name).read_bytes(), name
+    assert finished(out)[0] == finished(reference)[0]
+    assert not list(out.glob(".*.tmp"))
+
+
+def assert_nothing_lost(out, before):
+    """What was whole before a kill is there still, and nothing is there twice."""
+    ids, whole = finished(out)
+    assert len(ids) == len(set(ids)) and not (out / "metrics.json").exists()
+    for path, content in before[1].items():
+        assert whole[path].startswith(content)
+
+
+def together(command, count=2):
+    """The command for each of several processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {"coordinator": f"127.0.0.1:{port}", "num_processes": count}
+    return [[*command, *arguments(given | {"process_id": index})] for index in range(count)]
+
+
+def test_killed_at_random_moments(world, start, reference, generator, tmp_path):
+    kills = runs = 0
+    while kills < KILLS:
+        runs += 1
+        out = tmp_path / f"run {runs}"
+        while True:
+            before = finished(out)
+            process = start(world.evaluate(out, memory=reference[0] / "memory.safetensors"))
+            # At any moment of a run's life, from its start to a little beyond its end.
+            deadline = time.monotonic() + generator.uniform(0, 1.1 * reference[1])
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            if process.poll() is None and kills < KILLS:
+                process.kill()
+                if process.poll() != 0:  # it was not just done
+                    kills += 1
+                    assert_nothing_lost(out, before)
+                    continue
+            assert process.wait() == 0, process.text()
+            break
+        assert_same(out, reference[0])
+    print(f"{kills} kills in {runs} runs")
+
+
+def test_one_of_two_processes_is_killed(world, start, reference, generator, tmp_path):
+    """In the memory or the evaluation of `run`: the other ends with one line, or at the end of its share, and both
+    started again go on. All files are those of one process."""
+    kills = runs = 0
+    while kills < KILLS_OF_TWO:
+        runs += 1
+        out = tmp_path / f"run {runs}"
+        out.mkdir()
+        while True:
+            before = finished(out)
+            processes = [start(command) for command in together(run(world, out))]
+            if kills < KILLS_OF_TWO:
+                time.sleep(generator.uniform(0, 2.5 * reference[1]))
+                end_with_one_killed(processes, generator.randrange(2), 6 * reference[1])
+                if not (out / "metrics.json").exists():  # it did not come too late
+                    kills += 1
+                    assert_nothing_lost(out, before)
+                    continue
+            else:
+                for process in processes:
+                    assert process.wait() == 0, process.text()
+                assert "process 1 of 2 has finished its share" in processes[1].text()
+            break
+        names = ("references.json", "memory.safetensors", "results.json", "metrics.json")
+        assert_same(out, reference[0], names)
+        assert not list(out.glob("*.parts"))
+    print(f"{kills} kills in {runs} runs")
+
+
+def end_with_one_killed(processes, victim, within):
+    """Kill one of two processes; the other is to end by itself, with a line that says why or its share finished."""
+    processes[victim].kill()
+    # Before the two have met, nobody can know that the other will never come: that takes five minutes.
+    survivor, until = processes[1 - victim], time.monotonic() + within
+    while survivor.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    survivor.kill()
+    assert "Traceback" not in survivor.text()
+    if survivor.wait() == 2:
+        last = survivor.text().splitlines()[-1]
+        assert last.startswith("ntt-jax: error: process ") and "ended before its share was finished" in last
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_do_what_one_does(world, start, reference, tmp_path, devices):
+    """20 images: 4 in the last step of 8 devices."""
+    memory = reference[0] / "memory.safetensors"
+    process = start(world.evaluate(tmp_path, memory=memory, devices=None), devices=devices)
+    assert process.wait() == 0, process.text()
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert starts[0]["devices"] == devices  # all of them, by default
+    assert_same(tmp_path, reference[0])
