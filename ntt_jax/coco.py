@@ -86,7 +86,9 @@ class CocoDataset:
         image = self.images[annotation.image_id]
         where = f"{show_path(self.path)}: annotation {annotation.id}"
         if annotation.segmentation is None:
-            raise InputError(f"{where}: has no segmentation, but its mask is needed (`ntt-jax masks` makes masks of boxes)")
+            raise InputError(
+                f"{where}: has no segmentation, but its mask is needed (`ntt-jax masks` makes masks of boxes)"
+            )
         if callable(annotation.segmentation):
             return encode_masks(np.asarray(annotation.segmentation())[None])[0]
         return segmentation_to_rle(annotation.segmentation, image.height, image.width, where)
