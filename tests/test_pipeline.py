@@ -87,6 +87,7 @@ def test_any_number_of_images_on_any_number_of_devices(devices, count):
         assert_same(found, wanted)
 
 
+@pytest.mark.large  # half a minute of compiling; memory and matching under pmap are compared at every test run
 def test_the_whole_pass_under_pmap():
     """3 images on 2 devices. `Predictor` is the other wrapper, and draws the masks from these logits."""
     batch = np.stack([resize_for_sam(image, SAM2.image_size) for image in images()[:3]])
