@@ -1,0 +1,72 @@
+"""The tutorial notebook, as a reader runs it: all code cells in order, in a fresh namespace and an empty folder."""
+
+import ast
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")  # reads the shipped checkpoints
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))
+
+
+def run_cell(source: str, namespace: dict) -> object:
+    """Execute a cell; the value of its last line, if that is an expression, as a notebook shows it."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "tutorial.ipynb", "exec"), namespace)
+    return None if last is None else eval(compile(ast.Expression(last.value), "tutorial.ipynb", "eval"), namespace)
+
+
+def test_notebook_is_stripped_and_well_formed(notebook):
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in notebook["cells"]:
+        assert cell["cell_type"] in ("code", "markdown") and cell["source"]
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+
+
+def test_tutorial(notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace, pictures = {"__name__": "__main__"}, []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            shown = run_cell("".join(cell["source"]), namespace)
+            if hasattr(shown, "_repr_png_"):
+                pictures.append(np.asarray(Image.open(io.BytesIO(shown._repr_png_())).convert("RGB")))
+    printed = capsys.readouterr().out
+
+    # Scenes, references, two predictions, similarity maps.
+    assert len(pictures) == 5
+    assert all(min(picture.shape[:2]) > 200 and picture.std() > 20 for picture in pictures)
+
+    found, found_six, target = (namespace[name] for name in ("found", "found_six", "targets"))
+    height, width = target[namespace["busiest"]].shape[:2]
+    assert found.masks.shape == (len(found), height, width) and len(found) >= 1
+    assert len(found.classes) == 5 and len(found_six.classes) == 6
+    assert namespace["same"] and "are as they were: True" in printed
+    np.testing.assert_array_equal(namespace["again"].memory.prototypes, namespace["prototypes"])
+    np.testing.assert_allclose(np.diag(namespace["between"]), 1, atol=1e-6)
+
+    assert namespace["cosines"].shape == (16, 16, 6) and namespace["cosines"].max() > 0.4
+
+    # A segmenter and a predictor are two ways to the same detections (products of 8 and of 6 prototypes differ in
+    # rounding).
+    direct = namespace["detections"][namespace["busiest"]]
+    kept = direct.scores >= np.float32(0.5)
+    assert abs(int(kept.sum()) - len(found_six)) <= 1
+    np.testing.assert_allclose(np.sort(direct.scores)[::-1][:3], found_six.scores[:3], atol=1e-5)
+
+    # Seeded, so these numbers move only with the shipped weights; detections at random places give 0.
+    assert namespace["metrics"]["images"] == 8
+    assert namespace["metrics"]["segm"]["AP50"] > 0.2 and namespace["metrics"]["bbox"]["AP50"] > 0.2
