@@ -107,7 +107,8 @@ def test_fit_is_each_reference_alone_bit_for_bit(models, shared, given):
 def test_one_by_one_equals_at_once_bit_for_bit(models, shared, given, tmp_path):
     whole = shared.fit(given).memory
     shared.save(tmp_path / "whole.safetensors")
-    grown = Segmenter(*models, CONFIG)
+    grown = shared.remove("square").remove("disc").remove("bar")
+    assert grown.classes == {}
     for name, references in given.items():
         for reference in references:
             grown.add(name, [reference])
@@ -263,7 +264,7 @@ def test_compiled_once(shared, given):
     assert compile_count() == count
 
 
-@pytest.mark.parametrize(("count", "ranks"), [(1, 2), (3, 1), (3, -1), (8, 2), (9, 2), (17, 1)])
+@pytest.mark.parametrize(("count", "ranks"), [(1, 2), (3, -1), (9, 2), (17, 1)])
 def test_padding_changes_no_choice(models, count, ranks):
     # What the pass does with prototypes, for those there are and for those the segmenter makes of them.
     generator = np.random.default_rng(count)
@@ -413,23 +414,22 @@ def test_forms_of_references(shared, given, tmp_path):
 
 def test_boxes_and_points_in_place_of_masks(shared, given, tmp_path, monkeypatch):
     image, mask = given["disc"][0]
-    original = PromptMasker.__call__
 
-    def usable(self, image, prompts):  # what random weights make of a prompt may be too thin for a reference
-        masks, ious = original(self, image, prompts)
-        return masks | mask, ious
+    def made(self, image, prompts):  # test_box_masks.py has what SAM 2 makes of them
+        masks = np.stack([np.roll(mask, len(prompt.points) - 2 * (prompt.box is None), axis=1) for prompt in prompts])
+        return masks, np.ones(len(prompts), np.float32)
 
-    monkeypatch.setattr(PromptMasker, "__call__", usable)
+    monkeypatch.setattr(PromptMasker, "__call__", made)
     x, y, width, height = (float(v) for v in box_of(mask))
     box = (x, y, width, height)
     middle = (x + width / 2, y + height / 2)
     prompts = [box, [middle], Prompt(box, (middle,))]
     masks = shared.masks(image, prompts)
-    assert masks.shape == (3, *image.shape[:2]) and masks.any((1, 2)).all()
+    assert masks.shape == (3, *image.shape[:2]) and len({m.tobytes() for m in masks}) == 3
     Image.fromarray(image).save(tmp_path / "image.png")
-    for prompt, made in zip([np.array(box), ((middle),), prompts[2]], masks, strict=True):
+    for prompt, drawn in zip([np.array(box), (middle,), prompts[2]], masks, strict=True):
         crop = None if isinstance(prompt, tuple) else box
-        expected = shared.fit({"disc": [(image, made, crop)]}).memory
+        expected = shared.fit({"disc": [(image, drawn, crop)]}).memory
         assert_same_memory(shared.fit({"disc": [(tmp_path / "image.png", prompt)]}).memory, expected)
     shared.save(tmp_path / "memory.safetensors")
     (origin,) = load_memory(tmp_path / "memory.safetensors").provenance["references"]["1"]
