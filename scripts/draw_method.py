@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from PIL import Image, ImageDraw
@@ -21,7 +22,7 @@ from ntt_jax import visualize
 from ntt_jax.builder import ReferenceEncoder, build_memory, read_reference
 from ntt_jax.coco import select_classes
 from ntt_jax.demo import SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
-from ntt_jax.detection import Merged, Rows, best_rows, label_rows, overlap_rows
+from ntt_jax.detection import best_rows, label_rows, overlap_rows
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.files import write_bytes
 from ntt_jax.loading import load_dinov2, load_sam2
@@ -44,7 +45,7 @@ class Stages:
     """One target image `[H, W, 3]` uint8 on its way to detections.
 
     patches `[h, w, C]`; logits `[P, m, m]`, ious `[P]` and passing `[P]` of the candidates; similarity `[P, K]`; rows
-    after NMS; merged: the detections. All on the host but the logits.
+    after NMS, `detection.Rows`; merged: the detections, `detection.Merged`. All on the host but the logits.
     """
 
     image: np.ndarray
@@ -53,16 +54,16 @@ class Stages:
     ious: np.ndarray
     passing: np.ndarray
     similarity: np.ndarray
-    rows: Rows
-    merged: Merged
+    rows: Any
+    merged: Any
 
     def masks(self, candidates: Sequence[int] | np.ndarray) -> np.ndarray:
         """Full-size masks of these candidates, bool `[n, H, W]`."""
         height, width = self.image.shape[:2]
-        chosen = np.asarray(candidates, np.int32)
+        chosen = jnp.asarray(candidates, jnp.int32)
         if not len(chosen):
             return np.zeros((0, height, width), bool)
-        return np.asarray(resize_masks(self.logits, chosen, len(chosen), height, width, (height, width)))
+        return np.asarray(resize_masks(self.logits, chosen, jnp.int32(len(chosen)), height, width, (height, width)))
 
 
 @jax.jit
@@ -112,12 +113,12 @@ def cut_out(image: np.ndarray, mask: np.ndarray, label: int) -> np.ndarray:
     return visualize.overlay(np.where(mask[..., None], image, image // 5 * 2), mask[None], [label], opacity=0)
 
 
-def dotted(image: np.ndarray, points: np.ndarray) -> np.ndarray:
+def dotted(image: np.ndarray, points: np.ndarray, radius: float) -> np.ndarray:
     """The image with dots at points `[n, 2]`, x and y as shares of its width and height."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     for x, y in points * np.array(picture.size):
-        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(90, 255, 110), outline=(20, 20, 20))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(90, 255, 110), outline=(20, 20, 20))
     return np.asarray(picture)
 
 
@@ -169,18 +170,18 @@ def draw_features(shown: Sequence[Stages]) -> np.ndarray:
 def draw_candidates(one: Stages, image_size: int) -> np.ndarray:
     """The points, and fifteen candidate masks from the best to the worst predicted IoU that passes."""
     points = np.asarray(grid_points(image_size, SMALL_DETECT.points_per_side)) / image_size
-    tiles = [visualize.titled(dotted(fit(one.image, _SIDE), points), f"{len(points)} points")]
+    tiles = [visualize.titled(dotted(fit(one.image, _SIDE), points, 1), f"{len(points)} points")]
     order = np.flatnonzero(one.passing)[np.argsort(-one.ious[one.passing], kind="stable")]
     chosen = order[np.linspace(0, len(order) - 1, min(15, len(order))).round().astype(int)]
     for candidate, mask in zip(chosen, one.masks(chosen), strict=True):
-        tile = dotted(fit(cut_out(one.image, mask, 0), _SIDE), points[candidate][None])
+        tile = dotted(fit(cut_out(one.image, mask, 0), _SIDE), points[candidate][None], 2)
         tiles.append(visualize.titled(tile, f"predicted IoU {one.ious[candidate]:.2f}"))
     return visualize.grid(tiles, 4)
 
 
 def draw_similarities(one: Stages, prototypes: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Cosine of every patch with every prototype; below, some candidates and their similarities to all classes."""
-    unit = np.asarray(normalise(one.patches)[0])
+    unit = np.asarray(normalise(jnp.asarray(one.patches))[0])
     size = fit(one.image, 140).shape[:2]
     maps = [visualize.enlarge(shades(unit @ prototype, 0, 0.9), *size) for prototype in prototypes]
     above = visualize.grid([visualize.titled(m, n) for m, n in zip(maps, names, strict=True)], len(names))
@@ -247,13 +248,14 @@ def draw_detections(benchmark: Benchmark, shown: Sequence[tuple[int, Stages]], n
 
 def save_jpeg(path: Path, image: np.ndarray) -> None:
     """Write a JPEG of the best quality that stays under `MAX_BYTES`."""
-    for quality in range(92, 40, -4):
+    quality, data = 96, b""
+    while not data or (len(data) > MAX_BYTES and quality > 40):
+        quality -= 4
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=quality, optimize=True)
-        if buffer.tell() <= MAX_BYTES:
-            break
-    write_bytes(path, buffer.getvalue())
-    print(f"{path}: {image.shape[1]} x {image.shape[0]}, {buffer.tell() // 1000} kB, quality {quality}")
+        data = buffer.getvalue()
+    write_bytes(path, data)
+    print(f"{path}: {image.shape[1]} x {image.shape[0]}, {len(data) // 1000} kB, quality {quality}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
