@@ -7,11 +7,13 @@ python scripts/train_small.py --model dinov2 --out out/dinov2
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-# Defaults: meant for two CPU cores and about an hour each. On a GPU take larger batches (64 and more).
-_STEPS = {"sam2": 9000, "dinov2": 5000}
-_BATCH = {"sam2": 6, "dinov2": 16}
+# Defaults: for both models at once on two CPU cores, about 1.8 hours. On a GPU take larger batches.
+_STEPS = {"sam2": 6000, "dinov2": 3500}
+_BATCH = {"sam2": 6, "dinov2": 2}
 _RATE = {"sam2": 6e-4, "dinov2": 1e-3}
+_HEAD_RATE = {"sam2": 1.0, "dinov2": 4.0}
 
 
 def main() -> None:
@@ -24,12 +26,16 @@ def main() -> None:
     parser.add_argument(
         "--start", type=float, default=0.0, help="SAM 2 with --init: how far the losses are, 0.6 to go on"
     )
+    parser.add_argument("--freeze-trunk", action="store_true", help="SAM 2 with --init: train all but Hiera")
+    parser.add_argument(
+        "--freeze-blocks", type=int, default=0, help="DINOv2 with --init: keep the first blocks as they are"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help=f"in all (default: {_STEPS})")
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="instead of --steps: as many as fit, compilation included"
     )
-    parser.add_argument("--batch", type=int, help=f"scenes per step (default: {_BATCH})")
+    parser.add_argument("--batch", type=int, help=f"scenes (DINOv2: groups of scenes) per step (default: {_BATCH})")
     parser.add_argument("--points", type=int, default=8, help="prompts per scene (SAM 2)")
     parser.add_argument("--learning-rate", type=float, help=f"its peak (default: {_RATE})")
     parser.add_argument("--steps-per-call", type=int, default=25, help="steps in one dispatch")
@@ -41,7 +47,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that make scenes (default: all cores)")
     args = parser.parse_args()
 
-    from ntt_jax.training.data import novel_arrays, training_arrays
+    from ntt_jax.training.data import novel_arrays, training_arrays, training_classes
 
     cache = args.cache or args.out.parent / "scenes"
     arrays = training_arrays(cache, args.scenes, args.seed, args.workers)
@@ -55,25 +61,31 @@ def main() -> None:
     from ntt_jax.training.loop import Schedule, load_weights, train
 
     print(f"devices: {jax.devices()}", flush=True)
+    training = sam2 if args.model == "sam2" else dinov2
+    model = training.new_model(args.seed)
+    if args.init:
+        model = load_weights(args.init, model)
+    config = model.config
     if args.model == "sam2":
-        config, names = sam2.SMALL_SAM2, ("images", "instances")
-        graph, parameters, rest = sam2.initialise(args.seed)
+        names = ("images", "instances")
+        graph, parameters, rest = sam2.initialise(model, args.seed, args.freeze_trunk)
         loss = sam2.make_loss(graph, rest, args.batch or _BATCH["sam2"], args.points, args.start)
         evaluate = sam2.make_evaluation(graph, rest, {name: novel[name][:96] for name in names})
     else:
-        config, names = dinov2.SMALL_DINOV2, ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
-        graph, parameters, rest = dinov2.initialise(args.seed)
+        names = ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
+        graph, parameters, rest = dinov2.initialise(model, args.seed, args.freeze_blocks)
         loss = dinov2.make_loss(graph, rest, args.batch or _BATCH["dinov2"])
         evaluate = dinov2.make_evaluation(graph, rest, {name: novel[name][:] for name in names})
-    if args.init:
-        start = nnx.split(load_weights(args.init, nnx.merge(graph, parameters["model"], rest)), nnx.Param, ...)
-        parameters["model"] = start[1]
     count = sum(x.size for x in jax.tree.leaves(parameters["model"]))
     print(f"{config.name}: {count} parameters", flush=True)
+    data: dict[str, Any] = {name: jax.device_put(arrays[name][:]) for name in names}
+    if args.model == "dinov2":
+        data["pairs"] = jax.device_put(dinov2.class_pairs(training_classes()))
     schedule = Schedule(
         steps=0 if args.minutes else args.steps or _STEPS[args.model],
         minutes=args.minutes,
         learning_rate=args.learning_rate or _RATE[args.model],
+        head_rate=_HEAD_RATE[args.model],
         steps_per_call=args.steps_per_call,
         save_seconds=args.save_seconds,
     )
@@ -82,7 +94,7 @@ def main() -> None:
     train(
         parameters,
         loss,
-        {name: jax.device_put(arrays[name][:]) for name in names},
+        data,
         schedule,
         seed=args.seed,
         out=args.out,

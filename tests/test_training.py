@@ -10,27 +10,29 @@ from flax import nnx
 from ntt_jax.config import HieraConfig
 from ntt_jax.preprocess import encoder_input, mask_to_grid, reference_crop
 from ntt_jax.scenes import base_classes, make_scene
+from ntt_jax.scenes.classes import base_palette
 from ntt_jax.training import augment, data, dinov2, sam2
 from ntt_jax.training.loop import Schedule, load_weights, save_weights, train
 
-SCENES = 4
+SCENES = 6  # one group
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [make_scene([11, i], base_classes(20), config=data.BASE_SCENES) for i in range(SCENES)]
+    return [make_scene([11, i], base_classes(5), config=data.BASE_SCENES) for i in range(SCENES)]
 
 
 @pytest.fixture(scope="module")
 def arrays(scenes):
-    entries = [data.scene_arrays(scene, 0, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
+    ids = np.arange(100, 105)
+    entries = [data.scene_arrays(scene, ids, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
     return {name: np.stack([entry[name] for entry in entries]) for name in entries[0]}
 
 
 def test_arrays_hold_the_scene(scenes, arrays):
     for i, scene in enumerate(scenes):
         count = min(len(scene.labels), data.MAX_OBJECTS)
-        assert arrays["labels"][i, :count].tolist() == scene.labels[:count].tolist()
+        assert arrays["labels"][i, :count].tolist() == (100 + scene.labels[:count]).tolist()
         assert (arrays["labels"][i, count:] == -1).all()
         for k in range(count):
             part = np.mean(arrays["instances"][i] == k + 1)
@@ -42,7 +44,7 @@ def test_crops_are_those_of_the_method(scenes, arrays):
     checked = 0
     for i, scene in enumerate(scenes):
         for mask, label in zip(scene.masks, scene.labels, strict=True):
-            if label != arrays["crop_labels"][i] or not data.usable_reference(mask):
+            if label + 100 != arrays["crop_labels"][i] or not data.usable_reference(mask):
                 continue
             rows, columns = np.nonzero(mask)
             box = (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
@@ -81,6 +83,27 @@ def test_channel_permutations_are_named(arrays):
     images, choice = augment.permute_channels(jax.random.key(3), jnp.asarray(arrays["images"]))
     for i in range(SCENES):
         assert np.array_equal(images[i], arrays["images"][i][..., list(augment.PERMUTATIONS[int(choice[i])])])
+
+
+def test_hues_turn_and_greys_stay(arrays):
+    maps = augment.colour_maps(jax.random.key(0), 64)
+    np.testing.assert_allclose(maps @ jnp.ones(3), 1.0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.det(maps), np.sign(np.linalg.det(maps)), atol=1e-5)  # none squeezed
+    red = np.asarray(maps)[:, :, 0]
+    assert (np.abs(red - red[0]).max(axis=1) > 0.05).sum() > 50
+    same = augment.recolour(jnp.asarray(arrays["images"][:2]), jnp.stack([jnp.eye(3)] * 2))
+    np.testing.assert_allclose(same, arrays["images"][:2], atol=1e-4)  # 0 to 255
+
+
+def test_groups_are_made_as_novel_splits_are():
+    """Two palettes of three classes; what a group of scenes shares is its classes."""
+    seen = {}
+    for index in (0, 5, 6):
+        _, ids = data._base_scene(3, index)
+        palettes = [base_palette(i) for i in ids]
+        assert len(set(ids[:6])) == 6 and len(set(palettes[:3])) == len(set(palettes[3:6])) == 1
+        seen[index] = ids.tolist()
+    assert seen[0] == seen[5] != seen[6]
 
 
 def test_points_lie_on_their_objects(arrays):
@@ -143,9 +166,49 @@ TINY_SAM2 = dataclasses.replace(
 )
 
 
+def test_beyond_the_box():
+    target = np.zeros((2, 8, 8), np.float32)
+    target[0, 3, 4], target[0, 5, 2] = 0.2, 1.0
+    expected = np.ones((8, 8))
+    expected[2:7, 1:6] = 0  # rows 3 to 5, columns 2 to 4 and one cell around
+    np.testing.assert_array_equal(sam2.outside_box(jnp.asarray(target)), [expected, np.ones((8, 8))])
+
+
+EPISODE = jax.jit(dinov2.episode_loss)
+
+
+def episode(features, labels):
+    """`episode_loss` where the k-th object of an image is its patch k + 1 and patch 0 is background."""
+    groups, images, objects = labels.shape
+    cover = np.broadcast_to(np.eye(objects + 1, dtype=np.float32), (groups, images, objects + 1, objects + 1)) * 1.01
+    head = {"background": jnp.zeros(4).at[3].set(1), "outline": jnp.zeros((4, 12)), "texture": jnp.zeros((4, 12))}
+    pairs = jnp.zeros((200, 2), jnp.int32)
+    return EPISODE(jax.random.key(0), head, pairs, jnp.array(features), jnp.asarray(cover), jnp.array(labels))
+
+
+def test_episode_compares_with_other_images_of_the_group():
+    labels = np.full((1, 8, 10), -1, np.int32)
+    labels[0, :, :2] = [100, 101]
+    features = np.zeros((1, 8, 11, 4), np.float32)
+    features[..., 0, 3] = features[..., 1, 0] = features[..., 2, 1] = 1
+    right = metrics = episode(features, labels)[1]
+    assert metrics["episode_accuracy"] == 1 and metrics["object_loss"] < 1e-3
+
+    # Alone in its image, a class has no reference: it does not count, though it would be nearest to itself.
+    labels[0, 0, 2] = 102
+    features[0, 0, 3] = [0.0, 0.0, 1.0, 0.0]
+    assert episode(features, labels)[1]["episode_accuracy"] == 1
+    # One image has its two objects exchanged: they and they alone are wrong.
+    features[0, 0, [1, 2]] = features[0, 0, [2, 1]]
+    metrics = episode(features, labels)[1]
+    assert metrics["episode_accuracy"] == pytest.approx(14 / 16) and metrics["object_loss"] > right["object_loss"]
+
+
 def test_every_parameter_of_sam2_learns(arrays, monkeypatch):
     monkeypatch.setattr(sam2, "SMALL_SAM2", TINY_SAM2)
-    graph, parameters, buffers = sam2.initialise(0)
+    graph, parameters, buffers = sam2.initialise(sam2.new_model(0), 0)
+    frozen = sam2.initialise(sam2.new_model(0), 0, frozen_trunk=True)
+    assert "trunk" not in frozen[1]["model"]["image_encoder"] and "neck" in frozen[1]["model"]["image_encoder"]
     loss = sam2.make_loss(graph, buffers, batch=2, points=3)
     device = {name: jnp.asarray(arrays[name]) for name in ("images", "instances")}
     gradient, metrics = jax.jit(jax.grad(loss, has_aux=True))(parameters, device, jax.random.key(1), jnp.zeros(()))
@@ -159,18 +222,18 @@ def test_every_parameter_of_sam2_learns(arrays, monkeypatch):
 
 def run(tmp_path, arrays, monkeypatch, steps, name):
     monkeypatch.setattr(dinov2, "SMALL_DINOV2", TINY_DINOV2)
-    graph, parameters, rest = dinov2.initialise(0)
+    graph, parameters, rest = dinov2.initialise(dinov2.new_model(0), 0)
     names = ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
     out = tmp_path / name
     trained = train(
         parameters,
-        dinov2.make_loss(graph, rest, batch=2),
-        {n: jnp.asarray(arrays[n]) for n in names},
+        dinov2.make_loss(graph, rest, batch=1),
+        {n: jnp.asarray(arrays[n]) for n in names} | {"pairs": jnp.asarray(dinov2.class_pairs(base_classes(110)))},
         Schedule(learning_rate=2e-3, steps=steps, warmup=4, steps_per_call=4, save_seconds=0.0),
         seed=5,
         out=out,
         checkpoints=out / "checkpoints",
-        evaluate=lambda p: {"size": float(jnp.sum(jnp.abs(p["head"])))},
+        evaluate=lambda p: {"size": float(jnp.sum(jnp.abs(p["head"]["background"])))},
         export=lambda p: nnx.merge_state(p["model"], rest),
     )
     return graph, rest, trained, out
@@ -180,7 +243,7 @@ def test_training_learns_resumes_and_is_repeatable(tmp_path, arrays, monkeypatch
     graph, rest, whole, out = run(tmp_path, arrays, monkeypatch, 24, "whole")
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == 6 and losses[-1] < losses[0] - 0.5
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
     assert (out / "curves.png").stat().st_size > 1000
 
     # Once more, killed after step 12 and started again: this shows both that it resumes and that it is repeatable.
@@ -208,9 +271,10 @@ def test_training_learns_resumes_and_is_repeatable(tmp_path, arrays, monkeypatch
 
 def test_weights_of_another_model_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dinov2, "SMALL_DINOV2", TINY_DINOV2)
-    graph, parameters, rest = dinov2.initialise(0)
+    graph, parameters, rest = dinov2.initialise(dinov2.new_model(0), 0)
     save_weights(tmp_path / "w.npz", parameters["model"])
     monkeypatch.setattr(dinov2, "SMALL_DINOV2", dataclasses.replace(TINY_DINOV2, depth=2))
-    graph, parameters, rest = dinov2.initialise(0)
+    graph, parameters, rest = dinov2.initialise(dinov2.new_model(0), 0)
+    assert set(dinov2.initialise(dinov2.new_model(0), 0, frozen_blocks=1)[1]["model"]["blocks"]) == {1}
     with pytest.raises(ValueError, match="other arrays"):
         load_weights(tmp_path / "w.npz", nnx.merge(graph, parameters["model"], rest))

@@ -59,17 +59,22 @@ class ObjectClass:
 def base_classes(count: int = BASE_CLASS_COUNT) -> list[ObjectClass]:
     """The first `count` classes for training. Their pairs of outline and texture are never those of a novel class."""
     order = np.random.default_rng([_SEED, 1]).permutation(len(_BASE_PAIRS))
-    palettes = [_palette(np.random.default_rng([_SEED, 2, i])) for i in range(_BASE_PALETTES)]
     return [
         _make_class(
             np.random.default_rng([_SEED, 3, i]),
             _BASE_PAIRS[order[i % len(order)]],
-            # Coprime steps: every pair meets other palettes each time round.
-            palettes[(i * 7 + i // len(order)) % _BASE_PALETTES],
+            _palette(np.random.default_rng([_SEED, 2, base_palette(i)])),
             f"base {i:03d}",
         )
         for i in range(count)
     ]
+
+
+def base_palette(index: int) -> int:
+    """Number of the palette that base class `index` shares with eleven others of the same 480."""
+    # Coprime steps: every pair of outline and texture meets other palettes each time round.
+    place = (index * 7 + index // len(_BASE_PAIRS)) % _BASE_PALETTES
+    return index // BASE_CLASS_COUNT * _BASE_PALETTES + place
 
 
 def novel_classes(split: int) -> list[ObjectClass]:

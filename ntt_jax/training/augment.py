@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 MEAN = (0.485, 0.456, 0.406)
@@ -29,8 +30,26 @@ def permute_channels(key: Array, images: Array) -> tuple[Array, Array]:
     return jnp.take_along_axis(images, jnp.broadcast_to(order, (images.shape[0], 1, 1, 3)), axis=3), choice
 
 
+def colour_maps(key: Array, count: int) -> Array:
+    """Random linear maps of RGB, `[count, 3, 3]`: channels swapped and all hues turned by up to 60 degrees, so that any
+    hue may become any other while greys stay."""
+    swap, angle = jax.random.split(key)
+    order = jnp.asarray(PERMUTATIONS)[jax.random.randint(swap, (count,), 0, len(PERMUTATIONS))]
+    permutation = jax.nn.one_hot(order, 3)  # row i picks channel order[i]
+    angle = jax.random.uniform(angle, (count, 1, 1), minval=-np.pi / 3, maxval=np.pi / 3)
+    # Rodrigues' rotation about the grey axis.
+    third, axis = jnp.full((1, 3, 3), 1 / 3), 3**-0.5 * jnp.array([[[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]])
+    rotation = third + jnp.cos(angle) * (jnp.eye(3)[None] - third) + jnp.sin(angle) * axis
+    return jnp.einsum("nij,njk->nik", rotation, permutation)
+
+
+def recolour(images: Array, maps: Array) -> Array:
+    """Each image `[B, H, W, 3]` in [0, 255] through its map `[B, 3, 3]`, clipped, float32."""
+    return jnp.clip(jnp.einsum("bhwc,bdc->bhwd", images.astype(jnp.float32), maps), 0, 255)
+
+
 def normalised(key: Array, images: Array, gain: float) -> Array:
-    """uint8 `[B, H, W, 3]` to ImageNet-normalised float32, after a random gain per image and per channel."""
+    """`[B, H, W, 3]` in [0, 255] to ImageNet-normalised float32, after a random gain per image and per channel."""
     common, each = jax.random.split(key)
     b = images.shape[0]
     factor = jnp.exp(gain * jax.random.normal(common, (b, 1, 1, 1)) + gain / 2 * jax.random.normal(each, (b, 1, 1, 3)))

@@ -11,11 +11,16 @@ import numpy as np
 from PIL import Image
 
 from ntt_jax.scenes import NOVEL_SPLITS, ObjectClass, Scene, SceneConfig, base_classes, make_scene, novel_classes
+from ntt_jax.scenes.classes import BASE_CLASS_COUNT, base_palette
 
 SCENE_SIDE = 256
 CROP_SIDE = 224
 GRID = 16
 MAX_OBJECTS = 10
+TRAINING_CLASS_COUNT = 9600
+GROUP = 6
+"""Training scenes that follow each other with the same classes."""
+GROUP_CLASSES = 8
 
 # Training scenes are fuller than those of the benchmark, touch more often, and everything in them has a label.
 BASE_SCENES = SceneConfig(objects=9, distractors=0, radius=(0.10, 0.30), touching=0.5, twins=0.5, empty=0.01)
@@ -33,7 +38,7 @@ _CHUNK = 32
 
 
 def training_arrays(cache: Path, count: int, seed: int, workers: int = 0) -> dict[str, np.ndarray]:
-    """Arrays of `count` scenes of base classes, made now or found in `cache`. Keys and contents:
+    """Arrays of `count` scenes of base classes, made now or found in `cache`; `GROUP` in a row have the same classes.
 
     images: `[N, 256, 256, 3]` uint8, resized as SAM's input is. instances: `[N, 256, 256]` uint8, 0 background, k + 1
     the k-th object. labels: `[N, 10]` int16, class of the k-th object, -1 for none or an unknown class. crops:
@@ -49,8 +54,15 @@ def novel_arrays(cache: Path, count: int, seed: int, workers: int = 0) -> dict[s
 
 
 @functools.cache
-def _base() -> list[ObjectClass]:
-    return base_classes()
+def training_classes() -> list[ObjectClass]:
+    """The 9600 base classes (of 800 palettes) that training scenes are drawn from."""
+    return base_classes(TRAINING_CLASS_COUNT)
+
+
+@functools.cache
+def _by_palette() -> list[np.ndarray]:
+    palettes = np.array([base_palette(index) for index in range(TRAINING_CLASS_COUNT)])
+    return [np.flatnonzero(palettes == palette) for palette in range(palettes.max() + 1)]
 
 
 @functools.cache
@@ -58,17 +70,24 @@ def _novel(split: int) -> list[ObjectClass]:
     return novel_classes(split)
 
 
-def _base_scene(seed: int, index: int) -> tuple[Scene, int]:
-    return make_scene([seed, index, 1], _base(), config=BASE_SCENES), 0
+def _base_scene(seed: int, index: int) -> tuple[Scene, np.ndarray]:
+    """Two palettes of three classes each, as in a novel split, and two classes of any other, the same for a group."""
+    rng = np.random.default_rng([seed, index // GROUP, 4])
+    groups = _by_palette()
+    pairs = [rng.choice(groups[palette], 3, replace=False) for palette in rng.choice(len(groups), 2, replace=False)]
+    ids = np.concatenate([*pairs, rng.integers(TRAINING_CLASS_COUNT, size=GROUP_CLASSES - 6)])
+    classes = training_classes()
+    return make_scene([seed, index, 1], [classes[i] for i in ids], config=BASE_SCENES), ids
 
 
-def _novel_scene(seed: int, index: int) -> tuple[Scene, int]:
+def _novel_scene(seed: int, index: int) -> tuple[Scene, np.ndarray]:
     split = index % NOVEL_SPLITS
-    return make_scene([seed, index, 2], _novel(split), _base()), split * len(_novel(split))
+    scene = make_scene([seed, index, 2], _novel(split), training_classes()[:BASE_CLASS_COUNT])
+    return scene, split * len(_novel(split)) + np.arange(len(_novel(split)))
 
 
 def _arrays(
-    folder: Path, count: int, seed: int, scene: Callable[[int, int], tuple[Scene, int]], workers: int
+    folder: Path, count: int, seed: int, scene: Callable[[int, int], tuple[Scene, np.ndarray]], workers: int
 ) -> dict[str, np.ndarray]:
     done = folder / "done.json"
     if not done.exists():
@@ -86,16 +105,18 @@ def _arrays(
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
 
-def _fill(folder: Path, count: int, seed: int, scene: Callable[[int, int], tuple[Scene, int]], start: int) -> None:
+def _fill(
+    folder: Path, count: int, seed: int, scene: Callable[[int, int], tuple[Scene, np.ndarray]], start: int
+) -> None:
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in _ARRAYS}
     for index in range(start, min(start + _CHUNK, count)):
-        made, offset = scene(seed, index)
-        for name, value in scene_arrays(made, offset, np.random.default_rng([seed, index, 3])).items():
+        made, ids = scene(seed, index)
+        for name, value in scene_arrays(made, ids, np.random.default_rng([seed, index, 3])).items():
             arrays[name][index] = value
 
 
-def scene_arrays(scene: Scene, label_offset: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One entry of each array of `training_arrays`."""
+def scene_arrays(scene: Scene, ids: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One entry of each array of `training_arrays`. ids: number of each class of the scene, by its label."""
     height, width = scene.image.shape[:2]
     image = Image.fromarray(scene.image)
     count = min(len(scene.labels), MAX_OBJECTS)
@@ -105,7 +126,7 @@ def scene_arrays(scene: Scene, label_offset: int, rng: np.random.Generator) -> d
     rows = ((np.arange(SCENE_SIDE) + 0.5) * height / SCENE_SIDE).astype(int)
     columns = ((np.arange(SCENE_SIDE) + 0.5) * width / SCENE_SIDE).astype(int)
     labels = np.full(MAX_OBJECTS, -1, np.int16)
-    labels[:count] = np.where(scene.labels[:count] < 0, -1, scene.labels[:count] + label_offset)
+    labels[:count] = np.where(scene.labels[:count] < 0, -1, ids[scene.labels[:count]])
     entry = {
         "images": np.asarray(image.resize((SCENE_SIDE, SCENE_SIDE), Image.Resampling.BICUBIC)),
         "instances": owner[np.ix_(rows, columns)],

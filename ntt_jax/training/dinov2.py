@@ -1,12 +1,15 @@
 """Training of the small DINOv2: patch features whose mask average tells classes, also classes never seen.
 
-A dense contrastive objective: cosine softmax over one learnt proxy per base class and one for the background, on
-mask-averaged features (what the method's memory and matching use) and, at half weight, on single patches. Batches mix
-whole scenes, as targets are, with crops, as references are. Every order of an object's colour channels counts as a
-class of its own, which makes six classes of one.
+The objective is the method's own metric, in episodes. A group of scenes has the same eight classes, two palettes of
+three and two others, as a novel split has two palettes of three. Prototypes of its classes are means of mask-averaged
+features over the other scenes and over crops, made as the method crops references; every object, and at half weight
+every patch, is to be nearest to its own class's prototype by a cosine softmax. Thousands of classes pass by, each in
+few scenes and, recoloured, never in the same colours twice, so that none can be learnt by heart.
+
+Beside that, linear classifiers of an object's outline and texture: what novel classes are combinations of.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,50 +20,90 @@ from jax import Array
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.dinov2 import DinoVisionTransformer
-from ntt_jax.scenes.classes import BASE_CLASS_COUNT, NOVEL_CLASSES_PER_SPLIT, NOVEL_SPLITS
-from ntt_jax.training.augment import PERMUTATIONS, normalise, normalised, permute_channels, turn
-from ntt_jax.training.data import CROP_SIDE, GRID, MAX_OBJECTS, SCENE_SIDE
+from ntt_jax.scenes.classes import NOVEL_CLASSES_PER_SPLIT, NOVEL_SPLITS, OUTLINES, TEXTURES, ObjectClass
+from ntt_jax.training.augment import colour_maps, normalise, normalised, recolour, turn
+from ntt_jax.training.data import CROP_SIDE, GRID, GROUP, GROUP_CLASSES, MAX_OBJECTS, SCENE_SIDE
 
 SMALL_DINOV2 = DinoV2Config(
     name="dinov2_ntt_small", embed_dim=128, depth=6, num_heads=4, image_size=CROP_SIDE, input_size=CROP_SIDE
 )
 
 _TEMPERATURE = 0.1
-_BACKGROUND = BASE_CLASS_COUNT * len(PERMUTATIONS)
+# Of a group's six scenes, and of their crops, in one step.
+_SCENES, _CROPS = 4, 4
+_TOKENS = 48
 
 
-def initialise(seed: int) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
-    """A new model, split: its graph, `{"model": parameters, "head": proxies}`, and what is not trained (nothing)."""
-    graph, parameters, rest = nnx.split(DinoVisionTransformer(SMALL_DINOV2, rngs=nnx.Rngs(seed)), nnx.Param, ...)
-    # Only directions count. Short vectors turn fast: of unit deviation, thousands of steps go into turning them.
-    proxies = 0.03 * jax.random.normal(jax.random.key(seed + 1), (_BACKGROUND + 1, SMALL_DINOV2.embed_dim))
-    return graph, {"model": parameters, "head": proxies}, rest
+def new_model(seed: int) -> DinoVisionTransformer:
+    """A model to train, with random weights."""
+    return DinoVisionTransformer(SMALL_DINOV2, rngs=nnx.Rngs(seed))
+
+
+def initialise(
+    model: DinoVisionTransformer, seed: int, frozen_blocks: int = 0
+) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
+    """The model, split: its graph, `{"model": parameters, "head": training-only}`, and what is not trained: nothing, or
+    the first `frozen_blocks` blocks and all before them."""
+
+    def trained(path: tuple[Any, ...], value: Any) -> bool:
+        late = path[1] >= frozen_blocks if path[0] == "blocks" else path[0] == "norm"
+        return isinstance(value, nnx.Param) and (late or not frozen_blocks)
+
+    graph, parameters, rest = nnx.split(model, trained, ...)
+    dim = model.config.embed_dim
+    head = {
+        "background": 0.1 * jax.random.normal(jax.random.key(seed + 1), (dim,)),
+        "outline": jnp.zeros((dim, len(OUTLINES))),
+        "texture": jnp.zeros((dim, len(TEXTURES))),
+    }
+    return graph, {"model": parameters, "head": head}, rest
+
+
+def class_pairs(classes: Sequence[ObjectClass]) -> np.ndarray:
+    """Outline and texture of each class as indices of their families, `[K, 2]` int32."""
+    return np.array([(OUTLINES.index(c.outline), TEXTURES.index(c.texture)) for c in classes], np.int32)
 
 
 def make_loss(graph: nnx.GraphDef, rest: nnx.State, batch: int) -> Callable[..., Any]:
-    """The loss of `ntt_jax.training.loop` on `batch` scenes and as many crops."""
+    """The loss of `ntt_jax.training.loop` on `batch` groups, each four scenes and four crops. Data: the arrays of
+    `training_arrays` and, under "pairs", `class_pairs`."""
 
-    def loss(parameters: Any, data: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(parameters: Any, data: dict[str, Any], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
-        model = nnx.merge(graph, parameters["model"], rest)
+        model, head = nnx.merge(graph, parameters["model"], rest), parameters["head"]
         keys = jax.random.split(key, 9)
-        rows, crop_rows = jax.random.randint(keys[0], (2, batch), 0, data["images"].shape[0])
-        scenes, instances = turn(keys[1], data["images"][rows], data["instances"][rows])
-        crops, crop_masks = turn(keys[2], data["crops"][crop_rows], data["crop_grids"][crop_rows])
-        scenes, scene_order = permute_channels(keys[3], scenes)
-        crops, crop_order = permute_channels(keys[4], crops)
-        scenes, crops = normalised(keys[5], scenes, 0.08), normalised(keys[6], crops, 0.08)
-        features = model(jnp.concatenate([scene_input(scenes), crops]))  # [2B, 16, 16, C]
+        first = GROUP * jax.random.randint(keys[0], (batch, 1), 0, len(data["images"]) // GROUP)
+        order = jax.vmap(lambda one: jax.random.permutation(one, GROUP))(jax.random.split(keys[1], 2 * batch))
+        rows = (first + order[:batch, :_SCENES]).reshape(-1)
+        crop_rows = (first + order[batch:, :_CROPS]).reshape(-1)
+        scenes, instances = turn(keys[2], data["images"][rows], data["instances"][rows])
+        crops, crop_masks = turn(keys[3], data["crops"][crop_rows], data["crop_grids"][crop_rows])
+        # Colours belong to a class: a group changes as one.
+        maps = colour_maps(keys[4], batch)
+        scenes = normalised(keys[5], recolour(scenes, jnp.repeat(maps, _SCENES, axis=0)), 0.08)
+        crops = normalised(keys[6], recolour(crops, jnp.repeat(maps, _CROPS, axis=0)), 0.08)
+        features = model(jnp.concatenate([scene_input(scenes), crops]))  # [G (S + C), 16, 16, D]
 
-        cover = patch_cover(instances)  # [B, 16, 16, M + 1]
-        crop_cover = jnp.stack([1 - crop_masks, crop_masks], axis=-1)  # [B, 16, 16, 2]
-        scene_labels = _class_of(data["labels"][rows], scene_order[:, None])
-        crop_labels = _class_of(data["crop_labels"][crop_rows], crop_order)[:, None]
-        # Background of crops may hold other objects: only scenes teach what background is.
-        scene_part = _part_loss(keys[7], features[:batch], cover, scene_labels, parameters["head"], True)
-        crop_part = _part_loss(keys[8], features[batch:], crop_cover, crop_labels, parameters["head"], False)
-        pooled, accuracy, tokens = (0.5 * (a + b) for a, b in zip(scene_part, crop_part, strict=True))
-        return pooled + 0.5 * tokens, {"pooled_loss": pooled, "token_loss": tokens, "base_accuracy": accuracy}
+        cover = patch_cover(instances)  # [G S, 16, 16, M + 1]
+        crop_cover = jnp.stack([1 - crop_masks, crop_masks], axis=-1)
+        crop_cover = jnp.pad(crop_cover, ((0, 0), (0, 0), (0, 0), (0, MAX_OBJECTS - 1)))
+        labels = data["labels"][rows].astype(jnp.int32)
+        crop_labels = data["crop_labels"][crop_rows].astype(jnp.int32)[:, None]
+        crop_labels = jnp.pad(crop_labels, ((0, 0), (0, MAX_OBJECTS - 1)), constant_values=-1)
+
+        def grouped(ours: Array, theirs: Array) -> Array:  # -> [G, S + C, ...]
+            parts = [x.reshape(batch, -1, *x.shape[1:]) for x in (ours, theirs)]
+            return jnp.concatenate(parts, axis=1)
+
+        count = batch * _SCENES
+        return episode_loss(
+            keys[7],
+            head,
+            data["pairs"],
+            grouped(features[:count], features[count:]).reshape(batch, _SCENES + _CROPS, GRID * GRID, -1),
+            grouped(cover, crop_cover).reshape(batch, _SCENES + _CROPS, GRID * GRID, -1),
+            grouped(labels, crop_labels),
+        )
 
     return loss
 
@@ -79,51 +122,91 @@ def patch_cover(instances: Array) -> Array:
     return jnp.stack([jnp.mean(blocks == i, axis=(2, 4), dtype=jnp.float32) for i in ids], axis=-1)
 
 
-def _class_of(labels: Array, order: Array) -> Array:
-    labels = labels.astype(jnp.int32)
-    return jnp.where(labels < 0, -1, labels * len(PERMUTATIONS) + order)
+def episode_loss(
+    key: Array, head: Any, pairs: Array, features: Array, cover: Array, labels: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Loss and metrics of G groups of B images with N patches each, the first `_SCENES` of them scenes.
 
+    pairs: `class_pairs`. features: `[G, B, N, D]`. cover: `[G, B, N, M + 1]`, part of each patch that background and
+    each object cover. labels: `[G, B, M]`, classes of the objects, -1 for none.
+    """
+    groups, images = labels.shape[:2]
+    area = jnp.sum(cover, axis=2)  # [G, B, M + 1]
+    pooled = jnp.einsum("gbnm,gbnd->gbmd", cover, features) / jnp.maximum(area, 1e-3)[..., None]
+    present = (labels >= 0) & (area[..., 1:] > 1.0)
+    labels = jnp.where(present, labels, -1)
 
-def _part_loss(
-    key: Array, features: Array, cover: Array, labels: Array, proxies: Array, with_background: bool
-) -> tuple[Array, Array, Array]:
-    """features `[B, 16, 16, C]`, cover `[B, 16, 16, M + 1]`, labels `[B, M]` -> pooled loss, accuracy, token loss."""
-    b = features.shape[0]
-    classes = jnp.concatenate([jnp.full((b, 1), _BACKGROUND if with_background else -1), labels], axis=1)  # [B, M + 1]
-    flat, weight = features.reshape(b, GRID * GRID, -1), cover.reshape(b, GRID * GRID, -1)
-    area = jnp.sum(weight, axis=1)  # [B, M + 1]
-    pooled = jnp.einsum("bnm,bnc->bmc", weight, flat) / jnp.maximum(area, 1e-3)[..., None]
-    valid = (classes >= 0) & (area > 1.0)
-    pooled_loss, right = _cosine_softmax(pooled, classes, valid, proxies)
-    # A patch counts for the object that covers most of it, if that is more than 60 %.
-    owner = jnp.argmax(weight, axis=-1)  # [B, N]
-    token_classes = jnp.take_along_axis(classes, owner, axis=1)
-    clear = (jnp.max(weight, axis=-1) > 0.6) & (token_classes >= 0)
+    # The group's classes, -1 among them for objects that are none.
+    classes = jax.vmap(lambda some: jnp.unique(some, size=GROUP_CLASSES + 1, fill_value=-1))(labels)  # [G, K]
+    member = (labels[..., None] == classes[:, None, None]) & present[..., None]  # [G, B, M, K]
+    sums = jnp.einsum("gbmk,gbmd->gbkd", member.astype(jnp.float32), pooled[:, :, 1:])
+    # An image is not its own reference.
+    others = jnp.sum(sums, axis=1, keepdims=True) - sums  # [G, B, K, D]
+    counts = jnp.sum(member, axis=2)
+    known = jnp.sum(counts, axis=1, keepdims=True) - counts > 0  # [G, B, K]
+    whole, whole_known = jnp.sum(sums, axis=1), jnp.any(counts > 0, axis=1)  # [G, K, D], [G, K]
+
+    def losses(vectors: Array, kind: Array, background: Array, share: Array) -> tuple[Array, Array]:
+        """Mean cross-entropy of `[G, B, Q, D]` and how many are right; kind `[G, B, Q, K]`, which class each has, or
+        background `[G, B, Q]`; share: weights `[G, B, Q]`."""
+        unit = _unit(vectors)
+        near = jnp.einsum("gbqd,gbkd->gbqk", unit, _unit(others))
+        far = jnp.einsum("gbqd,hkd->gbqhk", unit, _unit(whole))  # classes of the other groups
+        elsewhere = ~jnp.eye(groups, dtype=bool)[:, :, None] & whole_known[None]
+        far = jnp.where(elsewhere[:, None, None], far, -jnp.inf).reshape(*near.shape[:3], -1)
+        empty = jnp.einsum("gbqd,d->gbq", unit, _unit(head["background"]))[..., None]
+        logits = jnp.concatenate([jnp.where(known[:, :, None], near, -jnp.inf), empty, far], axis=-1) / _TEMPERATURE
+        wanted = jnp.concatenate([kind & known[:, :, None], background[..., None]], axis=-1)
+        wanted = jnp.pad(wanted, ((0, 0), (0, 0), (0, 0), (0, far.shape[-1])))
+        weight = share * jnp.any(wanted, axis=-1)
+        own = jnp.sum(jnp.where(wanted, logits, 0.0), axis=-1)
+        entropy = jax.nn.logsumexp(logits, axis=-1) - own
+        total = jnp.maximum(jnp.sum(weight), 1e-6)
+        right = own >= jnp.max(logits, axis=-1)
+        return jnp.sum(entropy * weight) / total, jnp.sum(right * weight) / total
+
+    # Scenes teach what background is; around a crop's object there may be others.
+    scene = (jnp.arange(images) < _SCENES)[None, :, None]
+    everywhere = jnp.ones((groups, images, 1), bool)
+    object_loss, accuracy = losses(pooled[:, :, 1:], member, jnp.zeros_like(present), present.astype(jnp.float32))
+    empty_loss, _ = losses(
+        pooled[:, :, :1], jnp.zeros_like(member[:, :, :1]), everywhere, scene * jnp.ones((groups, images, 1))
+    )
+
+    # A patch counts for the object that covers most of it, if that is more than 60 %. Few are enough: drawn anew.
+    drawn = jax.random.randint(key, (groups, images, _TOKENS), 0, features.shape[2])[..., None]
+    tokens, parts = (jnp.take_along_axis(x, drawn, axis=2) for x in (features, cover))
+    owner = jnp.argmax(parts, axis=-1)  # [G, B, T]
+    clear = (jnp.max(parts, axis=-1) > 0.6) & ((owner > 0) | scene)
+    kinds = jnp.pad(member, ((0, 0), (0, 0), (1, 0), (0, 0)))
+    kinds = jnp.take_along_axis(kinds, owner[..., None], axis=2)
     # As much weight to all background patches together as to all others.
     empty = owner == 0
     share = clear * jnp.where(
-        empty, 1 / jnp.maximum(1, jnp.sum(clear & empty)), 1 / jnp.maximum(1, jnp.sum(clear & ~empty))
+        empty, 0.5 / jnp.maximum(1, jnp.sum(clear & empty)), 0.5 / jnp.maximum(1, jnp.sum(clear & ~empty))
     )
-    # A quarter of the patches, drawn anew each step, is enough and keeps the table of all proxies small.
-    drawn = jax.random.randint(key, (b, GRID * GRID // 4), 0, GRID * GRID)
-    token_loss, _ = _cosine_softmax(
-        jnp.take_along_axis(flat, drawn[..., None], axis=1),
-        jnp.take_along_axis(token_classes, drawn, axis=1),
-        jnp.take_along_axis(share, drawn, axis=1),
-        proxies,
-    )
-    return pooled_loss, right, token_loss
+    token_loss, _ = losses(tokens, kinds, empty, share)
+
+    families = pairs[jnp.maximum(labels, 0)]  # [G, B, M, 2]
+    family_loss, family_right = jnp.zeros(()), []
+    for index, name in enumerate(("outline", "texture")):
+        scores = jax.nn.log_softmax(pooled[:, :, 1:] @ head[name])
+        own = jnp.take_along_axis(scores, families[..., index, None], axis=-1)[..., 0]
+        family_loss += -jnp.mean(own, where=present)
+        family_right.append(jnp.mean(own >= jnp.max(scores, axis=-1), where=present))
+    metrics = {
+        "object_loss": object_loss,
+        "token_loss": token_loss,
+        "family_loss": family_loss,
+        "episode_accuracy": accuracy,
+        "outline_accuracy": family_right[0],
+        "texture_accuracy": family_right[1],
+    }
+    return object_loss + 0.2 * empty_loss + 0.5 * token_loss + 0.3 * family_loss, metrics
 
 
-def _cosine_softmax(vectors: Array, classes: Array, weight: Array, proxies: Array) -> tuple[Array, Array]:
-    unit = vectors / jnp.sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True) + 1e-6)
-    proxies = proxies / jnp.sqrt(jnp.sum(proxies * proxies, axis=-1, keepdims=True) + 1e-6)
-    logits = jnp.einsum("bnc,kc->bnk", unit, proxies) / _TEMPERATURE
-    wanted = jnp.maximum(classes, 0)
-    entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-    total = jnp.maximum(jnp.sum(weight), 1e-6)
-    right = jnp.sum((jnp.argmax(logits, axis=-1) == wanted) * weight) / total
-    return jnp.sum(entropy * weight) / total, right
+def _unit(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def make_evaluation(graph: nnx.GraphDef, rest: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:

@@ -35,8 +35,8 @@ _UNKNOWN_STEPS = 2**30
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """steps: in all, or 0 for as many as fit into `minutes`. learning_rate: its peak, after `warmup` steps; then a
-    cosine to zero. average: decay of the weight average. steps_per_call: steps in one dispatch. save_seconds: time
-    between checkpoints, each with an evaluation."""
+    cosine to zero. head_rate: what it is multiplied by for the "head", which starts anew. average: decay of the weight
+    average. steps_per_call: steps in one dispatch. save_seconds: time between checkpoints, each with an evaluation."""
 
     learning_rate: float
     steps: int = 0
@@ -45,6 +45,7 @@ class Schedule:
     weight_decay: float = 0.02
     clip: float = 1.0
     average: float = 0.999
+    head_rate: float = 1.0
     steps_per_call: int = 50
     save_seconds: float = 60.0
 
@@ -64,7 +65,8 @@ def train(
     """Train and return the averaged parameters.
 
     Args:
-      parameters: pytree of arrays to start from. loss: see `LossFunction`. data: device arrays, handed to `loss`.
+      parameters: pytrees of arrays to start from, "model" and "head" (what only training needs). loss: see
+        `LossFunction`. data: device arrays, handed to `loss`.
       out: gets `log.jsonl`, `curves.png` and `weights.npz` (float16, the part that `export` returns), renewed at every
         checkpoint. checkpoints: folder of orbax checkpoints; a run found there goes on.
       evaluate: metrics of averaged parameters, logged at every checkpoint.
@@ -81,6 +83,8 @@ def train(
     manager = ocp.CheckpointManager(checkpoints.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1))
     if manager.latest_step() is not None:
         state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+        if schedule.steps:
+            state["steps"] = steps  # the number may be changed between two starts; the schedule follows it
         print(f"going on from step {int(state['step'])} of {checkpoints}", flush=True)
 
     def one_step(data: Any, state: dict[str, Any], _: None) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -91,7 +95,10 @@ def train(
         updates, moments = optimiser.update(gradient, state["optimiser"], state["parameters"])
         rate = schedule.learning_rate * jnp.minimum(1.0, (step + 1) / schedule.warmup)
         rate = rate * 0.5 * (1 + jnp.cos(math.pi * progress))
-        new = jax.tree.map(lambda p, u: p - rate * u, state["parameters"], updates)
+        rates = {"model": rate, "head": rate * schedule.head_rate}
+        new = {
+            name: optax.tree.add_scale(part, -rates[name], updates[name]) for name, part in state["parameters"].items()
+        }
         decay = jnp.minimum(schedule.average, (step + 1) / (step + 10))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["average"], new)
         metrics = metrics | {"loss": value, "gradient_norm": optax.tree.norm(gradient)}

@@ -4,6 +4,8 @@ Losses, and why each is there:
 - binary cross-entropy on soft 64 x 64 targets and dice, the best of the three masks and (later) their mean. Plain, they
   get stuck in predicting background; for the first 40 % foreground and background weigh the same;
 - for the first 60 %, a pixel embedding on the image features: pixels of one object close, of two objects apart;
+- in the cross-entropy, cells beyond the object's box weigh more (a single stray cell there is a wrong box), and so do
+  those of any object, on both sides of where two touch;
 - predicted IoU of all four masks against the true one (L1). Points on the background have a true IoU of 0;
 - the object score: is there an object under the prompt?
 """
@@ -40,11 +42,24 @@ _EMBEDDING_DIM = 32
 _EMBEDDING_ENDS = 0.6
 _EMBEDDING_PIXELS = 96
 _MASK_SIDE = SMALL_SAM2.mask_size
+# Added to a cell's weight of 1.
+_OUTSIDE_BOX = 4.0
+_ANY_OBJECT = 1.0
 
 
-def initialise(seed: int) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
-    """A new model, split: its graph, `{"model": parameters, "head": training-only}`, and its fixed buffers."""
-    graph, parameters, buffers = nnx.split(Sam2(SMALL_SAM2, rngs=nnx.Rngs(seed)), nnx.Param, ...)
+def new_model(seed: int) -> Sam2:
+    """A model to train, with random weights."""
+    return Sam2(SMALL_SAM2, rngs=nnx.Rngs(seed))
+
+
+def initialise(model: Sam2, seed: int, frozen_trunk: bool = False) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
+    """The model, split: its graph, `{"model": parameters, "head": training-only}`, and what is not trained: fixed
+    buffers, and the image encoder's trunk if `frozen_trunk`."""
+
+    def trained(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and not (frozen_trunk and "trunk" in path)
+
+    graph, parameters, buffers = nnx.split(model, trained, ...)
     d = SMALL_SAM2.d_model
     width = d + d // 4 + d // 8
     head = 0.02 * jax.random.normal(jax.random.key(seed + 1), (width, _EMBEDDING_DIM))
@@ -75,7 +90,7 @@ def make_loss(
         prompts, labels = _some_boxes(keys[5], where, owner, instances)
         masks, given = _some_masks(keys[6], target, owner)
         logits, ious, scores = _decode(model, features, prompts, labels, masks, given)
-        total, metrics = _prompt_losses(logits, ious, scores, target, owner, progress)
+        total, metrics = _prompt_losses(logits, ious, scores, target, 1 - soft[..., 0], owner, progress)
         if start < _EMBEDDING_ENDS:
             pull = _embedding_loss(keys[7], parameters["head"], features, instances, soft)
             total = total + jnp.maximum(0.0, 1 - progress / _EMBEDDING_ENDS) * pull
@@ -191,8 +206,10 @@ def _some_masks(key: Array, target: Array, owner: Array) -> tuple[Array, Array]:
 
 
 def _prompt_losses(
-    logits: Array, ious: Array, scores: Array, target: Array, owner: Array, progress: Array
+    logits: Array, ious: Array, scores: Array, target: Array, objects: Array, owner: Array, progress: Array
 ) -> tuple[Array, dict[str, Array]]:
+    """Total loss and metrics. target `[B, P, 64, 64]`, objects `[B, 64, 64]`: part of every cell that the prompt's
+    object and that all objects cover."""
     real = (owner > 0).astype(jnp.float32)  # [B, P]
     count = jnp.maximum(1.0, jnp.sum(real))
     wanted = target[:, :, None]
@@ -200,7 +217,8 @@ def _prompt_losses(
     covered = jnp.clip(jnp.mean(wanted, axis=(3, 4), keepdims=True), 1e-3, 1 - 1e-3)
     even = 0.5 * (wanted / covered + (1 - wanted) / (1 - covered))
     balance = jnp.maximum(0.0, 1 - progress / 0.4)
-    cross_entropy = jnp.mean(entropy * (1 + balance * (even - 1)), axis=(3, 4))  # [B, P, 4]
+    extra = _OUTSIDE_BOX * outside_box(target) + _ANY_OBJECT * objects[:, None]  # [B, P, 64, 64]
+    cross_entropy = jnp.mean(entropy * (1 + balance * (even - 1) + extra[:, :, None]), axis=(3, 4))  # [B, P, 4]
     probability = jax.nn.sigmoid(logits)
     overlap = jnp.sum(probability * wanted, axis=(3, 4))
     dice = 1 - (2 * overlap + 1) / (jnp.sum(probability, axis=(3, 4)) + jnp.sum(wanted, axis=(3, 4)) + 1)
@@ -224,6 +242,21 @@ def _prompt_losses(
         "chosen_iou": over_objects(chosen),
     }
     return masks + iou_loss + 0.1 * object_loss, metrics
+
+
+def outside_box(target: Array) -> Array:
+    """1 where a cell lies beyond the box of all cells that `target` `[..., h, w]` covers and the cells next to it."""
+
+    def between(hit: Array) -> Array:  # from the first to the last hit
+        return jax.lax.cummax(hit, axis=hit.ndim - 1) * jax.lax.cummax(hit, axis=hit.ndim - 1, reverse=True)
+
+    def widened(hit: Array) -> Array:
+        padded = jnp.pad(hit, ((0, 0),) * (hit.ndim - 1) + ((1, 1),))
+        return jnp.maximum(hit, jnp.maximum(padded[..., 2:], padded[..., :-2]))
+
+    covered = (target > 0).astype(jnp.float32)
+    rows, columns = (widened(between(jnp.max(covered, axis=axis))) for axis in (-1, -2))
+    return 1 - rows[..., :, None] * columns[..., None, :]
 
 
 def true_ious(logits: Array, target: Array) -> Array:
@@ -255,7 +288,8 @@ def _embedding_loss(key: Array, head: Array, features: ImageFeatures, instances:
 
 def make_evaluation(graph: nnx.GraphDef, buffers: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
     """Quality on scenes of classes not trained on: mean IoU of the best of three masks and of the chosen one (16 points
-    on objects per scene), predicted IoU on the background, and how far the prediction is off."""
+    on objects per scene), IoU of the chosen one's box, predicted IoU on the background, and how far the prediction is
+    off."""
     images, instances = jnp.asarray(arrays["images"]), jnp.asarray(arrays["instances"])
 
     @jax.jit
@@ -267,11 +301,16 @@ def make_evaluation(graph: nnx.GraphDef, buffers: nnx.State, arrays: dict[str, n
         features = model.encode_image(normalise(images.astype(jnp.float32) / 255))
         logits, ious, _ = _decode(model, features, *_single_points(points))
         ious, true = ious[..., 1:], true_ious(logits, target)[..., 1:] * (owner > 0)[..., None]
-        chosen = jnp.take_along_axis(true, jnp.argmax(ious, axis=-1)[..., None], axis=-1)[..., 0]
+        best = jnp.argmax(ious, axis=-1)[..., None]
+        chosen = jnp.take_along_axis(true, best, axis=-1)[..., 0]
+        mask = jnp.take_along_axis(logits[:, :, 1:] > 0, best[..., None, None], axis=2)[:, :, 0]
+        box, wanted = outside_box(mask) == 0, outside_box(target > 0.5) == 0
+        box_iou = jnp.sum(box & wanted, axis=(2, 3)) / jnp.maximum(1, jnp.sum(box | wanted, axis=(2, 3)))
         real = owner > 0
         return {
             "novel_best_iou": jnp.mean(jnp.max(true, axis=-1), where=real),
             "novel_chosen_iou": jnp.mean(chosen, where=real),
+            "novel_box_iou": jnp.mean(box_iou, where=real),
             "novel_above_75": jnp.mean(chosen > 0.75, where=real),
             "novel_above_90": jnp.mean(chosen > 0.9, where=real),
             "background_above_40": jnp.mean(jnp.max(ious, axis=-1) > 0.4, where=~real),
