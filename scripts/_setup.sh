@@ -52,7 +52,7 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
   case $kind in
     demo) "${pip[@]}" -e '.[torch]' "torch==$TORCH_VERSION" || return 1 ;;
     test)
-      "${pip[@]}" -e '.[torch,test,bench]' "torch==$TORCH_VERSION" 'setuptools>=77' wheel || return 1
+      "${pip[@]}" -e '.[torch,test,bench,docs]' "torch==$TORCH_VERSION" 'setuptools>=77' wheel || return 1
       # The oracles pin versions that cannot be met together, and their builds look for the torch of this environment.
       SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation sam2==1.1.0 dinov2==0.0.1.dev2 lvis==0.5.3 || return 1
       echo "$key" >"$venv/.ntt-setup-demo"
