@@ -4,10 +4,12 @@ python scripts/api_reference.py --out out/api
 """
 
 import argparse
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import pdoc
+import pdoc  # pyright: ignore[reportMissingImports]  # the tests do without it
 
 import ntt_jax
 import weight_port
@@ -18,6 +20,12 @@ def write_reference(folder: Path) -> None:
     for package in (ntt_jax, weight_port):
         # Both import their names on first use, and pdoc looks without using them.
         vars(package).update({name: getattr(package, name) for name in package.__all__})
+        walked = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        for inner in [package, *(importlib.import_module(m.name) for m in walked if m.ispkg)]:
+            # Where there is an __all__, pdoc leaves out the modules that it does not name.
+            if hasattr(inner, "__all__"):
+                modules = {module.name for module in pkgutil.iter_modules(inner.__path__)} - {"__main__"}
+                vars(inner)["__all__"] = [*inner.__all__, *sorted(modules - set(inner.__all__))]
     pdoc.pdoc("ntt_jax", "weight_port", output_directory=folder)
 
 
