@@ -35,10 +35,10 @@ def load_models(folder: Path, trained: dict[str, Path | None], untrained: list[s
     sam2_path, dinov2_path = convert_checkpoints(folder)
     models: dict[str, Any] = {"sam2": load_sam2(sam2_path), "dinov2": load_dinov2(dinov2_path)}
     for name, source in trained.items():
-        config = models[name].config
+        config: Any = models[name].config
         if source is not None:
             config = from_dict(json.loads((source / "config.json").read_text()))
-        new = (Sam2 if name == "sam2" else DinoVisionTransformer)(config, rngs=nnx.Rngs(0))
+        new: Any = (Sam2 if name == "sam2" else DinoVisionTransformer)(config, rngs=nnx.Rngs(0))
         if name in untrained:
             models[name] = new
         elif source is not None:
@@ -59,10 +59,8 @@ def measure(
     prototypes = stack_prototypes(list(sets.values()), distinct, memory)
     predictor = ManyPredictor(sam2, dinov2, prototypes, SMALL_DETECT, batch_size=4, canvas=640)
     ids = sorted(benchmark.targets.images)
-    found = [
-        dataclasses.replace(one, image_id=image_id)
-        for image_id, one in zip(ids, predictor(benchmark.target_images()), strict=True)
-    ]
+    shared: Any = predictor(benchmark.target_images())
+    found: Any = [dataclasses.replace(one, image_id=i) for i, one in zip(ids, shared, strict=True)]
     truth = prepare_ground_truth(benchmark.targets, select_classes(benchmark.targets, "all"))
     metrics = dict(zip(sets, evaluate_shared(truth, lambda: found, len(sets)), strict=True))
     return {

@@ -62,7 +62,7 @@ def main() -> None:
 
     print(f"devices: {jax.devices()}", flush=True)
     training = sam2 if args.model == "sam2" else dinov2
-    model = training.new_model(args.seed)
+    model: Any = training.new_model(args.seed)
     if args.init:
         model = load_weights(args.init, model)
     config = model.config

@@ -47,7 +47,7 @@ def test_crops_are_those_of_the_method(scenes, arrays):
             if label + 100 != arrays["crop_labels"][i] or not data.usable_reference(mask):
                 continue
             rows, columns = np.nonzero(mask)
-            box = (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+            box = (columns.min(), rows.min(), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1)
             crop, soft = reference_crop(scene.image, mask, box, data.CROP_SIDE)
             ours = np.asarray(augment.normalise(jnp.asarray(arrays["crops"][i], jnp.float32)[None] / 255))[0]
             if np.abs(ours - crop).mean() < 0.05:

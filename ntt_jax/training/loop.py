@@ -84,7 +84,7 @@ def train(
     if manager.latest_step() is not None:
         state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
         if schedule.steps:
-            state["steps"] = steps  # the number may be changed between two starts; the schedule follows it
+            state = {**state, "steps": steps}  # may be changed between two starts; the schedule follows it
         print(f"going on from step {int(state['step'])} of {checkpoints}", flush=True)
 
     def one_step(data: Any, state: dict[str, Any], _: None) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -95,9 +95,10 @@ def train(
         updates, moments = optimiser.update(gradient, state["optimiser"], state["parameters"])
         rate = schedule.learning_rate * jnp.minimum(1.0, (step + 1) / schedule.warmup)
         rate = rate * 0.5 * (1 + jnp.cos(math.pi * progress))
+        changes: Any = updates
         rates = {"model": rate, "head": rate * schedule.head_rate}
         new = {
-            name: optax.tree.add_scale(part, -rates[name], updates[name]) for name, part in state["parameters"].items()
+            name: optax.tree.add_scale(part, -rates[name], changes[name]) for name, part in state["parameters"].items()
         }
         decay = jnp.minimum(schedule.average, (step + 1) / (step + 10))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state["average"], new)
