@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ntt_jax.class_lists import CLASS_LISTS
+from ntt_jax.datasets.class_lists import CLASS_LISTS
+from ntt_jax.datasets.federated import FederatedLists, federated_lists
 from ntt_jax.errors import InputError
-from ntt_jax.federated import FederatedLists, federated_lists
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
 from ntt_jax.images import MAX_PIXELS
 from ntt_jax.rle import Rle, check_polygons, check_rle_size, decode_rle, encode_masks, segmentation_to_rle

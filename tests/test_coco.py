@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntt_jax import evaluation, sampling
-from ntt_jax.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.coco import CocoDataset, load_coco, parse_coco, select_classes
+from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.errors import InputError
 
 

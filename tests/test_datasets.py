@@ -12,10 +12,10 @@ from PIL import Image
 from random_detections import lvis_content
 from voc_files import write_image, write_list
 
-from ntt_jax.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.cli import main, models
 from ntt_jax.coco import select_classes
 from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.memory import memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, save_memory
 from ntt_jax.pipeline import HostDetections

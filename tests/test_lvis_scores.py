@@ -12,7 +12,7 @@ from random_detections import lvis_content, parse, random_detections
 from ntt_jax.coco import CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.lvis_scores import DETECTIONS_PER_IMAGE
+from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
 from ntt_jax.results import ImageDetections, coco_results
 
 AREAS = {"all": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}

@@ -12,8 +12,8 @@ from voc_files import write_voc
 from ntt_jax.cli import main
 from ntt_jax.coco import parse_coco, select_classes
 from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.reference_lists import read_reference_lists
 from ntt_jax.errors import InputError
-from ntt_jax.reference_lists import read_reference_lists
 from ntt_jax.sampling import Reference, ReferenceSet, check_references, load_references
 
 

@@ -13,11 +13,11 @@ from coco_files import check_message, document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntt_jax import upstream_references
 from ntt_jax.coco import parse_coco
 from ntt_jax.errors import InputError
 from ntt_jax.sampling import Reference, check_references
-from ntt_jax.upstream_references import import_upstream_references, parse_upstream_references
+from ntt_jax.upstream import references as upstream_references
+from ntt_jax.upstream.references import import_upstream_references, parse_upstream_references
 
 DATASET = parse_coco(json.dumps(document()).encode(), "folder/x.json")
 CONTENT = {

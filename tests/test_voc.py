@@ -10,13 +10,13 @@ from coco_files import check_message
 from PIL import Image
 from voc_files import write_image, write_list, write_voc
 
-from ntt_jax.class_lists import CLASS_LISTS, VOC_CLASSES
 from ntt_jax.coco import select_classes
 from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.class_lists import CLASS_LISTS, VOC_CLASSES
+from ntt_jax.datasets.voc import image_lists, load_voc
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.sampling import check_references, sample_references
-from ntt_jax.voc import image_lists, load_voc
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from random_detections import parse, random_content, random_detections
 
-from ntt_jax.class_lists import VOC_CLASSES
 from ntt_jax.coco import CocoDataset, make_dataset, select_classes
+from ntt_jax.datasets.class_lists import VOC_CLASSES
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.results import ImageDetections
 from ntt_jax.rle import decode_rle

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.coco import select_classes
     from ntt_jax.datasets import load_dataset
     from ntt_jax.memory_file import MemoryBank, load_memory, save_memory
-    from ntt_jax.upstream_memory import compare_memories, convert_upstream_memory, read_upstream_memory
+    from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
     from weight_port.files import sha256
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)

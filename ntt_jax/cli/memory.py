@@ -67,7 +67,7 @@ def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
     """Read a reference file, ours or upstream's pickle (recognised by its first byte or its name)."""
     from ntt_jax.files import read_bytes
     from ntt_jax.sampling import MAX_REFERENCE_BYTES, parse_references
-    from ntt_jax.upstream_references import parse_upstream_references
+    from ntt_jax.upstream.references import parse_upstream_references
 
     data = read_bytes(path, max_bytes=MAX_REFERENCE_BYTES, what="reference file")
     if data.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):

@@ -253,7 +253,7 @@ def check_annotations(path: Path, option: str) -> None:
     if "+" not in str(path):  # a mistyped path is answered before anything large is imported
         check_file(path, option)
         return
-    from ntt_jax.voc import image_lists
+    from ntt_jax.datasets.voc import image_lists
 
     for file in image_lists(path):
         check_file(file, option)

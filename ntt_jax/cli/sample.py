@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     """The references that the options of `add_choice` ask for; classes that are short are named on stderr."""
     from ntt_jax.coco import select_classes
-    from ntt_jax.reference_lists import read_reference_lists
+    from ntt_jax.datasets.reference_lists import read_reference_lists
     from ntt_jax.sampling import sample_references
 
     classes, fewer = select_classes(dataset, args.classes), args.allow_fewer

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_api
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
-from ntt_jax.lvis_scores import DETECTIONS_PER_IMAGE
+from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
 from ntt_jax.results import ImageDetections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

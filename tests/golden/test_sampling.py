@@ -5,7 +5,7 @@ import pathlib
 
 from ntt_jax.coco import load_coco, select_classes
 from ntt_jax.sampling import Reference, check_references, sample_references
-from ntt_jax.upstream_references import import_upstream_references
+from ntt_jax.upstream.references import import_upstream_references
 
 
 def test_equals_upstream(golden: pathlib.Path, coco_open: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ntt_jax.config import DinoV2Config
-from ntt_jax.upstream_memory import convert_upstream_memory, read_upstream_memory
+from ntt_jax.upstream.memory import convert_upstream_memory, read_upstream_memory
 
 
 @pytest.mark.parametrize("kind", ["frac", "bin"])

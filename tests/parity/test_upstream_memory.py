@@ -14,7 +14,7 @@ from ntt_jax.cli import main
 from ntt_jax.config import DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.memory_file import load_memory
-from ntt_jax.upstream_memory import compare_memories, convert_upstream_memory, read_upstream_memory
+from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
 
 torch = pytest.importorskip("torch")
 ENCODER = DinoV2Config(name="small", embed_dim=6, depth=1, num_heads=1, image_size=28, input_size=28)  # 2 x 2 patches

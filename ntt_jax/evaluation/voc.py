@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntt_jax.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps, precision_recall
+from ntt_jax.evaluation.average_precision import (
+    IOU_THRESHOLDS,
+    Outcomes,
+    defined_mean,
+    envelope,
+    overlaps,
+    precision_recall,
+)
 from ntt_jax.results import ImageDetections
 
 if TYPE_CHECKING:
-    from ntt_jax.evaluation import GroundTruth
+    from ntt_jax.evaluation.coco import GroundTruth
 
 # As every published implementation writes it: 0.3, 0.6 and 0.7 lie one rounding above the fraction they mean.
 _ELEVEN = np.arange(0.0, 1.1, 0.1)
@@ -56,7 +63,7 @@ class VocScorer:
             )
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers by kind, and by class and kind (`evaluation.Scorer`)."""
+        """The numbers by kind, and by class and kind (`protocols.Scorer`)."""
         tables: dict[str, Any] = {}
         rows: list[dict[str, Any]] = [{} for _ in self._positives]
         for kind in self._kinds:

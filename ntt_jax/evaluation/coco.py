@@ -14,12 +14,12 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ntt_jax.class_lists import is_coco20i_fold
 from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset
+from ntt_jax.datasets.class_lists import is_coco20i_fold
+from ntt_jax.datasets.federated import FederatedLists
 from ntt_jax.errors import InputError
-from ntt_jax.federated import FederatedLists
+from ntt_jax.evaluation.protocols import add_semantic, measure
 from ntt_jax.files import show_path
-from ntt_jax.protocols import add_semantic, measure
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import rle_areas
 
@@ -133,8 +133,8 @@ def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDet
     For "segm" the size of a detection, which matters only to APs/m/l, is the area of its mask. (pycocotools' `loadRes`
     takes the box's when a results entry has both; evaluators that rely on it drop the box first, to the same effect.)
 
-    By other rules than COCO's, `"protocol"` names them and the tables hold the numbers of `lvis_scores`, `voc_scores`
-    or, beside COCO's, `semantic`.
+    By other rules than COCO's, `"protocol"` names them and the tables hold the numbers of `lvis`, `voc` or,
+    beside COCO's, `semantic`.
 
     Raises `InputError` if a detection is of an image that is not evaluated, or an image comes twice.
     """

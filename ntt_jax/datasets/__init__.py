@@ -1,11 +1,14 @@
 """One entrance to every annotated data set: what kind it is, its own content says."""
 
-from ntt_jax.coco import MAX_ANNOTATION_BYTES, CocoDataset, parse_coco
+from typing import TYPE_CHECKING
+
 from ntt_jax.files import PathLike, read_bytes
-from ntt_jax.voc import image_lists, load_voc, year_folder
+
+if TYPE_CHECKING:
+    from ntt_jax.coco import CocoDataset
 
 
-def load_dataset(path: PathLike) -> CocoDataset:
+def load_dataset(path: PathLike) -> "CocoDataset":
     """Read annotations of any known kind, checked; the result says by whose rules it is measured (`protocol`).
 
     A JSON file: COCO's instance annotations, or LVIS's (`coco.parse_coco`). A list of image names in VOC's folders, or
@@ -13,6 +16,10 @@ def load_dataset(path: PathLike) -> CocoDataset:
 
     Raises `InputError`: one line with the file and what is wrong with it.
     """
+    # `coco` itself takes class lists from this package.
+    from ntt_jax.coco import MAX_ANNOTATION_BYTES, parse_coco
+    from ntt_jax.datasets.voc import image_lists, load_voc, year_folder
+
     files = image_lists(path)
     if len(files) > 1:
         return load_voc(path)

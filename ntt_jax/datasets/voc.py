@@ -19,8 +19,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ntt_jax.class_lists import VOC_CLASSES
 from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, make_dataset
+from ntt_jax.datasets.class_lists import VOC_CLASSES
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, read_bytes, show_path
 from ntt_jax.images import MAX_PIXELS, SUFFIXES, read_index_image

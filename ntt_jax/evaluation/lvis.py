@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntt_jax.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps
+from ntt_jax.datasets.federated import FREQUENCIES
 from ntt_jax.errors import InputError
-from ntt_jax.federated import FREQUENCIES
+from ntt_jax.evaluation.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import rle_areas
 
 if TYPE_CHECKING:
-    from ntt_jax.evaluation import GroundTruth
+    from ntt_jax.evaluation.coco import GroundTruth
 
 DETECTIONS_PER_IMAGE = 300
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -70,7 +70,7 @@ class LvisScorer:
             )
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers by kind, and by class and kind (`evaluation.Scorer`)."""
+        """The numbers by kind, and by class and kind (`protocols.Scorer`)."""
         frequency = np.array([self._lists.frequency[i] for i in self._category_ids.tolist()])
         tables: dict[str, Any] = {}
         rows: list[dict[str, Any]] = [{"frequency": str(value)} for value in frequency]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.lvis_scores import LvisScorer
+from ntt_jax.evaluation.lvis import LvisScorer
+from ntt_jax.evaluation.semantic import SemanticScorer
+from ntt_jax.evaluation.voc import VocScorer
 from ntt_jax.results import ImageDetections
-from ntt_jax.semantic import SemanticScorer
-from ntt_jax.voc_scores import VocScorer
 
 if TYPE_CHECKING:
-    from ntt_jax.evaluation import GroundTruth
+    from ntt_jax.evaluation.coco import GroundTruth
 
 
 class Scorer(Protocol):
@@ -31,7 +31,7 @@ class Scorer(Protocol):
 
 
 def measure(ground_truth: "GroundTruth", detections: Iterable[ImageDetections]) -> dict[str, Any]:
-    """Metrics by LVIS's or VOC's rules, in the form of `evaluation.evaluate_detections`, without its "note".
+    """Metrics by LVIS's or VOC's rules, in the form of `coco.evaluate_detections`, without its "note".
 
     The detections are taken one image at a time and not kept. Raises `InputError` as `evaluate_detections`.
     """

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntt_jax.average_precision import defined_mean
+from ntt_jax.evaluation.average_precision import defined_mean
 from ntt_jax.results import ImageDetections
 from ntt_jax.rle import decode_rle
 
 if TYPE_CHECKING:
-    from ntt_jax.evaluation import GroundTruth
+    from ntt_jax.evaluation.coco import GroundTruth
 
 SCORE_THRESHOLD = 0.5
 """Of the number that is called mIoU: the default of `ntt-jax segment`."""
@@ -53,7 +53,7 @@ class SemanticScorer:
         self._common += strong @ (pairs[1:, 1:].T * of_class)
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers under "semantic", and each class's IoU (`evaluation.Scorer`). Call once, after the last image."""
+        """The numbers under "semantic", and each class's IoU (`protocols.Scorer`). Call once, after the last image."""
         for image_id, entries in self._truth.items():
             if image_id not in self._seen:  # nothing was detected there
                 truth, known = self._true_classes(image_id, *entries[0]["segmentation"]["size"])
