@@ -14,6 +14,7 @@ from pycocotools.cocoeval import Params
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, assemble_metrics
+from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.results import decimals
 from ntt_jax.rle import rle_areas
 from ntt_jax.shared_detections import SharedDetections
@@ -170,30 +171,8 @@ class _Board:
         memory, mask = rows.memory[kept][place], rows.mask[kept][place]
         crowd = np.array([entry["iscrowd"] for entry in entries], bool)
         ignored = crowd[None] | self._outside(np.array([entry["area"] for entry in entries], np.float64)).T  # [A, G]
-        shape = (self.memories, len(self.thresholds), len(self.ranges), len(entries))
-        taken = np.zeros(shape, bool)  # [M, T, A, G]
-        matched = np.zeros((len(place), *shape[1:3]), bool)  # [n, T, A]
-        to_ignored = np.zeros_like(matched)
-        first = np.concatenate([[True], memory[1:] != memory[:-1]])
-        turn = np.arange(len(place)) - np.maximum.accumulate(np.where(first, np.arange(len(place)), 0))
-        for step in range(turn.max() + 1):
-            now = np.flatnonzero(turn == step)  # at most one detection of each memory
-            iou = overlap[mask[now]]  # [s, G]
-            reached = (iou[:, None] >= self.thresholds[None, :, None])[:, :, None]  # [s, T, 1, G]
-            free = reached & (~taken[memory[now]] | crowd)  # [s, T, A, G]
-            counted = free & ~ignored
-            # Something that counts comes before anything that is ignored.
-            free = np.where(counted.any(axis=-1, keepdims=True), counted, free)
-            # Of equal overlaps the last one.
-            value = np.where(free, iou[:, None, None], -1.0)[..., ::-1]
-            best = len(entries) - 1 - value.argmax(axis=-1)  # [s, T, A]
-            hit = free.any(axis=-1)
-            s, t, a = np.nonzero(hit)
-            g = best[s, t, a]
-            taken[memory[now][s], t, a, g] = True
-            matched[now] = hit
-            to_ignored[now[s], t, a] = ignored[a, g]
-        self.matches.append((self.total + place, matched, to_ignored))
+        found, to_ignored = match_objects(overlap[mask], memory, self.thresholds, crowd, ignored)
+        self.matches.append((self.total + place, found >= 0, to_ignored))
 
     def curves(self) -> tuple[np.ndarray, np.ndarray, Any]:
         """COCOeval's precision `[M, T, R, K, A, D]`, recall `[M, T, K, A, D]`; -1 what no number is made of."""

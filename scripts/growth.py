@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from measured import circumstances
 from PIL import Image
 
 from ntt_jax.builder import ReferenceEncoder
@@ -191,10 +191,7 @@ def main() -> int:
         curves["whole image, by pixels"] = grow_images(sam2, dinov2, image, args.repeats)
     curves = {name: list(with_exponents(rows)) for name, rows in curves.items()}
     report = {
-        "command": " ".join(sys.argv),
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
+        **circumstances(),
         "curves": curves,
     }
     (args.out / "growth.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -8,7 +8,6 @@ Memory and detections are computed twice on made scenes of classes the models ne
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -16,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from measured import add_json_option, circumstances, show
 from pycocotools import mask as coco_mask
 
 from ntt_jax.builder import ReferenceEncoder, build_memory
@@ -50,7 +49,7 @@ def main() -> int:
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=4, help="seeds 0, 1, ...: other scenes, classes and references")
     parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    add_json_option(parser)
     args = parser.parse_args()
 
     overlaps: list[float] = []
@@ -97,9 +96,7 @@ def main() -> int:
                     overlaps.append(overlap)
                     drifts.append(drift)
     report = {
-        "command": " ".join(sys.argv),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        **circumstances(),
         "dtype": args.dtype,
         "detections": len(overlaps),
         "mask_iou": {
@@ -112,9 +109,7 @@ def main() -> int:
         "AP_change": {kind: [round(value, 4) for value in change] for kind, change in changes.items()},
         "AP_change_mean": {kind: statistics.fmean(change) for kind, change in changes.items()},
     }
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    show(report, args.json)
     return 0
 
 

@@ -8,7 +8,6 @@ sizes, which changes neither. Needs the `torch` and `test` extras and a checkout
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -17,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from benchmark import SIZES
+from measured import add_json_option, circumstances, show
 from PIL import Image
 from torch_reference import TorchPass
 
@@ -66,22 +65,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="T+S")
     parser.add_argument("--warm", type=int, default=2, help="starts after the first")
-    parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    add_json_option(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         arguments = [*write_inputs(folder, args.size), f"--compilation-cache={folder / 'cache'}"]
         runs = [start(arguments, folder / f"out{i}") for i in range(1 + args.warm)]
     report: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "cores": len(os.sched_getaffinity(0)),
-        "jax": jax.__version__,
+        **circumstances(),
         "cold": runs[0],
         "warm": min(runs[1:], key=lambda run: run["seconds"]) if args.warm else None,
     }
-    print(json.dumps(report, indent=1))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    show(report, args.json)
     return 0
 
 

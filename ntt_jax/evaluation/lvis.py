@@ -15,6 +15,7 @@ import numpy as np
 from ntt_jax.datasets.federated import FREQUENCIES
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps
+from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import rle_areas
 
@@ -137,28 +138,9 @@ def _judge(
         key = "segmentation" if kind == "segm" else "bbox"
         ious = overlaps([entry[key] for entry in found], [entry[key] for entry in there])
         outside = _outside(np.array([entry["area"] for entry in there], np.float64))  # [G, areas]
-        candidates = np.flatnonzero(ious.max(axis=1) >= IOU_THRESHOLDS[0])
-        for a in range(len(_AREAS)):
-            order = np.argsort(outside[:, a], kind="stable")  # what does not count comes last
-            for t, threshold in enumerate(IOU_THRESHOLDS):
-                free = np.ones(len(there), np.bool_)
-                for d in candidates:
-                    g = _best(ious[d, order], free, outside[order, a], threshold)
-                    if g >= 0:
-                        free[g] = False
-                        matched[d, a, t], matched_ignored[d, a, t] = True, outside[order[g], a]
+        near = np.flatnonzero(ious.max(axis=1) >= IOU_THRESHOLDS[0])
+        nobody, one = np.zeros(len(there), np.bool_), np.zeros(len(near))
+        taken, to_ignored = match_objects(ious[near], one, np.minimum(IOU_THRESHOLDS, 1 - 1e-10), nobody, outside.T)
+        matched[near], matched_ignored[near] = (taken >= 0).swapaxes(1, 2), to_ignored.swapaxes(1, 2)
     unjudged = _outside(areas) | (not exhaustive)  # [n, areas]
     return matched, np.where(matched, matched_ignored, unjudged[:, :, None])
-
-
-def _best(ious: np.ndarray, free: np.ndarray, ignored: np.ndarray, threshold: float) -> int:
-    """The free object that overlaps most, and at least by the threshold; one that counts goes before all others.
-
-    Of equal overlaps the last wins. -1 if there is none.
-    """
-    good = free & (ious >= min(threshold, 1 - 1e-10))
-    for group in (good & ~ignored, good & ignored):
-        if group.any():
-            places = np.flatnonzero(group)
-            return int(places[::-1][np.argmax(ious[places[::-1]])])
-    return -1

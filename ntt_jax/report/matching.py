@@ -17,6 +17,7 @@ from pycocotools import mask as mask_api
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
 from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
+from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.results import ImageDetections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -177,20 +178,16 @@ def _match_image(
     for label in np.unique(labels):
         own = np.flatnonzero((labels == label) & judged)
         mine = np.flatnonzero(object_labels == label)
-        single, crowds = mine[~crowd[mine]], mine[crowd[mine]]
-        free = np.ones((len(limits), len(single)), bool)
-        for d in own:
-            if len(single):
-                values = np.where(free, overlaps[d, single], -1.0)  # [10, objects]
-                # Of equal overlaps COCOeval takes the last.
-                best = len(single) - 1 - np.argmax(values[:, ::-1], axis=1)
-                hit[d] = values[np.arange(len(limits)), best] >= limits
-                free[hit[d], best[hit[d]]] = False
-                if hit[d, 0]:
-                    target[d] = single[best[0]]
-                    matched[target[d]] = d
-            if len(crowds):
-                ignored[d] = ~hit[d] & (overlaps[d, crowds].max() >= limits)
+        if not len(mine):
+            continue
+        found, to_crowd = match_objects(
+            overlaps[np.ix_(own, mine)], np.zeros(len(own)), limits, crowd[mine], crowd[None, mine]
+        )
+        found, ignored[own] = found[..., 0], to_crowd[..., 0]  # [n, 10]
+        hit[own] = (found >= 0) & ~ignored[own]
+        first = own[hit[own, 0]]
+        target[first] = mine[found[hit[own, 0], 0]]
+        matched[target[first]] = first
     ignored |= ~judged[:, None] | (~complete[:, None] & ~hit)
     open_objects = ~crowd
     for d in range(n):  # classes not looked at
