@@ -14,9 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
 
 from ntt_jax.coco import CocoCategory, CocoDataset
 from ntt_jax.config import DetectConfig
@@ -25,9 +23,7 @@ from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.match import object_features
 from ntt_jax.memory import Memory, prototypes_from_instance_means
-from ntt_jax.parallel import over_mesh
-from ntt_jax.pipeline import Predictor, propose_masks
-from ntt_jax.preprocess import encoder_input, sam_input
+from ntt_jax.pipeline import Predictor, map_images, propose_masks
 from ntt_jax.sam2.model import ImageFeatures, Sam2
 from ntt_jax.sampling import ClassReferences, ReferenceSet, sample_references
 from ntt_jax.shared_detections import SharedDetections
@@ -141,26 +137,28 @@ def detect_many(
     images: Array,
     sizes: Array,
     config: DetectConfig,
+    negatives: Array | None = None,
 ) -> tuple[ManyMerged, Array]:
     """`pipeline.detect_images` for M memories at once. Pure.
 
     Args:
-      prototypes: `[M, K, C]`. images, sizes: as `detect_images`.
+      prototypes: `[M, K, C]`. negatives: `[M, K, N, C]`. images, sizes: as `detect_images`.
 
     Returns:
       `ManyMerged` with a leading batch axis, and the logits `[B, P, m, m]` of all candidates in its order.
     """
-    features = sam2.encode_image(sam_input(images))
-    patches = dinov2(encoder_input(images, dinov2.config.input_size))
     memories, num_classes = prototypes.shape[:2]
 
-    def one(args: tuple[ImageFeatures, Array, Array]) -> tuple[ManyMerged, Array]:
-        features, patches, size = args
+    def one(features: ImageFeatures, patches: Array, size: Array) -> tuple[ManyMerged, Array]:
         candidates, logits, ious = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config)
         objects, has_direction = object_features(candidates.weights, patches.astype(jnp.float32))
         valid = candidates.valid & has_direction
+
+        def label(classes: tuple[Array, Array | None]) -> Rows:
+            return label_rows(objects, candidates.boxes, valid, ious, classes[0], config, classes[1])
+
         # One memory at a time: the very products of a single one.
-        rows = jax.lax.map(lambda p: label_rows(objects, candidates.boxes, valid, ious, p, config), prototypes)
+        rows = jax.lax.map(label, (prototypes, negatives))
         # For the overlaps, classes of different memories are different classes.
         apart = rows.label + num_classes * jnp.arange(memories, dtype=jnp.int32)[:, None]
         flat = (array.reshape(-1) for array in (rows.candidate, apart, rows.score, rows.alive))
@@ -174,25 +172,15 @@ def detect_many(
         merged = dataclasses.replace(merged, source=place[merged.source])
         return ManyMerged(merged, overlaps.boxes[overlaps.slot[order]], jnp.sum(used)), logits[order]
 
-    return jax.lax.map(one, (features, patches, sizes))
-
-
-@functools.partial(jax.jit, static_argnames=("definitions", "config", "mesh"))
-def _detect_batch(
-    state: Any, prototypes: Array, images: Array, sizes: Array, *, definitions: Any, config: DetectConfig, mesh: Mesh
-) -> tuple[ManyMerged, Array]:
-    def shard(shared: tuple[Any, Array], images: Array, sizes: Array) -> tuple[ManyMerged, Array]:
-        sam2, dinov2 = nnx.merge(definitions, shared[0])
-        return detect_many(sam2, dinov2, shared[1], images, sizes, config)
-
-    return over_mesh(shard, mesh)((state, prototypes), images, sizes)
+    return map_images(sam2, dinov2, images, sizes, one)
 
 
 class ManyPredictor(Predictor):
     """`Predictor` for prototypes `[M, K, C]` of M memories: an iterable of images in, `SharedDetections` out, in order.
 
-    Their image ids are 0. All logits of a batch stay on the device until its masks are drawn (268 MB an image with the
-    published sizes). Arguments and errors as `Predictor`.
+    negatives: `[M, K, N, C]`, rows of zeros where a memory has fewer. Image ids of the detections are 0. All logits of
+    a batch stay on the device until its masks are drawn (268 MB an image with the published sizes). Other arguments
+    and errors as `Predictor`.
     """
 
     def __init__(
@@ -201,14 +189,15 @@ class ManyPredictor(Predictor):
         dinov2: DinoVisionTransformer,
         prototypes: Any,
         config: DetectConfig | None = None,
+        *,
+        negatives: Any = None,
         **options: Any,
     ):
         if np.ndim(prototypes) != 3 or not len(prototypes):
             raise InputError(f"prototypes: expected [M, K, C], found {list(np.shape(prototypes))}")
         super().__init__(sam2, dinov2, prototypes[0], config, **options)
-        sharding = self._inputs[1].sharding
-        self._inputs = (self._inputs[0], jax.device_put(jnp.asarray(prototypes, jnp.float32), sharding))
-        self._program = functools.partial(_detect_batch, **self._program.keywords)
+        self._classes = self._place(prototypes, negatives, np.shape(prototypes)[1:])
+        self._program = functools.partial(self._program, detect=detect_many)
 
     def _collect(self, outputs: Any, sizes: list[tuple[int, int]]) -> Any:
         many, logits = outputs

@@ -104,6 +104,7 @@ class DetectConfig:
     nms_iou_threshold: a row is suppressed by a better one of its class when their boxes' IoU is above it.
     max_candidates: rows kept after NMS. max_detections: rows kept at the end.
     classes_per_mask: rows per candidate: 1 keeps the best class, n the n best, -1 all (upstream's `cls_num_per_mask`).
+    negative_sigma: how gently negative references lower a score, above 0 (`match.similarities`); idle without them.
     """
 
     points_per_side: int = 32
@@ -112,6 +113,7 @@ class DetectConfig:
     max_candidates: int = 800
     max_detections: int = 100
     classes_per_mask: int = 1
+    negative_sigma: float = 0.8
 
 
 def _dinov2(name: str, **kw: Any) -> dict[str, DinoV2Config]:

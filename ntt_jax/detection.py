@@ -106,17 +106,25 @@ class Overlaps:
 
 
 def label_rows(
-    objects: Array, boxes: Array, valid: Array, predicted_ious: Array, prototypes: Array, config: DetectConfig
+    objects: Array,
+    boxes: Array,
+    valid: Array,
+    predicted_ious: Array,
+    prototypes: Array,
+    config: DetectConfig,
+    negatives: Array | None = None,
 ) -> Rows:
     """Steps 6 and 7: classes of the candidates, then NMS.
 
     Args:
-      objects `[P, C]`, boxes `[P, 4]`, valid `[P]`, predicted_ious `[P]`: of the candidates. prototypes `[K, C]`.
+      objects `[P, C]`, boxes `[P, 4]`, valid `[P]`, predicted_ious `[P]`: of the candidates. prototypes `[K, C]`,
+        negatives `[K, N, C]`: as `match.similarities`.
 
     Returns:
       `Rows` with M = config.max_candidates, or all (candidate, class) pairs if there are fewer.
     """
-    labels, scores = assign_labels(similarities(objects, prototypes), config.classes_per_mask)  # [P, n]
+    similarity = similarities(objects, prototypes, negatives, config.negative_sigma)  # [P, K]
+    labels, scores = assign_labels(similarity, config.classes_per_mask)  # [P, n]
     valid = valid & jnp.all(jnp.isfinite(scores), axis=1)
 
     # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
@@ -185,11 +193,12 @@ def merge_candidates(
     height: int | Array,
     width: int | Array,
     config: DetectConfig,
+    negatives: Array | None = None,
 ) -> Merged:
     """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values."""
     objects, has_direction = object_features(candidates.weights, features)
     valid = candidates.valid & has_direction
-    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config)
+    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config, negatives)
     slots = min(config.max_candidates, mask_logits.shape[0])
     overlaps = overlap_rows(rows, mask_logits, prototypes.shape[0], slots, height=height, width=width)
     return best_rows(rows, objects, overlaps, config)
@@ -205,6 +214,7 @@ def detect(
     width: int,
     config: DetectConfig | None = None,
     valid: Array | None = None,
+    negatives: Array | None = None,
 ) -> Detections:
     """Label candidate masks by the class prototypes, remove duplicates, and keep the best at full size.
 
@@ -220,16 +230,19 @@ def detect(
       height, width: size of the image in pixels, Python ints.
       config: constants; the default is the published ones.
       valid: `[P]` bool, candidates to consider; all by default.
+      negatives: `[K, N, C]` float, instances that look like a class but are none (`match.similarities`); rows of zeros
+        where a class has fewer.
 
     Returns:
       `Detections` with D = config.max_detections. Masks without a foreground pixel, on the mask grid or at full size,
       are left out; there is never a NaN.
 
     Raises:
-      InputError: shapes that do not fit together, sizes below 1, no classes, a bad `classes_per_mask`.
+      InputError: shapes that do not fit together, sizes below 1, no classes, a bad `classes_per_mask` or
+        `negative_sigma`.
     """
     config = DetectConfig() if config is None else config
-    _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config)
+    _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config, negatives)
     features, prototypes, mask_logits = jnp.asarray(features), jnp.asarray(prototypes), jnp.asarray(mask_logits)
     predicted_ious = jnp.asarray(predicted_ious)
     # Which pixels belong to a mask does not change smoothly: gradients flow through features and prototypes only.
@@ -242,14 +255,24 @@ def detect(
     if valid is not None:
         candidates = Candidates(candidates.weights, candidates.boxes, candidates.valid & valid)
     merged = merge_candidates(
-        features, candidates, mask_logits, predicted_ious, prototypes, height=height, width=width, config=config
+        features,
+        candidates,
+        mask_logits,
+        predicted_ious,
+        prototypes,
+        height=height,
+        width=width,
+        config=config,
+        negatives=None if negatives is None else jnp.asarray(negatives),
     )
     count = jnp.sum(merged.valid)
     masks = resize_masks(mask_logits, merged.source, count, height, width, (height, width))
     return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
 
 
-def _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config: DetectConfig) -> None:
+def _check(
+    features, mask_logits, predicted_ious, prototypes, height, width, valid, config: DetectConfig, negatives
+) -> None:
     shapes = f"features {features.shape}, mask_logits {mask_logits.shape}, predicted_ious {predicted_ious.shape}, "
     shapes += f"prototypes {prototypes.shape}"
     fits = (
@@ -265,6 +288,8 @@ def _check(features, mask_logits, predicted_ious, prototypes, height, width, val
             f"detect: expected features [h, w, C], mask_logits [P, m, n], predicted_ious [P], "
             f"prototypes [K, C], K >= 1, found {shapes}"
         )
+    if negatives is not None and (negatives.ndim != 3 or negatives.shape[::2] != prototypes.shape):
+        raise InputError(f"detect: expected negatives [K, N, C] for {shapes}, found {negatives.shape}")
     if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
         raise InputError(f"detect: height and width must be Python ints of at least 1, found {height!r} x {width!r}")
     if config.max_candidates < 1 or config.max_detections < 1:

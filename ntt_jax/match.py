@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.resize import resize_matrix
 
@@ -64,13 +65,37 @@ def normalise(vectors: Array) -> tuple[Array, Array]:
     return jnp.where(valid, unit, 0.0), valid[..., 0]
 
 
-def similarities(objects: Array, prototypes: Array) -> Array:
-    """Cosine of every object with every class prototype, clamped at 0 from below: `[P, C]`, `[K, C]` -> `[P, K]`.
+def similarities(
+    objects: Array, prototypes: Array, negatives: Array | None = None, sigma: float = DetectConfig.negative_sigma
+) -> Array:
+    """Similarity of every object to every class: the cosine with its prototype, clamped at 0 from below.
 
-    Both are expected L2-normalised; prototypes are normalised here once more, so that any positive multiple will do.
+    With negative references (METHOD section 4) it is lowered where the object looks more like one of the class's
+    negatives: p * exp(-max(0, n - p) / sigma), p the cosine with the prototype, n the largest with a negative, both
+    clamped.
+
+    Args:
+      objects: `[P, C]` float, L2-normalised.
+      prototypes: `[K, C]` float; normalised here once more, so that any positive multiple will do.
+      negatives: `[K, N, C]` float, of any length; rows of zeros where a class has fewer, which change no bit of the
+        result.
+      sigma: above 0; the larger, the less negatives matter.
+
+    Returns:
+      `[P, K]` float32, at least 0.
+
+    Raises:
+      InputError: `sigma` is not above 0.
     """
     unit, _ = normalise(prototypes.astype(jnp.float32))
-    return jnp.maximum(0.0, jnp.einsum("pc,kc->pk", objects, unit, precision="highest"))
+    positive = jnp.maximum(0.0, jnp.einsum("pc,kc->pk", objects, unit, precision="highest"))
+    if negatives is None:
+        return positive
+    if not sigma > 0:
+        raise InputError(f"negative_sigma: expected a number above 0, found {sigma}")
+    unit, _ = normalise(negatives.astype(jnp.float32))
+    negative = jnp.max(jnp.einsum("pc,knc->pkn", objects, unit, precision="highest"), axis=-1, initial=0.0)
+    return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / sigma)
 
 
 def assign_labels(similarity: Array, classes_per_mask: int) -> tuple[Array, Array]:

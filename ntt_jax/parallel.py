@@ -23,6 +23,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.match import assign_labels, object_features, similarities
 from ntt_jax.memory import Memory, aggregate_memory, encode_references, prototypes_from_instance_means
@@ -63,22 +64,30 @@ def aggregate_classes(shared: Any, rows: tuple[Array, Array], there: Array) -> M
 
 
 def match_images(
-    shared: Array, rows: tuple[Array, Array], there: Array, *, classes_per_mask: int = 1
+    shared: Array | tuple[Array, Array],
+    rows: tuple[Array, Array],
+    there: Array,
+    *,
+    classes_per_mask: int = 1,
+    negative_sigma: float = DetectConfig.negative_sigma,
 ) -> tuple[Array, Array]:
     """Per shard: name the candidates of images (METHOD stage 3, step 6).
 
     Args:
-      shared: prototypes `[K, C]`. rows: weights `[n, P, h, w]` float32 of `match.mask_weights`, features
-        `[n, h, w, C]` float. classes_per_mask: as for `match.assign_labels`.
+      shared: prototypes `[K, C]`, or these and negatives `[K, N, C]`. rows: weights `[n, P, h, w]` float32 of
+        `match.mask_weights`, features `[n, h, w, C]` float. classes_per_mask: as for `match.assign_labels`.
+        negative_sigma: as for `match.similarities`.
 
     Returns:
       labels `[n, P, r]` int32 and scores `[n, P, r]` float32; -1 and 0 for candidates without a feature.
     """
     del there
+    prototypes, negatives = shared if isinstance(shared, tuple) else (shared, None)
 
     def one(image: tuple[Array, Array]) -> tuple[Array, Array]:
         objects, valid = object_features(*image)
-        labels, scores = assign_labels(similarities(objects, shared), classes_per_mask)
+        similarity = similarities(objects, prototypes, negatives, negative_sigma)
+        labels, scores = assign_labels(similarity, classes_per_mask)
         return jnp.where(valid[:, None], labels, -1), jnp.where(valid[:, None], scores, 0.0)
 
     return lax.map(one, rows)

@@ -11,7 +11,7 @@
 import copy
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -63,12 +63,38 @@ def _merge_image(
     height: int | Array,
     width: int | Array,
     config: DetectConfig,
+    negatives: Array | None,
 ) -> tuple[Merged, Array]:
     """Steps 4 to 10 for one encoded image -> detections without masks, and the candidates' logits `[P, m, m]`."""
     candidates, logits, ious = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config)
-    patches = patches.astype(jnp.float32)
-    merged = merge_candidates(patches, candidates, logits, ious, prototypes, height=height, width=width, config=config)
+    merged = merge_candidates(
+        patches.astype(jnp.float32),
+        candidates,
+        logits,
+        ious,
+        prototypes,
+        height=height,
+        width=width,
+        config=config,
+        negatives=negatives,
+    )
     return merged, logits
+
+
+def encode_images(sam2: Sam2, dinov2: DinoVisionTransformer, images: Array) -> tuple[ImageFeatures, Array]:
+    """Steps 2 and 3 for images `[B, S, S, 3]` uint8 -> SAM 2's features and patches `[B, h, w, C]`. Pure."""
+    return sam2.encode_image(sam_input(images)), dinov2(encoder_input(images, dinov2.config.input_size))
+
+
+def map_images(
+    sam2: Sam2,
+    dinov2: DinoVisionTransformer,
+    images: Array,
+    sizes: Array,
+    one: Callable[[ImageFeatures, Array, Array], Any],
+) -> Any:
+    """Encode images `[B, S, S, 3]` together, then `one(features, patches, size)` for each in turn, stacked. Pure."""
+    return jax.lax.map(lambda image: one(*image), (*encode_images(sam2, dinov2, images), sizes))
 
 
 def segment(
@@ -77,6 +103,8 @@ def segment(
     prototypes: Array,
     image: Array,
     config: DetectConfig | None = None,
+    *,
+    negatives: Array | None = None,
 ) -> Detections:
     """Segment every instance of the prototypes' classes in one image: the whole of METHOD stage 3.
 
@@ -87,23 +115,22 @@ def segment(
       prototypes: `[K, C]`, one per class, L2-normalised (`aggregate_memory(...).prototypes`).
       image: `[H, W, 3]` uint8 RGB.
       config: constants; the default is the published ones.
+      negatives: `[K, N, C]`, what looks like a class and is none (`match.similarities`).
 
     Returns:
       `Detections` with D = config.max_detections: masks `[D, H, W]`, boxes in pixels, best first.
 
     Raises:
-      InputError: an image of another shape or type, prototypes of another encoder.
+      InputError: an image of another shape or type, prototypes or negatives of another encoder.
     """
     config = DetectConfig() if config is None else config
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != jnp.uint8:
         raise InputError(f"segment: expected an image uint8 [H, W, 3], found {image.dtype} {list(image.shape)}")
-    _check_prototypes(dinov2, prototypes)
+    prototypes, negatives = _as_classes(prototypes, negatives, [dinov2.config.embed_dim])
     height, width = image.shape[:2]
     size = sam2.config.image_size
-    images = pil_resize_bicubic(jnp.asarray(image), (size, size))[None]
-    features = sam2.encode_image(sam_input(images))
-    patches = dinov2(encoder_input(images, dinov2.config.input_size))
-    merged, logits = _merge_image(sam2, features[0], patches[0], prototypes, height, width, config)
+    features, patches = encode_images(sam2, dinov2, pil_resize_bicubic(jnp.asarray(image), (size, size))[None])
+    merged, logits = _merge_image(sam2, features[0], patches[0], prototypes, height, width, config, negatives)
     masks = resize_masks(logits, merged.source, jnp.sum(merged.valid), height, width, (height, width))
     return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
 
@@ -115,33 +142,34 @@ def detect_images(
     images: Array,
     sizes: Array,
     config: DetectConfig,
+    negatives: Array | None = None,
 ) -> tuple[Merged, Array]:
     """Stage 3 but for drawing the masks, for a batch of images of any sizes. Pure.
 
     Args:
       prototypes: `[K, C]`. images: `[B, S, S, 3]` uint8, resized by `resize_for_sam`.
-      sizes: `[B, 2]` int32, height and width of the original images.
+      sizes: `[B, 2]` int32, height and width of the original images. negatives: `[K, N, C]`.
 
     Returns:
       `Merged` with a leading batch axis, and the logits of its rows, `[B, D, m, m]`.
     """
-    features = sam2.encode_image(sam_input(images))
-    patches = dinov2(encoder_input(images, dinov2.config.input_size))
 
-    def one(args: tuple[ImageFeatures, Array, Array]) -> tuple[Merged, Array]:
-        features, patches, size = args
-        merged, logits = _merge_image(sam2, features, patches, prototypes, size[0], size[1], config)
+    def one(features: ImageFeatures, patches: Array, size: Array) -> tuple[Merged, Array]:
+        merged, logits = _merge_image(sam2, features, patches, prototypes, size[0], size[1], config, negatives)
         return merged, logits[merged.source]
 
-    return jax.lax.map(one, (features, patches, sizes))
+    return map_images(sam2, dinov2, images, sizes, one)
 
 
 def detect_shard(
-    shared: tuple[Sam2, DinoVisionTransformer, Array], rows: tuple[Array, Array], there: Array, *, config: DetectConfig
+    shared: tuple[Any, ...], rows: tuple[Array, Array], there: Array, *, config: DetectConfig
 ) -> tuple[Merged, Array]:
-    """`detect_images` as a per-shard function for `parallel.sharded` and `parallel.pmapped`: rows images and sizes."""
+    """`detect_images` as a per-shard function for `parallel.sharded` and `parallel.pmapped`.
+
+    shared: both models, prototypes, and negatives if there are any; rows: images and sizes.
+    """
     del there
-    return detect_images(*shared, *rows, config)
+    return detect_images(*shared[:3], *rows, config, *shared[3:])
 
 
 def draw_masks(logits: Array, count: Array, size: Array, canvas: int, *, packed: bool) -> Array:
@@ -170,13 +198,18 @@ class HostDetections:
     rles: list[Rle]
 
 
-def _check_prototypes(dinov2: DinoVisionTransformer, prototypes: Any) -> None:
-    shape = np.shape(prototypes)
-    if len(shape) != 2 or not shape[0] or shape[1] != dinov2.config.embed_dim:
-        raise InputError(
-            f"prototypes: expected [K, {dinov2.config.embed_dim}] for {dinov2.config.name}, found {list(shape)}; "
-            "was the memory made with another encoder?"
-        )
+def _as_classes(prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
+    """Prototypes `[n, *size]` as float32, and negatives, with one axis more before the last. Raises `InputError`."""
+    shape, advice = np.shape(prototypes), "was the memory made with another encoder?"
+    if len(shape) != 1 + len(size) or shape[1:] != tuple(size) or not shape[0]:
+        raise InputError(f"prototypes: expected [K, {str(list(size))[1:]}, found {list(shape)}; {advice}")
+    if negatives is None:
+        return jnp.asarray(prototypes, jnp.float32), None
+    found = np.shape(negatives)
+    if len(found) != len(shape) + 1 or found[:-2] + found[-1:] != shape:
+        expected = ", ".join(map(str, [*shape[:-1], "N", shape[-1]]))
+        raise InputError(f"negatives: expected [{expected}], found {list(found)}; {advice}")
+    return jnp.asarray(prototypes, jnp.float32), jnp.asarray(negatives, jnp.float32)
 
 
 # The compiled entry points. They belong to no object, so that predictors of equal shapes share them.
@@ -189,17 +222,26 @@ def compile_count() -> int:
     return len(_compiled)
 
 
-@functools.partial(jax.jit, static_argnames=("definitions", "config", "mesh"))
+@functools.partial(jax.jit, static_argnames=("detect", "definitions", "config", "mesh"))
 def _detect_batch(
-    state: Any, prototypes: Array, images: Array, sizes: Array, *, definitions: Any, config: DetectConfig, mesh: Mesh
-) -> tuple[Merged, Array]:
-    _compiled.append("detect_images")  # runs when the program is traced, not when it is called
+    state: Any,
+    classes: tuple[Array, Array | None],
+    images: Array,
+    sizes: Array,
+    *,
+    detect: Callable[..., Any],
+    definitions: Any,
+    config: DetectConfig,
+    mesh: Mesh,
+) -> Any:
+    """`detect` (`detect_images` or its like) over the images of a mesh."""
+    _compiled.append(detect.__name__)  # runs when the program is traced, not when it is called
 
-    def shard(shared: tuple[Any, Array], images: Array, sizes: Array) -> tuple[Merged, Array]:
-        sam2, dinov2 = nnx.merge(definitions, shared[0])
-        return detect_images(sam2, dinov2, shared[1], images, sizes, config)
+    def shard(shared: Any, images: Array, sizes: Array) -> Any:
+        state, (prototypes, negatives) = shared
+        return detect(*nnx.merge(definitions, state), prototypes, images, sizes, config, negatives)
 
-    return over_mesh(shard, mesh)((state, prototypes), images, sizes)
+    return over_mesh(shard, mesh)((state, classes), images, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("canvas", "rows", "packed"))
@@ -217,6 +259,7 @@ class Predictor:
 
     Args:
       sam2, dinov2: the models. prototypes: `[K, C]`. config: constants of the method.
+      negatives: `[K, N, C]`, what looks like a class and is none (`match.similarities`).
       batch_size: images per device and step.
       devices: those to use, the default one if None. Each works on its own share of every batch.
       matmul_precision: "highest" for float32 products; "tensorfloat32" trades exactness for speed on GPUs that have it.
@@ -224,7 +267,7 @@ class Predictor:
         larger image compiles the drawing program anew (never the main one).
 
     Raises:
-      InputError: prototypes of another encoder, a batch size below 1, no devices.
+      InputError: prototypes or negatives of another encoder, a batch size below 1, no devices.
     """
 
     def __init__(
@@ -234,13 +277,13 @@ class Predictor:
         prototypes: Any,
         config: DetectConfig | None = None,
         *,
+        negatives: Any = None,
         batch_size: int = 1,
         devices: Sequence[Any] | None = None,
         matmul_precision: str = "highest",
         canvas: int = 0,
     ):
         self.config = DetectConfig() if config is None else config
-        _check_prototypes(dinov2, prototypes)
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
         mesh = device_mesh(devices)
@@ -251,9 +294,12 @@ class Predictor:
         self._packed = mesh.devices.flat[0].platform != "cpu"
         # Split once: handing a state to a compiled function is cheaper than handing it a module.
         definitions, state = nnx.split((sam2, dinov2))
-        self._sharded = NamedSharding(mesh, P(AXIS))
-        self._inputs = jax.device_put((state, jnp.asarray(prototypes, jnp.float32)), NamedSharding(mesh, P()))
-        self._program = functools.partial(_detect_batch, definitions=definitions, config=self.config, mesh=mesh)
+        self._sharded, self._shared = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
+        self._state = jax.device_put(state, self._shared)
+        self._classes = self._place(prototypes, negatives, [dinov2.config.embed_dim])
+        self._program = functools.partial(
+            _detect_batch, detect=detect_images, definitions=definitions, config=self.config, mesh=mesh
+        )
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[HostDetections]:
         """Detections of each image `[H, W, 3]` uint8 RGB, lazily and in order.
@@ -284,23 +330,22 @@ class Predictor:
             if failure is not None:
                 raise failure
 
-    def with_prototypes(self, prototypes: Any) -> "Predictor":
-        """A predictor of other prototypes `[K, C]` that shares this one's models and compiled programs (same K: nothing
-        is compiled). Raises `InputError` for prototypes of another encoder."""
-        if np.shape(prototypes)[1:] != self._inputs[1].shape[1:] or not len(prototypes):
-            expected = self._inputs[1].shape[1]
-            raise InputError(f"prototypes: expected [K, {expected}], found {list(np.shape(prototypes))}")
+    def with_prototypes(self, prototypes: Any, negatives: Any = None) -> "Predictor":
+        """A predictor of other prototypes `[K, C]` and negatives `[K, N, C]` that shares this one's models and compiled
+        programs (same sizes: nothing is compiled). Raises `InputError` for those of another encoder."""
         other = copy.copy(self)
-        placed = jax.device_put(jnp.asarray(prototypes, jnp.float32), self._inputs[1].sharding)
-        other._inputs = (self._inputs[0], placed)
+        other._classes = self._place(prototypes, negatives, self._classes[0].shape[1:])
         return other
+
+    def _place(self, prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
+        return jax.device_put(_as_classes(prototypes, negatives, size), self._shared)
 
     def _dispatch(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> tuple[Merged, Array]:
         missing = self.batch_size - len(images)
         batch = np.stack(images + [images[-1]] * missing)
         shape = np.array(sizes + [(1, 1)] * missing, np.int32)
         with jax.default_matmul_precision(self._precision):
-            return self._program(*self._inputs, *jax.device_put((batch, shape), self._sharded))
+            return self._program(self._state, self._classes, *jax.device_put((batch, shape), self._sharded))
 
     def _collect(self, outputs: tuple[Merged, Array], sizes: list[tuple[int, int]]) -> list[HostDetections]:
         merged, logits = outputs
