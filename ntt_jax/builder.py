@@ -7,7 +7,7 @@ is `[K, S, C]` and not every patch of every one.
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,22 +96,41 @@ Place = tuple[int, Reference]
 """A reference of the class of this index."""
 
 
+class Negatives(NamedTuple):
+    """Negative references (`negatives.negative_set`), their annotation file, and the folder of its images."""
+
+    dataset: CocoDataset
+    folder: Path
+    references: ReferenceSet
+
+
 def places(references: ReferenceSet) -> list[Place]:
     """All references of all classes in their order, which numbers them."""
     return [(k, reference) for k, chosen in enumerate(references.classes) for reference in chosen.references]
 
 
-def encode_places(
-    encoder: ReferenceEncoder, dataset: CocoDataset, folder: Path, chosen: Sequence[Place]
-) -> Iterator[list[np.ndarray]]:
+_Source = tuple[CocoDataset, Path, Reference]
+
+
+def _sources(
+    dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None
+) -> list[_Source]:
+    """Where every reference is read from, then every negative one: their order numbers them."""
+    all_ = [(dataset, folder, reference) for _, reference in places(references)]
+    if negatives is not None:
+        all_ += [(negatives.dataset, negatives.folder, reference) for _, reference in places(negatives.references)]
+    return all_
+
+
+def _encode_all(encoder: ReferenceEncoder, chosen: Sequence[_Source]) -> Iterator[list[np.ndarray]]:
     """The mean feature `[C]` float32 of every reference in order, batch by batch of the encoder.
 
     Raises `InputError`, naming the reference, for one that cannot be used (`read_reference`).
     """
     config, size = encoder.config, encoder.batch_size
 
-    def read(place: Place) -> tuple[np.ndarray, np.ndarray]:
-        return read_reference(dataset, folder, place[1], input_size=config.input_size, grid=config.grid)
+    def read(source: _Source) -> tuple[np.ndarray, np.ndarray]:
+        return read_reference(*source, input_size=config.input_size, grid=config.grid)
 
     read_ahead = map_ahead(read, chosen, ahead=size)
     for start in range(0, len(chosen), size):
@@ -119,16 +138,21 @@ def encode_places(
         yield list(encoder(crops, masks))
 
 
-def collect_memory(references: ReferenceSet, means: Iterable[np.ndarray]) -> Memory:
-    """The memory of references from the mean feature `[C]` of each, in their order.
+def collect_memory(
+    references: ReferenceSet, means: Iterable[np.ndarray], negatives: ReferenceSet | None = None
+) -> Memory:
+    """The memory of references, and negative ones, from the mean feature `[C]` of each, in their order.
 
     Raises `InputError` as `memory_from_instance_means`.
     """
-    per_class: list[list[np.ndarray]] = [[] for _ in references.classes]
-    for (k, _), mean in zip(places(references), means, strict=True):
-        per_class[k].append(mean)
+    remaining = iter(means)
+
+    def per_class(chosen: ReferenceSet) -> list[list[np.ndarray]]:
+        return [[next(remaining) for _ in one.references] for one in chosen.classes]
+
+    own, names = per_class(references), [chosen.name for chosen in references.classes]
     with jax.default_matmul_precision("highest"):
-        return memory_from_instance_means(per_class, [chosen.name for chosen in references.classes])
+        return memory_from_instance_means(own, names, () if negatives is None else per_class(negatives))
 
 
 def build_memory(
@@ -137,19 +161,21 @@ def build_memory(
     folder: Path,
     references: ReferenceSet,
     *,
+    negatives: Negatives | None = None,
     step: Callable[[int], None] = lambda count: None,
 ) -> Memory:
     """The memory of a reference set: `Memory` of K classes in its order, padded to the largest number of references.
 
-    step: called with the number of references encoded since the last call. Raises `InputError` for references that do
-    not fit the annotation file or cannot be used, before or while they are encoded; there is no partial memory.
+    negatives: negative references of the same classes. step: called with the number of references encoded since the
+    last call. Raises `InputError` for references that do not fit the annotation file or cannot be used, before or while
+    they are encoded; there is no partial memory.
     """
     check_references(references, dataset)
     means: list[np.ndarray] = []
-    for batch in encode_places(encoder, dataset, folder, places(references)):
+    for batch in _encode_all(encoder, _sources(dataset, folder, references, negatives)):
         means += batch
         step(len(batch))
-    return collect_memory(references, means)
+    return collect_memory(references, means, None if negatives is None else negatives.references)
 
 
 def record_means(
@@ -159,17 +185,18 @@ def record_means(
     folder: Path,
     references: ReferenceSet,
     *,
+    negatives: Negatives | None = None,
     share: Sequence[int],
     todo: set[int],
     step: Callable[[int], None],
 ) -> None:
-    """Encode the references of these numbers (`places`) and append a record of each that is in `todo` to `run.records`.
+    """Encode the references of these numbers (`places`, then those of the negatives) and record those in `todo`.
 
-    The durable half of `build_memory`: whatever ends it early, finished batches are saved. `recorded_memory` is the
-    other half.
+    The durable half of `build_memory`: each is appended to `run.records`, so whatever ends it early, finished batches
+    are saved. `recorded_memory` is the other half.
     """
-    everything, numbers = places(references), list(share)
-    for batch in encode_places(encoder, dataset, folder, [everything[number] for number in numbers]):
+    everything, numbers = _sources(dataset, folder, references, negatives), list(share)
+    for batch in _encode_all(encoder, [everything[number] for number in numbers]):
         done, numbers = numbers[: len(batch)], numbers[len(batch) :]
         records = [
             {"reference": number, "mean": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
@@ -180,7 +207,9 @@ def record_means(
         step(len(records))
 
 
-def recorded_memory(run: RunFolder, references: ReferenceSet) -> Memory:
+def recorded_memory(run: RunFolder, references: ReferenceSet, negatives: ReferenceSet | None = None) -> Memory:
     """The memory of references that have all been recorded: bit for bit that of `build_memory`."""
-    records = (run.records.read(number) for number in range(len(places(references))))
-    return collect_memory(references, (np.frombuffer(base64.b64decode(r["mean"]), "<f4") for r in records))
+    count = len(places(references)) + (0 if negatives is None else len(places(negatives)))
+    records = (run.records.read(number) for number in range(count))
+    means = (np.frombuffer(base64.b64decode(record["mean"]), "<f4") for record in records)
+    return collect_memory(references, means, negatives)

@@ -25,16 +25,26 @@ class Memory:
     prototypes: `[K, C]` float32, L2-normalised mean of the instance means; 0 for a class without any valid reference.
     instance_means: `[K, S, C]` float32, not normalised; 0 where not valid.
     valid: `[K, S]` bool, which references are there.
+    negatives: `[K, N, C]` float32, means of instances that look like the class and are none (`match.similarities`); 0
+    after the class's last one. None where no class has any.
     """
 
     prototypes: Array
     instance_means: Array
     valid: Array
+    negatives: Array | None = None
 
     @property
     def shots(self) -> Array:
         """Valid references per class, `[K]` int32."""
         return jnp.sum(self.valid, axis=-1, dtype=jnp.int32)
+
+    @property
+    def negative_shots(self) -> Array:
+        """Negative references per class, `[K]` int32."""
+        if self.negatives is None:
+            return jnp.zeros(len(self.prototypes), jnp.int32)
+        return jnp.sum(jnp.any(self.negatives != 0, axis=-1), axis=-1, dtype=jnp.int32)
 
 
 def instance_mean(features: Array, mask: Array) -> Array:
@@ -108,11 +118,16 @@ def check_reference(mask: np.ndarray, name: str) -> None:
         raise InputError(f"reference {name}: its mask is empty on the patch grid; choose another reference")
 
 
-def memory_from_instance_means(instance_means: Sequence[Sequence[np.ndarray]], names: Sequence[str]) -> Memory:
+def memory_from_instance_means(
+    instance_means: Sequence[Sequence[np.ndarray]],
+    names: Sequence[str],
+    negative_means: Sequence[Sequence[np.ndarray]] = (),
+) -> Memory:
     """Host: the memory of classes whose references were encoded one by one, with any number of them each.
 
     Args:
       instance_means: per class, `[C]` float32 for every reference (`instance_mean`). names: of the classes.
+      negative_means: the same of negative references, of which a class may have none; empty if no class has any.
 
     Returns:
       `Memory`, bit for bit that of `aggregate_memory` on the same references, in whatever order it was grown.
@@ -123,20 +138,34 @@ def memory_from_instance_means(instance_means: Sequence[Sequence[np.ndarray]], n
     shots = max((len(means) for means in instance_means), default=0)
     if not instance_means or shots == 0:
         raise InputError("memory: expected at least one class with a reference, found none")
-    dim = next(np.shape(means[0]) for means in instance_means if len(means))
-    stacked = np.zeros((len(instance_means), shots, *dim), np.float32)
-    valid = np.zeros((len(instance_means), shots), bool)
-    for k, (means, name) in enumerate(zip(instance_means, names, strict=True)):
-        if not len(means):
-            raise InputError(f"class {name} has no reference; every class needs at least one")
-        for s, mean in enumerate(means):
-            if np.shape(mean) != dim or len(dim) != 1 or not np.all(np.isfinite(mean)):
-                raise InputError(f"class {name}, reference {s}: expected {dim} finite features, found {np.shape(mean)}")
-            stacked[k, s], valid[k, s] = mean, True
+    if empty := [name for means, name in zip(instance_means, names, strict=True) if not len(means)]:
+        raise InputError(f"class {empty[0]} has no reference; every class needs at least one")
+    dim = np.shape(instance_means[0][0])
+    stacked, valid = _stack(instance_means, names, dim, "reference")
     prototypes = prototypes_from_instance_means(jnp.asarray(stacked), jnp.asarray(valid))
     if not np.all(there := np.any(np.asarray(prototypes) != 0, axis=1)):
         raise InputError(f"class {names[int(np.argmin(there))]}: the features of its references cancel out")
-    return Memory(prototypes, jnp.asarray(stacked), jnp.asarray(valid))
+    negatives = None
+    if any(map(len, negative_means)):
+        stacked_negatives, there = _stack(negative_means, names, dim, "negative reference")
+        if np.any(there & ~np.any(stacked_negatives != 0, axis=2)):
+            raise InputError("memory: the features of a negative reference are all zero")
+        negatives = jnp.asarray(stacked_negatives)
+    return Memory(prototypes, jnp.asarray(stacked), jnp.asarray(valid), negatives)
+
+
+def _stack(
+    means: Sequence[Sequence[np.ndarray]], names: Sequence[str], dim: tuple[int, ...], what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means `[C]` of each class as `[K, S, C]`, 0 after the last, and `[K, S]` bool, which are there."""
+    most = max(map(len, means))
+    stacked, valid = np.zeros((len(means), most, *dim), np.float32), np.zeros((len(means), most), bool)
+    for k, (own, name) in enumerate(zip(means, names, strict=True)):
+        for s, mean in enumerate(own):
+            if np.shape(mean) != dim or len(dim) != 1 or not np.all(np.isfinite(mean)):
+                raise InputError(f"class {name}, {what} {s}: expected {dim} finite features, found {np.shape(mean)}")
+            stacked[k, s], valid[k, s] = mean, True
+    return stacked, valid
 
 
 def _check_shapes(features: Array, masks: Array) -> None:

@@ -1,8 +1,9 @@
 """The memory bank as a file: one safetensors with what the target pass needs and where it came from.
 
-Three tensors, `prototypes` [K, C] F32, `instance_means` [K, S, C] F32, `valid` [K, S] BOOL, and one metadata entry
-`bank` of JSON: class names and ids, the encoder's configuration, provenance. A file from elsewhere is checked in full
-before it is used; nothing in it is executed, and nothing is allocated by what its header claims.
+Three tensors, `prototypes` [K, C] F32, `instance_means` [K, S, C] F32, `valid` [K, S] BOOL, a fourth where there are
+negative references, `negatives` [K, N, C] F32, and one metadata entry `bank` of JSON: class names and ids, the
+encoder's configuration, provenance. A file from elsewhere is checked in full before it is used; nothing in it is
+executed, and nothing is allocated by what its header claims.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ VERSION = 1
 MAX_MEMORY_BYTES = 1024**3
 MAX_HEADER_BYTES = 64 * 1024**2
 _TENSORS = {"prototypes": ("F32", 2), "instance_means": ("F32", 3), "valid": ("BOOL", 2)}
+_OPTIONAL = {"negatives": ("F32", 3)}
 _DTYPES = {"F32": np.dtype("<f4"), "BOOL": np.dtype(np.bool_)}
 _WHAT = "memory file"
 
@@ -50,6 +52,11 @@ class MemoryBank:
         """References of every class."""
         return tuple(int(n) for n in np.sum(np.asarray(self.memory.valid), axis=1))
 
+    @property
+    def negative_shots(self) -> tuple[int, ...]:
+        """Negative references of every class."""
+        return tuple(int(n) for n in np.asarray(self.memory.negative_shots))
+
 
 def save_memory(path: PathLike, bank: MemoryBank) -> None:
     """Write the bank, whole or not at all. Raises `InputError` if it is inconsistent or cannot be written."""
@@ -73,6 +80,8 @@ def save_memory(path: PathLike, bank: MemoryBank) -> None:
         "instance_means": np.ascontiguousarray(memory.instance_means, np.float32),
         "valid": np.ascontiguousarray(memory.valid, np.bool_),
     }
+    if memory.negatives is not None:
+        tensors["negatives"] = np.ascontiguousarray(memory.negatives, np.float32)
     write_bytes(path, safetensors.numpy.save(tensors, {"bank": text}))
 
 
@@ -103,7 +112,7 @@ def load_memory(path: PathLike) -> MemoryBank:
         raise InputError(f"{shown}: encoder {error}") from error
     if not isinstance(encoder, DinoV2Config):
         raise InputError(f"{shown}: the encoder must be a DINOv2, found {encoder.name!a}")
-    memory = Memory(*(jnp.asarray(tensors[name]) for name in _TENSORS))
+    memory = Memory(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
     bank = MemoryBank(memory, tuple(names), tuple(ids), encoder, provenance)
     _check_bank(bank, shown)
     return bank
@@ -134,7 +143,7 @@ def require_encoder(bank: MemoryBank, encoder: DinoV2Config, sha256: str | None 
 
 
 def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
-    """The three tensors and the metadata text of a safetensors file, every claim of its header checked."""
+    """The tensors and the metadata text of a safetensors file, every claim of its header checked."""
     shown = show_path(path)
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 2**64
     if length > min(MAX_HEADER_BYTES, len(data) - 8):
@@ -144,11 +153,12 @@ def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("bank"), str):
         raise InputError(f'{shown}: not a memory file: no "bank" in its metadata; make it with "ntt-jax memory"')
-    if set(header) != {"__metadata__", *_TENSORS}:
-        other = describe(min(set(header) ^ {"__metadata__", *_TENSORS}))
+    expected = _TENSORS | {name: kind for name, kind in _OPTIONAL.items() if name in header}
+    if set(header) != {"__metadata__", *expected}:
+        other = describe(min(set(header) ^ {"__metadata__", *expected}))
         raise InputError(f"{shown}: expected the tensors {', '.join(_TENSORS)}; missing or unknown: {other}")
     tensors, covered = {}, 0
-    for name, (dtype, rank) in _TENSORS.items():
+    for name, (dtype, rank) in expected.items():
         entry = header[name]
         if not isinstance(entry, dict) or entry.get("dtype") != dtype:
             raise InputError(f"{shown}: tensor {name} must be {dtype}, found {describe(entry)}")
@@ -198,3 +208,16 @@ def _check_bank(bank: MemoryBank, where: str) -> None:
         raise InputError(f"{where}: prototypes must have length 1")
     if not np.all(np.any(valid, axis=1)):
         raise InputError(f"{where}: every class needs at least one valid reference")
+    if bank.memory.negatives is not None:
+        _check_negatives(np.asarray(bank.memory.negatives), prototypes, where)
+
+
+def _check_negatives(negatives: np.ndarray, prototypes: np.ndarray, where: str) -> None:
+    classes, size = prototypes.shape
+    if negatives.ndim != 3 or negatives.shape[::2] != prototypes.shape or not negatives.size:
+        raise InputError(f"{where}: expected negatives [{classes}, N, {size}], found {list(negatives.shape)}")
+    if not np.all(np.isfinite(negatives)):
+        raise InputError(f"{where}: holds values that are not finite")
+    there = np.any(negatives != 0, axis=2)
+    if not there.any() or np.any(there[:, 1:] & ~there[:, :-1]):
+        raise InputError(f"{where}: negatives of a class must come first, zeros after the last of them")

@@ -169,7 +169,8 @@ def detect_shard(
     shared: both models, prototypes, and negatives if there are any; rows: images and sizes.
     """
     del there
-    return detect_images(*shared[:3], *rows, config, *shared[3:])
+    sam2, dinov2, prototypes, *negatives = shared
+    return detect_images(sam2, dinov2, prototypes, *rows, config, *negatives)
 
 
 def draw_masks(logits: Array, count: Array, size: Array, canvas: int, *, packed: bool) -> Array:
