@@ -170,7 +170,7 @@ class Tokens(NamedTuple):
 
     queries: Array  # [P, T, C] after layer 1
     tokens: Array  # [P, T, C] prompt tokens, the queries' positional part
-    rows: Array  # [P, 2 K, N], F
+    rows: Array  # [P, 2 K, N], F, in the compute dtype
     basis: Array  # [P, 2 K, C], D
     r1: Array  # [P, N]
     r2: Array  # [P, N]
@@ -180,11 +180,11 @@ def _centre(x: Array) -> Array:
     return x - jnp.mean(x, axis=-1, keepdims=True)
 
 
-def _fold(operation: Callable[[Array, Array], Array], x: Array, axis: int) -> Array:
-    """Reduce a short axis that is not the last one, keeping it with length 1.
+def _fold(operation: Callable[[Array, Array], Array], x: Array, *, axis: int) -> Array:
+    """Reduce a short axis that is not the last one, keeping it with length 1, on a CPU.
 
     Halves are combined again and again, which XLA turns into one loop along the last axis. Its own reductions over any
-    other axis take five times as long on CPUs.
+    other axis take five times as long on CPUs; on GPUs it is the halves that are slow, to compile as to run.
     """
     while (length := x.shape[axis]) > 1:
         half = length // 2
@@ -198,12 +198,20 @@ def _fold(operation: Callable[[Array, Array], Array], x: Array, axis: int) -> Ar
 
 
 def _sum(x: Array, axis: int) -> Array:
-    return _fold(jnp.add, x, axis)
+    return jax.lax.platform_dependent(
+        x, cpu=partial(_fold, jnp.add, axis=axis), default=partial(jnp.sum, axis=axis, keepdims=True)
+    )
 
 
 def _softmax(x: Array, axis: int) -> Array:
-    e = jnp.exp(x - _fold(jnp.maximum, x, axis))
-    return e / _sum(e, axis)
+    return jax.lax.platform_dependent(
+        x, cpu=partial(_softmax_cpu, axis=axis), default=partial(jax.nn.softmax, axis=axis)
+    )
+
+
+def _softmax_cpu(x: Array, axis: int) -> Array:
+    e = jnp.exp(x - _fold(jnp.maximum, x, axis=axis))
+    return e / _fold(jnp.add, e, axis=axis)
 
 
 def _split(x: Array, heads: int) -> Array:  # [..., I] -> [..., H, d]
@@ -357,7 +365,7 @@ class GridDecoder:
         attn = layer.cross_attn_image_to_token
         key = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value0 = self._heads(queries, attn.v_proj)
-        a0 = flat(_softmax(self._along_image(key, side.query0), 2))
+        a0 = flat(_softmax(self._along_image(key, side.query0), 2)).astype(self.dtype)
 
         # Its norm.
         b0 = self._basis(value0, self.out0)
@@ -389,11 +397,11 @@ class GridDecoder:
         key = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value1 = self._heads(queries, attn.v_proj)
         logits = self._logits(key, side.query1, side.query1_pe, b0, attn.q_proj, a0, r1)
-        a1 = flat(_softmax(logits, 2))
+        a1 = flat(_softmax(logits, 2)).astype(self.dtype)
 
         # Its norm.
         basis = jnp.concatenate([_centre(b0), self._basis(value1, self.out1)], axis=1)  # [P, 2K, C]
-        rows = jnp.concatenate([a0 * r1[:, None], a1], axis=1)  # [P, 2K, N]
+        rows = jnp.concatenate([(a0 * r1[:, None]).astype(self.dtype), a1], axis=1)  # [P, 2K, N]
         cross = jnp.concatenate(
             [
                 flat(self._along_image(value0, side.out0_1)),
