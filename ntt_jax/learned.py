@@ -4,6 +4,7 @@ Classes are a dict from name to `LearnedClass`; its order is the order of class 
 place, so that a failed edit leaves what was there.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,20 +15,32 @@ from flax import nnx
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
+from ntt_jax.memory import Memory
 from ntt_jax.memory_file import MemoryBank
+
+_BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on; the same of negatives
 
 
 @dataclass(frozen=True)
 class LearnedClass:
-    """One class: COCO category id; per reference its mean feature `[C]` and, as JSON data, where it came from."""
+    """One class: COCO category id; per reference its mean feature `[C]` and, as JSON data, where it came from; the same
+    of its negative references."""
 
     category_id: int
     means: tuple[np.ndarray, ...]
     origins: tuple[Any, ...]
+    negatives: tuple[np.ndarray, ...] = ()
+    negative_origins: tuple[Any, ...] = ()
 
     def grown(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "LearnedClass":
         """With more references at the end."""
-        return LearnedClass(self.category_id, self.means + means, self.origins + origins)
+        return dataclasses.replace(self, means=self.means + means, origins=self.origins + origins)
+
+    def warned(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "LearnedClass":
+        """With more negative references at the end."""
+        return dataclasses.replace(
+            self, negatives=self.negatives + means, negative_origins=self.negative_origins + origins
+        )
 
 
 Classes = Mapping[str, LearnedClass]
@@ -53,6 +66,13 @@ def place_for(classes: Classes, name: Any, category_id: int | None) -> LearnedCl
     return old or LearnedClass(category_id, (), ())
 
 
+def known(classes: Classes, name: Any, what: str) -> LearnedClass:
+    """The class `name`. Raises `InputError`, starting with `what`, if there is none."""
+    if not isinstance(name, str) or name not in classes:
+        raise InputError(f"{what}: no class {describe(name)}; the classes are: {_listed(classes)}")
+    return classes[name]
+
+
 def indices_of(classes: Classes, names: Iterable[str]) -> list[int]:
     """Class indices of names (or of one). Raises `InputError` for one that is not there."""
     places, given = list(classes), [names] if isinstance(names, str) else list(names)
@@ -68,31 +88,79 @@ def _listed(classes: Classes) -> str:
 
 def without(classes: Classes, name: str, index: int | None) -> dict[str, LearnedClass]:
     """The classes without one, or without one reference of it. Raises `InputError` as `Segmenter.remove`."""
-    if name not in classes:
-        raise InputError(f"remove: no class {describe(name)}; the classes are: {_listed(classes)}")
+    one = known(classes, name, "remove")
     if index is None:
         return {other: one for other, one in classes.items() if other != name}
-    one, count = classes[name], len(classes[name].means)
-    if not isinstance(index, (int, np.integer)) or isinstance(index, bool) or not 0 <= index < count:
-        raise InputError(f"remove: class {describe(name)} has references 0 to {count - 1}, found {describe(index)}")
-    if count == 1:
+    means, origins = _without(one.means, one.origins, index, f"remove: class {describe(name)}")
+    if not means:
         raise InputError(f"remove: class {describe(name)} has no other reference; remove the class instead")
-    keep = [i for i in range(count) if i != index]
-    less = LearnedClass(one.category_id, tuple(one.means[i] for i in keep), tuple(one.origins[i] for i in keep))
-    return {**classes, name: less}
+    return {**classes, name: dataclasses.replace(one, means=means, origins=origins)}
+
+
+def without_negative(classes: Classes, name: str, index: int | None) -> dict[str, LearnedClass]:
+    """The classes, one of them without its negative references, or without one of these. Raises `InputError`."""
+    one = known(classes, name, "remove_negative")
+    means, origins = (), ()
+    if index is not None:
+        where = f"remove_negative: class {describe(name)}"
+        means, origins = _without(one.negatives, one.negative_origins, index, where)
+    return {**classes, name: dataclasses.replace(one, negatives=means, negative_origins=origins)}
+
+
+def _without(
+    means: tuple[np.ndarray, ...], origins: tuple[Any, ...], index: int, where: str
+) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
+    if not isinstance(index, (int, np.integer)) or isinstance(index, bool) or not 0 <= index < len(means):
+        there = f"references 0 to {len(means) - 1}" if means else "none"
+        raise InputError(f"{where} has {there}, found {describe(index)}")
+    return means[:index] + means[index + 1 :], origins[:index] + origins[index + 1 :]
 
 
 def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
     """The classes of a memory file; origins are None where it does not tell them."""
     means, valid = np.asarray(bank.memory.instance_means), np.asarray(bank.memory.valid)
-    recorded = bank.provenance.get("references")
+    negatives = np.zeros((len(means), 0)) if bank.memory.negatives is None else np.asarray(bank.memory.negatives)
+
+    def told(key: str, category_id: int, count: int) -> tuple[Any, ...]:
+        recorded = bank.provenance.get(key)
+        origins = recorded.get(str(category_id)) if isinstance(recorded, dict) else None
+        return tuple(origins) if isinstance(origins, list) and len(origins) == count else (None,) * count
+
     classes = {}
     for k, (name, category_id) in enumerate(zip(bank.class_names, bank.category_ids, strict=True)):
-        kept = tuple(means[k][valid[k]])
-        told = recorded.get(str(category_id)) if isinstance(recorded, dict) else None
-        origins = tuple(told) if isinstance(told, list) and len(told) == len(kept) else (None,) * len(kept)
-        classes[name] = LearnedClass(category_id, kept, origins)
+        kept, unlike = tuple(means[k][valid[k]]), tuple(negatives[k][: bank.negative_shots[k]])
+        classes[name] = LearnedClass(
+            category_id,
+            kept,
+            told("references", category_id, len(kept)),
+            unlike,
+            told("negatives", category_id, len(unlike)),
+        )
     return classes
+
+
+def padded_classes(memory: Memory, classes_per_mask: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Prototypes and negatives filled up with zeros to a bucket, so that a new one need not compile the pass anew.
+
+    A zero prototype has similarity 0 to everything, and real classes come before it at ties: it is the best of no
+    candidate. Rows of rank n exist only up to n real classes, else its rows would compete in NMS: not padded then. A
+    negative of zeros lowers no similarity.
+    """
+    prototypes = np.asarray(memory.prototypes)
+    count = len(prototypes)
+    if 1 <= classes_per_mask <= count:
+        prototypes = np.pad(prototypes, ((0, _bucket(count) - count), (0, 0)))
+    if memory.negatives is None:
+        return prototypes, None
+    more = _bucket(memory.negatives.shape[1]) - memory.negatives.shape[1]
+    return prototypes, np.pad(np.asarray(memory.negatives), ((0, len(prototypes) - count), (0, more), (0, 0)))
+
+
+def _bucket(count: int) -> int:
+    bucket = _BUCKET
+    while bucket < count:
+        bucket *= 2
+    return bucket
 
 
 def fingerprint(model: nnx.Module) -> dict[str, Any]:

@@ -77,8 +77,8 @@ def similarities(
     Args:
       objects: `[P, C]` float, L2-normalised.
       prototypes: `[K, C]` float; normalised here once more, so that any positive multiple will do.
-      negatives: `[K, N, C]` float, of any length; rows of zeros where a class has fewer, which change no bit of the
-        result.
+      negatives: `[K, N, C]` float, of any length; rows of zeros where a class has fewer. Those lower nothing: with
+        zeros alone the result is, bit for bit, that without negatives.
       sigma: above 0; the larger, the less negatives matter.
 
     Returns:

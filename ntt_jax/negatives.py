@@ -70,7 +70,7 @@ def _is_false(ground_truth: GroundTruth, record: ImageDetections, row: int, obje
 
 def _box_rle(box: Sequence[float], record: ImageDetections) -> Any:
     made: Any = mask_api.frPyObjects
-    return made([list(box)], record.height, record.width)[0]
+    return made(np.array([box], np.float64), record.height, record.width)[0]
 
 
 def _rows(record: ImageDetections, rows: list[int]) -> ImageDetections:

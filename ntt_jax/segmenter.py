@@ -6,7 +6,6 @@ were added or removed on the way, the memory is the one of fitting what is there
 
 import functools
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,7 @@ import jax
 import numpy as np
 
 import ntt_jax
-from ntt_jax.box_masks import Prompt, PromptMasker
-from ntt_jax.builder import ReferenceEncoder, read_reference
+from ntt_jax.builder import Negatives
 from ntt_jax.coco import CocoDataset
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
@@ -25,35 +23,24 @@ from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.learned import (
-    Classes,
     LearnedClass,
     fingerprint,
     from_bank,
     indices_of,
-    place_for,
+    padded_classes,
     require_weights,
     without,
+    without_negative,
 )
+from ntt_jax.learner import Learner
 from ntt_jax.memory import Memory, memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, load_memory, require_encoder, save_memory
+from ntt_jax.negatives import negative_set
 from ntt_jax.pipeline import Predictor
 from ntt_jax.prediction import Prediction
-from ntt_jax.prefetch import map_ahead
 from ntt_jax.sam2.model import Sam2
-from ntt_jax.sampling import ReferenceSet, check_references, load_references
-from ntt_jax.user_input import (
-    Crop,
-    as_image,
-    as_prompt,
-    images_ahead,
-    images_of_folder,
-    is_image,
-    merged_config,
-    origin,
-    reference_crops,
-)
-
-_CLASS_BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on
+from ntt_jax.sampling import ReferenceSet, load_references
+from ntt_jax.user_input import as_image, as_prompt, images_ahead, images_of_folder, is_image, merged_config
 
 
 class Segmenter:
@@ -110,11 +97,7 @@ class Segmenter:
             "matmul_precision": matmul_precision,
             "canvas": canvas,
         }
-        # Alone, not in batches: a reference's mean must not depend on which others are encoded with it.
-        first = None if devices is None else list(devices)[:1]
-        self._encoder = ReferenceEncoder(dinov2, devices=first, matmul_precision=matmul_precision)
-        self._masker: PromptMasker | None = None
-        self._making = threading.Lock()
+        self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision)
         self._ahead = max(2, batch_size)
         self._predictor: Predictor | None = None
         self._classes: dict[str, LearnedClass] = {}
@@ -129,19 +112,30 @@ class Segmenter:
         return {name: len(one.means) for name, one in self._classes.items()}
 
     @property
+    def negatives(self) -> dict[str, int]:
+        """Number of negative references of every class, in class index order."""
+        return {name: len(one.negatives) for name, one in self._classes.items()}
+
+    @property
     def memory(self) -> Memory:
-        """Prototypes and instance means of the K classes. Raises `InputError` before the first `fit` or `add`."""
+        """Prototypes, means and negatives of the K classes. Raises `InputError` before the first `fit` or `add`."""
         if self._memory is None:
             raise InputError("the segmenter knows no class yet; call fit or add first")
         return self._memory
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{name} ({shots})" for name, shots in self.classes.items())
+        names = ", ".join(
+            f"{name} ({len(one.means)}{f', {len(one.negatives)} negative' if one.negatives else ''})"
+            for name, one in self._classes.items()
+        )
         return f"Segmenter({self._models[0].config.name}, {self._models[1].config.name}; {names or 'no classes yet'})"
 
-    def fit(self, references: Mapping[str, Iterable[Any]]) -> "Segmenter":
+    def fit(
+        self, references: Mapping[str, Iterable[Any]], negatives: Mapping[str, Iterable[Any]] | None = None
+    ) -> "Segmenter":
         """Learn these classes, each from its references, in place of all earlier ones. Returns the segmenter.
 
+        negatives: of some of the classes, as `add_negative` takes them.
         Raises `InputError`, naming class and reference, if one cannot be used; then nothing has changed.
         """
         if not isinstance(references, Mapping) or not references:
@@ -150,7 +144,12 @@ class Segmenter:
             )
         classes: dict[str, LearnedClass] = {}
         for name, given in references.items():
-            classes[name] = self._grown(classes, name, given, None)
+            classes[name] = self._learner.grown(classes, name, given)
+        negatives = {} if negatives is None else negatives
+        if not isinstance(negatives, Mapping):
+            raise InputError(f"negatives: expected {{class name: [(image, mask), ...]}}, found {describe(negatives)}")
+        for name, given in negatives.items():
+            classes[name] = self._learner.warned(classes, name, given)
         self._set(classes, {})
         return self
 
@@ -160,7 +159,24 @@ class Segmenter:
         category_id: for `to_coco` and the memory file; of a new class one above the highest by default, from 1.
         Raises `InputError` as `fit`, and for a category id that is taken; then nothing has changed.
         """
-        self._set({**self._classes, name: self._grown(self._classes, name, references, category_id)}, None)
+        self._set({**self._classes, name: self._learner.grown(self._classes, name, references, category_id)}, None)
+        return self
+
+    def add_negative(self, name: str, references: Iterable[Any]) -> "Segmenter":
+        """Append negative references to a class: instances that look like it and are none, given as references are.
+
+        What looks more like one of them than like the class scores lower (`match.similarities`, METHOD section 4).
+        Raises `InputError` as `add`, and for an unknown class; then nothing has changed.
+        """
+        self._set({**self._classes, name: self._learner.warned(self._classes, name, references)}, None)
+        return self
+
+    def remove_negative(self, name: str, index: int | None = None) -> "Segmenter":
+        """Forget all negative references of a class, or one of them by its position, as if it had never been there.
+
+        Raises `InputError` for an unknown class or position.
+        """
+        self._set(without_negative(self._classes, name, index), None)
         return self
 
     def remove(self, name: str, index: int | None = None) -> "Segmenter":
@@ -172,30 +188,31 @@ class Segmenter:
         return self
 
     def fit_coco(
-        self, annotations: CocoDataset | PathLike, images: PathLike, references: ReferenceSet | PathLike
+        self,
+        annotations: CocoDataset | PathLike,
+        images: PathLike,
+        references: ReferenceSet | PathLike,
+        *,
+        negatives: CocoDataset | PathLike | None = None,
+        negative_images: PathLike | None = None,
     ) -> "Segmenter":
         """Learn the classes of a reference set, in place of all earlier ones, by ascending category id.
 
         The same memory as `ntt-jax memory` makes. Args: annotations, or what `load_dataset` read of them; the folder of
-        their images; a reference file of `ntt-jax sample`, or what `sample_references` returned.
+        their images; a reference file of `ntt-jax sample`, or what `sample_references` returned; negatives: annotations
+        of what looks like a class and is none, and the folder of their images, the same one by default.
 
         Raises `InputError`, naming the reference, if one cannot be used; then nothing has changed.
         """
         dataset = annotations if isinstance(annotations, CocoDataset) else load_dataset(annotations)
         chosen = references if isinstance(references, ReferenceSet) else load_references(references)
-        check_references(chosen, dataset)
-        encoder = self._encoder.config
-        classes: dict[str, LearnedClass] = {}
-        for one in chosen.classes:
-            if one.name in classes:
-                raise InputError(f"fit_coco: two of the classes are called {describe(one.name)}; rename one")
-            read = functools.partial(
-                read_reference, dataset, Path(images), input_size=encoder.input_size, grid=encoder.grid
-            )
-            means = self._encode(map_ahead(read, one.references, ahead=4))
-            origins = tuple([r.image_id, r.annotation_id] for r in one.references)
-            classes[one.name] = LearnedClass(one.category_id, means, origins)
-        self._set(classes, {"annotations_sha256": dataset.sha256, "shots": chosen.shots, "seed": chosen.seed})
+        provenance = {"annotations_sha256": dataset.sha256, "shots": chosen.shots, "seed": chosen.seed}
+        unlike = None
+        if negatives is not None:
+            others = negatives if isinstance(negatives, CocoDataset) else load_dataset(negatives)
+            unlike = Negatives(others, Path(negative_images or images), negative_set(others, chosen))
+            provenance["negatives_sha256"] = others.sha256
+        self._set(self._learner.from_coco(dataset, Path(images), chosen, unlike), provenance)
         return self
 
     def masks(self, image: Any, prompts: Iterable[Any]) -> np.ndarray:
@@ -207,7 +224,7 @@ class Segmenter:
         found = [as_prompt(prompt) for prompt in prompts]
         if None in found:
             raise InputError(f"masks: expected boxes, lists of points or Prompts, found {describe(prompts)}")
-        return self._make_masks(as_image(image), [prompt for prompt in found if prompt])[0]
+        return self._learner.masks(as_image(image), [prompt for prompt in found if prompt])[0]
 
     # Finding
 
@@ -233,7 +250,7 @@ class Segmenter:
 
         The first call compiles; afterwards neither number nor sizes of images do, except that the drawing of the masks
         is compiled once for each of the sides 640 (or `canvas`), 1024, 2048, ... that a larger image needs. Classes may
-        come and go: up to 8, 16, 32, ... share a program.
+        come and go: up to 8, 16, 32, ... share a program; so do negative references, up to 8, 16, ... of a class.
 
         Raises:
           InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
@@ -276,9 +293,11 @@ class Segmenter:
     def save(self, path: PathLike) -> None:
         """Write the memory file (`memory_file`), which `load` and the command line read. No image is in it."""
         memory, classes = self.memory, self._classes
+        negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
         provenance = {
             **self._provenance,
             "references": {str(one.category_id): list(one.origins) for one in classes.values()},
+            **({"negatives": negatives} if any(negatives.values()) else {}),
             "encoder_weights": fingerprint(self._models[1]),
             "tool": f"ntt-jax {ntt_jax.__version__}",
         }
@@ -309,56 +328,20 @@ class Segmenter:
         memory = None
         if classes:
             with jax.default_matmul_precision("highest"):
-                memory = memory_from_instance_means([one.means for one in classes.values()], list(classes))
+                means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
+                memory = memory_from_instance_means(means, list(classes), negatives)
         if provenance is None:  # how a set was sampled is no longer true; what made the features is
             kept = ("encoder_sha256", "annotations_sha256")
             provenance = {key: self._provenance[key] for key in kept if key in self._provenance}
         self._classes, self._memory, self._provenance = classes, memory, provenance
         if self._predictor is not None and memory is not None:
-            self._predictor = self._predictor.with_prototypes(self._padded_prototypes())
-
-    def _padded_prototypes(self) -> np.ndarray:
-        """Prototypes filled up with zeros to a bucket, so that a new class need not compile the pass anew.
-
-        A zero prototype has similarity 0 to everything, and real classes come before it at ties: it is the best of no
-        candidate. Rows of rank n exist only up to n real classes, else its rows would compete in NMS: not padded then.
-        """
-        prototypes = np.asarray(self.memory.prototypes)
-        count, ranks = len(prototypes), self.config.classes_per_mask
-        if not 1 <= ranks <= count:
-            return prototypes
-        bucket = _CLASS_BUCKET
-        while bucket < count:
-            bucket *= 2
-        return np.pad(prototypes, ((0, bucket - count), (0, 0)))
+            self._predictor = self._predictor.with_prototypes(*padded_classes(memory, self.config.classes_per_mask))
 
     def _ready_predictor(self) -> Predictor:
-        prototypes = self._padded_prototypes()
+        prototypes, negatives = padded_classes(self.memory, self.config.classes_per_mask)
         if self._predictor is None:
-            self._predictor = Predictor(*self._models, prototypes, self.config, **self._options)
+            self._predictor = Predictor(*self._models, prototypes, self.config, negatives=negatives, **self._options)
         return self._predictor
-
-    def _grown(self, classes: Classes, name: Any, references: Any, category_id: int | None) -> LearnedClass:
-        """The class `name` of `classes`, or a new one, with more references."""
-        place = place_for(classes, name, category_id)
-        if isinstance(references, (str, os.PathLike, Mapping)) or not isinstance(references, Iterable):
-            raise InputError(f"class {describe(name)}: expected a list of (image, mask), found {describe(references)}")
-        given = list(references)
-        if not given:
-            raise InputError(f"class {describe(name)}: expected at least one reference (image, mask), found none")
-        encoder = self._encoder.config
-        size = {"input_size": encoder.input_size, "grid": encoder.grid}
-        means = self._encode(reference_crops(name, given, **size, make_masks=self._make_masks))
-        return place.grown(means, tuple(map(origin, given)))
-
-    def _make_masks(self, image: np.ndarray, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-        with self._making:
-            if self._masker is None:
-                self._masker = PromptMasker(self._models[0], matmul_precision=self._options["matmul_precision"])
-        return self._masker(image, prompts)
-
-    def _encode(self, crops: Iterable[Crop]) -> tuple[np.ndarray, ...]:
-        return tuple(self._encoder([crop], [mask])[0] for crop, mask in crops)
 
 
 def _predict_lazily(

@@ -234,6 +234,8 @@ def merged_config(config: DetectConfig | None, thresholds: dict[str, Any]) -> De
         if not fits or not (math.isfinite(value) if kind is float else value >= 1 or (name, value) == _ALL_CLASSES):
             expected = "a number" if kind is float else "an integer of at least 1"
             raise InputError(f"Segmenter: {name}: expected {expected}, found {describe(value)}")
+    if config.negative_sigma <= 0:
+        raise InputError(f"Segmenter: negative_sigma: expected a number above 0, found {config.negative_sigma}")
     return config
 
 

@@ -15,14 +15,20 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import ntt_jax
+from ntt_jax.builder import Negatives, ReferenceEncoder, build_memory
 from ntt_jax.cli import main
 from ntt_jax.cli.progress import Progress
 from ntt_jax.coco import load_coco
+from ntt_jax.config import DetectConfig
 from ntt_jax.images import read_image
+from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory_file import load_memory
+from ntt_jax.negatives import negative_set
+from ntt_jax.pipeline import Predictor
 from ntt_jax.sampling import load_references
 
 COMMANDS = ("demo", "masks", "sample", "memory", "evaluate", "run", "ablate", "segment", "report", "references")
+COMMANDS += ("negatives", "import-memory")
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +149,43 @@ def test_references_are_encoded_and_shown(world, tmp_path, capsys):
     assert picture.width == 3 * picture.height  # the crop, its components, its clusters
     colours = np.asarray(picture)[:, picture.height :].reshape(-1, 3)
     assert len(np.unique(colours // 32, axis=0)) > 20
+
+
+def test_negatives_of_a_run_serve_the_next_memory(world, finished, tmp_path, capsys):
+    """From a run's mistakes to a memory that knows them, and what is found with it, step by step."""
+    file, pictures = tmp_path / "negatives.json", tmp_path / "check"
+    assert main(["negatives", str(finished), "--out", str(file), "--per-class", "2", "--pictures", str(pictures)]) == 0
+    assert "negatives.json: " in capsys.readouterr().out
+    negatives, train = load_coco(file), load_coco(world.train)
+    assert len(list(pictures.iterdir())) == len(negatives.images) > 0
+    options = {"dinov2": world.dinov2, "annotations": world.train, "images": world.images, "negatives": file}
+    options |= {"references": world.references, "out": tmp_path / "memory.safetensors", "devices": 1}
+    assert main(["memory", *arguments(options | {"compilation_cache": world.cache})]) == 0
+    assert "negative" in capsys.readouterr().out
+    bank, plain = load_memory(options["out"]), load_memory(world.memory)
+    assert sum(bank.negative_shots) == len(negatives.annotations) and max(bank.negative_shots) == 2
+    np.testing.assert_array_equal(bank.memory.prototypes, plain.memory.prototypes)
+    given = Negatives(negatives, world.images, negative_set(negatives, load_references(world.references)))
+    encoder = ReferenceEncoder(load_dinov2(world.dinov2))
+    built = build_memory(encoder, train, world.images, load_references(world.references), negatives=given)
+    np.testing.assert_array_equal(bank.memory.negatives, built.negatives)
+    assert set(bank.provenance) - set(plain.provenance) == {"negatives", "negatives_sha256"}
+
+    photo = next(world.images.iterdir())
+    options = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": options["out"], "out": tmp_path / "found"}
+    options |= {"points_per_side": 4, "score_threshold": 0, "negative_sigma": 0.1, "pictures": "none", "devices": 1}
+    assert main(["segment", str(photo), *arguments(options | {"compilation_cache": world.cache})]) == 0
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"]
+    predictor = Predictor(
+        load_sam2(world.sam2),
+        load_dinov2(world.dinov2),
+        built.prototypes,
+        DetectConfig(points_per_side=4, negative_sigma=0.1),
+        negatives=built.negatives,
+        canvas=640,
+    )
+    (expected,) = predictor([read_image(photo)])
+    assert [one["score"] for one in found] == [pytest.approx(float(s), abs=1e-7) for s in expected.scores]
 
 
 def test_run_equals_the_three_commands(world, finished, tmp_path):

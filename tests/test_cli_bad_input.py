@@ -323,6 +323,27 @@ def class_the_memory_lacks(world, tmp):
 
 
 @case
+def negatives_of_other_classes(world, tmp):
+    path = changed(world.train, tmp / "n.json", lambda c: c.update(annotations=[]))
+    return memory(world, tmp, negatives=path), "no annotation is of a class of the references"
+
+
+@case
+def negative_images_without_negatives(world, tmp):
+    return memory(world, tmp, negative_images=world.images), "--negatives"
+
+
+@case
+def sigma_that_is_not_positive(world, tmp):
+    return world.evaluate(tmp / "out", negative_sigma=0), "above 0"
+
+
+@case
+def negatives_of_a_run_that_is_none(world, tmp):
+    return ["negatives", str(tmp), "--out", str(tmp / "n.json")], "holds no results.json"
+
+
+@case
 def references_that_are_not_ours(world, tmp):
     return memory(world, tmp, references=written(tmp / "r.json", "{}")), "not a reference file"
 

@@ -11,6 +11,7 @@ import pytest
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection import Detections, describe_candidates, detect, merge_candidates
 from ntt_jax.errors import InputError
+from ntt_jax.match import similarities
 from ntt_jax.merge import resize_masks
 from ntt_jax.resize import resize_matrix
 
@@ -28,7 +29,7 @@ def iou(a, b):
     return w * h / union if union else 0.0
 
 
-def reference(features, logits, ious, prototypes, height, width, config, valid):
+def reference(features, logits, ious, prototypes, height, width, config, valid, negatives=None):
     """Rows as a list, one thing after the other. Returns masks, boxes, scores, labels."""
     m, n = logits.shape[1:]
     up = np.einsum("yh,xw,hwc->yxc", resize_matrix(m, features.shape[0], "bilinear"),
@@ -41,6 +42,12 @@ def reference(features, logits, ious, prototypes, height, width, config, valid):
         feature = up[mask].mean(axis=0)
         feature /= np.linalg.norm(feature)
         similarity = np.maximum(0, prototypes.astype(np.float64) @ feature)
+        for k in range(len(similarity)) if negatives is not None else ():
+            worst = 0.0
+            for negative in negatives[k].astype(np.float64):
+                if negative.any():
+                    worst = max(worst, negative @ feature / np.linalg.norm(negative))
+            similarity[k] *= np.exp(-max(0.0, worst - similarity[k]) / config.negative_sigma)
         ranked = np.argsort(-similarity, kind="stable")
         if config.classes_per_mask > 0:
             ranked = ranked[: config.classes_per_mask]
@@ -94,20 +101,22 @@ def scene(seed, count, classes, *, side=32, grid=8, dim=16, kind="mixed"):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def detect_any_size(features, logits, ious, prototypes, height, width, valid, config):
+def detect_any_size(features, logits, ious, prototypes, height, width, valid, config, negatives=None):
     """`detect` with the size as data: one program for all images that fit 640 x 640."""
     described = describe_candidates(logits, features.shape[:2])
     described = dataclasses.replace(described, valid=described.valid & valid)
-    merged = merge_candidates(features, described, logits, ious, prototypes, height=height, width=width, config=config)
+    size = {"height": height, "width": width}
+    merged = merge_candidates(features, described, logits, ious, prototypes, **size, config=config, negatives=negatives)
     masks = resize_masks(logits, merged.source, jnp.sum(merged.valid), height, width, (640, 640))
     return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
 
 
-def compare(inputs, height, width, config, valid):
-    found = jax.tree.map(np.asarray, detect_any_size(*inputs, jnp.int32(height), jnp.int32(width), valid, config))
+def compare(inputs, height, width, config, valid, negatives=None):
+    size = jnp.int32(height), jnp.int32(width)
+    found = jax.tree.map(np.asarray, detect_any_size(*inputs, *size, valid, config, negatives))
     assert not found.masks[:, height:].any() and not found.masks[:, :, width:].any()
     found = dataclasses.replace(found, masks=found.masks[:, :height, :width])
-    want = reference(*inputs, height, width, config, valid)
+    want = reference(*inputs, height, width, config, valid, negatives)
     assert found.valid.sum() == len(want) and np.all(found.valid[: len(want)])
     assert not np.isnan(found.scores).any()
     scores = np.array([w[2] for w in want])
@@ -156,10 +165,47 @@ def test_counts_and_configurations(count, classes, config):
     compare(scene(count, count, classes), 40, 45, config, np.ones(count, bool))
 
 
+def some_negatives():
+    """Of any length, fewer of one class, none of another."""
+    generator = np.random.default_rng(7)
+    negatives = (generator.standard_normal((CLASSES, 3, 16)) + 0.7).astype(np.float32) * 9
+    negatives[1, 2:] = negatives[2] = 0
+    return negatives
+
+
+def test_negatives_lower_the_scores_and_zeros_change_no_bit():
+    inputs, negatives, every = scene(5, COUNT, CLASSES), some_negatives(), np.ones(COUNT, bool)
+    compare(inputs, 40, 50, DetectConfig(), every, negatives)
+    size = jnp.int32(40), jnp.int32(50), every, DetectConfig()
+    plain, lowered, nothing = (detect_any_size(*inputs, *size, some) for some in (None, negatives, negatives * 0))
+    jax.tree.map(np.testing.assert_array_equal, nothing, plain)
+    assert not np.array_equal(lowered.scores, plain.scores)
+    for wrong in (negatives[:1], negatives[:, :, :5], negatives[0]):
+        with pytest.raises(InputError, match=r"expected negatives \[K, N, C\]"):
+            detect(*inputs, height=40, width=50, negatives=wrong)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 0.05, 30.0])
+def test_negatives_are_the_formula(sigma):
+    """METHOD section 4, one number after the other."""
+    prototypes, negatives = scene(5, 1, CLASSES)[3], some_negatives()
+    objects = np.random.default_rng(3).standard_normal((20, 16)).astype(np.float32)
+    objects /= np.linalg.norm(objects, axis=1, keepdims=True)
+    found = np.asarray(similarities(jnp.asarray(objects), jnp.asarray(prototypes), jnp.asarray(negatives), sigma))
+    for i, k in np.ndindex(found.shape):
+        positive = max(0.0, float(objects[i] @ prototypes[k]))
+        worst = max(float(objects[i] @ n) / max(1e-30, float(np.linalg.norm(n))) for n in negatives[k])
+        expected = positive * np.exp(-max(0.0, max(0.0, worst) - positive) / sigma)
+        assert abs(found[i, k] - expected) <= 1e-6
+    with pytest.raises(InputError, match="negative_sigma: expected a number above 0"):
+        similarities(jnp.asarray(objects), jnp.asarray(prototypes), jnp.asarray(negatives), -sigma)
+
+
 def test_static_sizes_give_the_same():
     inputs = scene(11, COUNT, CLASSES)
-    found = jax.jit(functools.partial(detect, height=50, width=21))(*inputs)
-    same = detect_any_size(*inputs, jnp.int32(50), jnp.int32(21), np.ones(COUNT, bool), DetectConfig())
+    negatives = some_negatives()
+    found = jax.jit(functools.partial(detect, height=50, width=21))(*inputs, negatives=negatives)
+    same = detect_any_size(*inputs, jnp.int32(50), jnp.int32(21), np.ones(COUNT, bool), DetectConfig(), negatives)
     np.testing.assert_array_equal(found.masks, same.masks[:, :50, :21])
     np.testing.assert_array_equal(found.boxes, same.boxes)
     np.testing.assert_allclose(found.scores, same.scores, rtol=0, atol=1e-6)

@@ -59,6 +59,58 @@ def test_inconsistent_banks_are_not_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def with_negatives(*counts):
+    rng = np.random.default_rng(1)
+    means = [[rng.standard_normal(6).astype(np.float32) for _ in range(n)] for n in (2, 1)]
+    negatives = [[rng.standard_normal(6).astype(np.float32) for _ in range(n)] for n in counts]
+    memory = memory_from_instance_means(means, ["cat", "vögel"], negatives)
+    return dataclasses.replace(bank(), memory=memory), negatives
+
+
+def test_negatives_round_trip_and_files_without_are_as_they_were(tmp_path, saved):
+    path = tmp_path / "m.safetensors"
+    made, negatives = with_negatives(0, 3)
+    save_memory(path, made)
+    loaded = load_memory(path)
+    assert loaded.negative_shots == (0, 3) and loaded.memory.negatives.shape == (2, 3, 6)
+    np.testing.assert_array_equal(loaded.memory.negatives[1], negatives[1])
+    assert not np.any(loaded.memory.negatives[0])
+    np.testing.assert_array_equal(loaded.memory.prototypes, made.memory.prototypes)
+    without, _ = with_negatives(0, 0)
+    assert without.memory.negatives is None and without.negative_shots == (0, 0)
+    header = json.loads(saved[8 : 8 + struct.unpack("<Q", saved[:8])[0]])
+    assert set(header) == {"__metadata__", "prototypes", "instance_means", "valid"}
+    with pytest.raises(InputError, match="negative reference are all zero"):
+        memory_from_instance_means([[negatives[1][0]]], ["cat"], [[np.zeros(6, np.float32)]])
+    with pytest.raises(InputError, match="class cat, negative reference 1: expected"):
+        memory_from_instance_means([[negatives[1][0]]], ["cat"], [[negatives[1][0], negatives[1][0][:2]]])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda n: n * np.nan, "not finite"),
+        (lambda n: n[:1], "expected negatives"),
+        (lambda n: n[:, :, :4], "expected negatives"),
+        (lambda n: n[:, :0], "expected negatives|does not fit"),
+        (lambda n: n * 0, "must come first"),
+        (lambda n: n[:, ::-1], "must come first"),
+    ],
+)
+def test_ragged_and_hostile_negatives(tmp_path, monkeypatch, change, said):
+    good, _ = with_negatives(1, 2)
+    bad = dataclasses.replace(good.memory, negatives=change(np.asarray(good.memory.negatives)))
+    bad = dataclasses.replace(good, memory=bad)
+    with pytest.raises(InputError, match=said):
+        save_memory(tmp_path / "m.safetensors", bad)
+    with monkeypatch.context() as careless:
+        careless.setattr("ntt_jax.memory_file._check_bank", lambda *_: None)
+        save_memory(tmp_path / "m.safetensors", bad)
+    with pytest.raises(InputError, match=said) as error:
+        load_memory(tmp_path / "m.safetensors")
+    assert "m.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
 def edited(data, change):
     """The file with its header changed by a function of (header, bank description)."""
     length = struct.unpack("<Q", data[:8])[0]

@@ -13,14 +13,16 @@ import sam2_weights
 from PIL import Image
 
 from ntt_jax.box_masks import Prompt, PromptMasker
-from ntt_jax.builder import ReferenceEncoder, build_memory, encode_references
+from ntt_jax.builder import Negatives, ReferenceEncoder, build_memory, encode_references
 from ntt_jax.coco import load_coco, select_classes
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.learned import padded_classes
 from ntt_jax.match import assign_labels, similarities
-from ntt_jax.memory import aggregate_memory
+from ntt_jax.memory import Memory, aggregate_memory
 from ntt_jax.memory_file import load_memory
 from ntt_jax.merge import class_aware_nms
+from ntt_jax.negatives import negative_set
 from ntt_jax.pipeline import Predictor, compile_count
 from ntt_jax.preprocess import mask_to_grid, reference_crop
 from ntt_jax.sampling import sample_references, save_references
@@ -68,7 +70,7 @@ def box_of(mask):
 
 
 def assert_same_memory(found, expected):
-    for name in ("prototypes", "instance_means", "valid"):
+    for name in ("prototypes", "instance_means", "valid", "negatives"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
@@ -134,6 +136,51 @@ def test_removing_restores_bit_for_bit(shared, given):
     assert_same_memory(less, shared.fit({**given, "square": [given["square"][0], given["square"][2]]}).memory)
     shared.fit(given).remove("square")
     assert_same_memory(shared.memory, shared.fit({name: given[name] for name in ("disc", "bar")}).memory)
+
+
+def test_negatives_equal_those_given_at_once_and_go_without_a_trace(models, shared, given, tmp_path):
+    bare, image = shared.fit(given).memory, images(1)[0]
+    before = shared.predict(image)
+    everything = (image, np.ones(image.shape[:2], bool))
+    unlike = {"disc": [everything, given["bar"][1]], "bar": given["square"][:1]}
+    whole = shared.fit(given, negatives=unlike).memory
+    assert shared.negatives == {"square": 0, "disc": 2, "bar": 1} and "disc (1, 2 negative)" in repr(shared)
+    np.testing.assert_array_equal(whole.prototypes, bare.prototypes)
+    np.testing.assert_array_equal(whole.negatives[1, 1], bare.instance_means[2, 1])  # encoded as references are
+    assert not np.any(whole.negatives[0]) and not np.any(whole.negatives[2, 1:])
+    shared.save(tmp_path / "whole.safetensors")
+    lowered = shared.predict(image)
+    assert lowered.scores.tolist() != before.scores.tolist()
+    assert Segmenter.load(tmp_path / "whole.safetensors", *models, CONFIG).negatives == shared.negatives
+
+    shared.fit(given)
+    for name, references in unlike.items():
+        for reference in references:
+            shared.add_negative(name, [reference])
+    assert_same_memory(shared.memory, whole)
+    shared.save(tmp_path / "grown.safetensors")
+    assert (tmp_path / "grown.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert_same(shared.predict(image), lowered)
+    count = compile_count()  # a further negative, and a class with one, share the programs
+    shared.add_negative("square", given["bar"][:1]).predict(image)
+    assert_same(shared.remove_negative("square", 0).predict(image), lowered)
+    assert compile_count() == count
+
+    shared.remove_negative("disc", 0).remove_negative("disc").remove_negative("bar")
+    assert_same_memory(shared.memory, bare)
+    assert shared.memory.negatives is None
+    assert_same(shared.predict(image), before)
+    for wrong, message in (
+        (lambda: shared.add_negative("cat", given["bar"]), "negative references: no class 'cat'; the classes are"),
+        (lambda: shared.add_negative("bar", []), "negative references: class 'bar': expected at least one"),
+        (lambda: shared.add_negative("bar", [(images(1)[0], np.zeros((70, 70), bool))]), "negative.*0 of class 'bar'"),
+        (lambda: shared.fit(given, negatives=[1]), "negatives: expected {class name"),
+        (lambda: shared.remove_negative("cat"), "no class 'cat'"),
+        (lambda: shared.remove_negative("bar", 0), "class 'bar' has none, found 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            wrong()
+    assert_same_memory(shared.memory, bare)
 
 
 def test_order_of_classes_changes_numbers_only(shared, given):
@@ -265,16 +312,15 @@ def test_compiled_once(shared, given):
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(1, 2), (3, -1), (9, 2), (17, 1)])
-def test_padding_changes_no_choice(models, count, ranks):
+def test_padding_changes_no_choice(count, ranks):
     # What the pass does with prototypes, for those there are and for those the segmenter makes of them.
     generator = np.random.default_rng(count)
     prototypes = generator.standard_normal((count, 24)).astype(np.float32)
     objects = generator.standard_normal((40, 24)).astype(np.float32)
     objects[:9] = -prototypes.sum(0)  # similar to none of them, or to few
     objects[9] = 0
-    segmenter = Segmenter(*models, CONFIG, classes_per_mask=ranks)
-    segmenter._memory = types.SimpleNamespace(prototypes=prototypes)  # type: ignore[assignment]
-    padded = segmenter._padded_prototypes()
+    padded, none = padded_classes(Memory(jnp.asarray(prototypes), jnp.zeros(0), jnp.zeros(0)), ranks)
+    assert none is None
     assert len(padded) == (count if ranks == -1 or ranks > count else 8 if count <= 8 else 16 if count <= 16 else 32)
     corners = generator.integers(0, 4, (40, 2, 2)).astype(np.int32)
     boxes = jnp.asarray(np.concatenate([corners.min(1), corners.max(1)], axis=1))
@@ -548,6 +594,14 @@ def test_fit_coco_is_the_memory_of_the_command(models, shared, tmp_path):
     assert provenance["seed"] == 33 and provenance["references"]["5"] == [
         [reference.image_id, reference.annotation_id] for reference in references.classes[1].references
     ]
+
+    negatives = Negatives(dataset, tmp_path / "images", negative_set(dataset, references))
+    expected_too = build_memory(
+        ReferenceEncoder(models[1]), dataset, tmp_path / "images", references, negatives=negatives
+    )
+    shared.fit_coco(dataset, tmp_path / "images", references, negatives=str(annotations))
+    assert_same_memory(shared.memory, expected_too)
+    assert shared.memory.negatives is not None
 
     # The same from arrays: the boxes of these annotations are those of their masks.
     taken = {}

@@ -16,7 +16,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ntt_jax
-from ntt_jax.cli import ablate, demo, evaluate, import_memory, masks, memory, references, report, run, sample, segment
+from ntt_jax.cli import (
+    ablate,
+    demo,
+    evaluate,
+    import_memory,
+    masks,
+    memory,
+    negatives,
+    references,
+    report,
+    run,
+    sample,
+    segment,
+)
 from ntt_jax.errors import InputError
 
 INTERRUPTED = 130
@@ -53,7 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ntt-jax {ntt_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for command in (demo, masks, sample, memory, evaluate, run, ablate, segment, report, references, import_memory):
+    every = (
+        demo,
+        masks,
+        sample,
+        memory,
+        evaluate,
+        run,
+        ablate,
+        segment,
+        report,
+        references,
+        negatives,
+        import_memory,
+    )
+    for command in every:
         command.add_parser(commands)
     return parser
 

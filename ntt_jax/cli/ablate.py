@@ -14,8 +14,6 @@ from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ntt_jax.coco import CocoCategory, CocoDataset
     from ntt_jax.memory import Memory
     from ntt_jax.run_folder import RunFolder
@@ -147,18 +145,20 @@ def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
         models.warn(f"fewer than {max(args.shots)} references for {', '.join(sorted(short))}")
     choice = {"reference annotation file": sources.sha256, "shots": args.shots, "seeds": list(seeds)}
 
-    def prototypes() -> "np.ndarray":
+    def memories() -> dict[str, Any]:
         distinct = distinct_references(list(sets.values()))
-        return stack_prototypes(list(sets.values()), distinct, encode(args, sources, distinct))
+        return {"prototypes": stack_prototypes(list(sets.values()), distinct, encode(args, sources, distinct))}
 
-    metrics, rest = _score(args, lock, dataset, categories, choice, len(sets), prototypes)
+    metrics, rest = _score(args, lock, dataset, categories, choice, len(sets), memories)
     rows = by_shots(list(sets), metrics)
-    memories = [{"shots": s, "seed": seed, **one} for (s, seed), one in zip(sets, metrics, strict=True)]
-    return {"by_shots": rows, "memories": memories, **rest}
+    found = [{"shots": s, "seed": seed, **one} for (s, seed), one in zip(sets, metrics, strict=True)]
+    return {"by_shots": rows, "memories": found, **rest}
 
 
 def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for one memory without each of its references."""
+    import numpy as np
+
     from ntt_jax.ablation import leave_one_out
     from ntt_jax.ablation_tables import by_reference
     from ntt_jax.learned import from_bank
@@ -172,8 +172,10 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     prototypes, lacking = leave_one_out(bank.memory)
     if not lacking:
         raise InputError(f"{args.memory}: every class has one reference; there is none to leave out")
-    choice = {"memory": sha256(args.memory)}
-    metrics, rest = _score(args, lock, dataset, categories, choice, len(prototypes), lambda: prototypes)
+    choice, memories = {"memory": sha256(args.memory)}, {"prototypes": prototypes}
+    if (negatives := bank.memory.negatives) is not None:  # they serve all memories alike
+        memories["negatives"] = np.broadcast_to(np.asarray(negatives), (len(prototypes), *negatives.shape))
+    metrics, rest = _score(args, lock, dataset, categories, choice, len(prototypes), lambda: memories)
     origins = [one.origins for one in from_bank(bank).values()]
     return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
 
@@ -207,10 +209,11 @@ def _score(
     dataset: "CocoDataset",
     categories: "list[CocoCategory]",
     choice: dict[str, Any],
-    memories: int,
-    prototypes: Any,
+    count: int,
+    memories: Any,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Metrics of every memory on `dataset`, and what else the outcome says. prototypes: makes `[M, K, C]`."""
+    """Metrics of every memory on `dataset`, and what else the outcome says. memories: makes the
+    `count` memories, arguments of `ManyPredictor`."""
     from ntt_jax import runner
     from ntt_jax.evaluation import prepare_ground_truth
     from ntt_jax.run_folder import RunFolder
@@ -233,17 +236,17 @@ def _score(
     with RunFolder(lock, identity, restart=args.restart) as run:
         todo = runner.unfinished(run.records, dataset, args.images)
         if todo:
-            _segment(args, run, dataset, prototypes(), todo)
+            _segment(args, run, dataset, memories(), todo)
 
         def found() -> "Iterator[SharedDetections]":
             return shared_detections(run, dataset)
 
-        metrics = evaluate_shared(ground_truth, found, memories)
+        metrics = evaluate_shared(ground_truth, found, count)
         return metrics, {"skipped": runner.skipped_images(run, dataset), "provenance": run.identity}
 
 
 def _segment(
-    args: argparse.Namespace, run: "RunFolder", dataset: "CocoDataset", prototypes: "np.ndarray", todo: set[int]
+    args: argparse.Namespace, run: "RunFolder", dataset: "CocoDataset", memories: dict[str, Any], todo: set[int]
 ) -> None:
     """Segment the images `todo` with all memories and record what each found."""
     from ntt_jax import runner
@@ -257,15 +260,15 @@ def _segment(
     predictor = ManyPredictor(
         load_sam2(args.sam2, dtype),
         load_dinov2(args.dinov2, dtype),
-        prototypes,
-        options.detect_config(args),
+        config=options.detect_config(args),
+        **memories,
         batch_size=args.batch_size,
         devices=devices,
         matmul_precision=precision,
         canvas=min(largest, 640),
     )
     (share,) = runner.shares(run.processes, dataset, todo, args.batch_size)
-    what = f"ablate, {len(prototypes)} memories"
+    what = f"ablate, {len(memories['prototypes'])} memories"
     with Progress(what, total, done=total - len(todo)) as progress:
         try:
             runner.segment_images(

@@ -16,6 +16,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.processes import Processes
 
 if TYPE_CHECKING:
+    from ntt_jax.builder import Negatives
     from ntt_jax.coco import CocoDataset
     from ntt_jax.run_folder import RunFolder
     from ntt_jax.sampling import ReferenceSet
@@ -27,7 +28,11 @@ example:
 
 --references is the file that `ntt-jax sample` wrote, or a reference pickle of the original PyTorch code.
 memory.safetensors is small (no image is in it) and belongs to the DINOv2 checkpoint it was made with. Finished
-references are kept beside it until it is complete: when stopped, the same command goes on where it was."""
+references are kept beside it until it is complete: when stopped, the same command goes on where it was.
+
+--negatives names instances that look like a class and are none: COCO annotations with masks, whose category is the
+class that they are mistaken for. What looks more like them than like the class then scores lower. `ntt-jax negatives`
+chooses some among the mistakes of a first run."""
 
 
 def add_parser(commands: Any) -> None:
@@ -38,9 +43,36 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--references", type=Path, required=True, metavar="references.json", help="which annotations are references"
     )
+    add_negatives(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")
     options.add_compute(parser)
     options.add_processes(parser)
+
+
+def add_negatives(parser: Any) -> None:
+    """`--negatives` and `--negative-images`."""
+    parser.add_argument(
+        "--negatives",
+        type=Path,
+        metavar="N.json",
+        help="COCO annotations of what looks like a class and is none (default: no negative references)",
+    )
+    parser.add_argument(
+        "--negative-images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images that --negatives names (default: that of the references)",
+    )
+
+
+def check_negatives(args: argparse.Namespace) -> None:
+    """Raise `InputError` for options of `add_negatives` that cannot work."""
+    if args.negatives is not None:
+        options.check_file(args.negatives, "--negatives")
+    if args.negative_images is not None:
+        options.check_folder(args.negative_images, "--negative-images")
+        if args.negatives is None:
+            raise InputError("--negative-images: are those of --negatives; give that too")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -49,6 +81,7 @@ def check(args: argparse.Namespace) -> None:
     options.check_annotations(args.annotations, "--annotations")
     options.check_folder(args.images, "--images")
     options.check_file(args.references, "--references")
+    check_negatives(args)
     options.check_processes(args)
     options.check_output_file(args.out)
 
@@ -60,7 +93,9 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.datasets import load_dataset
 
     dataset = load_dataset(args.annotations)
-    build(args, processes, dataset, args.images, load(args.references, dataset), args.out)
+    references = load(args.references, dataset)
+    negatives = load_negatives(args, references, args.images)
+    build(args, processes, dataset, args.images, references, args.out, negatives)
 
 
 def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
@@ -75,6 +110,18 @@ def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
     return parse_references(data, path)
 
 
+def load_negatives(args: argparse.Namespace, references: "ReferenceSet", images: Path) -> "Negatives | None":
+    """The negative references that the options of `add_negatives` name. images: folder of the references' images."""
+    if args.negatives is None:
+        return None
+    from ntt_jax.builder import Negatives
+    from ntt_jax.datasets import load_dataset
+    from ntt_jax.negatives import negative_set
+
+    dataset = load_dataset(args.negatives)
+    return Negatives(dataset, args.negative_images or images, negative_set(dataset, references))
+
+
 def build(
     args: argparse.Namespace,
     processes: Processes,
@@ -82,17 +129,19 @@ def build(
     images: Path,
     references: "ReferenceSet",
     out: Path,
+    negatives: "Negatives | None" = None,
 ) -> None:
     """Encode the references with `--dinov2` and write the memory file `out` (process 0 does, when all are encoded)."""
-    from ntt_jax.builder import recorded_memory
+    from ntt_jax.builder import places, recorded_memory
     from ntt_jax.memory_file import MemoryBank, save_memory
     from ntt_jax.run_folder import FolderLock, RunFolder
     from ntt_jax.sampling import check_references
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)
     check_references(references, dataset)
-    provenance = describe(args, dataset, references, source_sha256)
-    numbers = range(sum(len(chosen.references) for chosen in references.classes))
+    provenance = describe(args, dataset, references, source_sha256, negatives)
+    unlike = None if negatives is None else negatives.references
+    numbers = range(len(places(references)) + (len(places(unlike)) if unlike else 0))
     # What is encoded waits beside the memory file, under a name that no other memory of this name has.
     parts = parts_folder(out, provenance)
     options.make_output_folder(parts)
@@ -107,13 +156,13 @@ def build(
             run.gather(lock, todo, args.batch_size)
             shares = processes.shares(numbers, todo.__contains__, args.batch_size)
             if share := shares[processes.index]:
-                encode(args, run, dataset, images, references, share, todo)
+                encode(args, run, dataset, images, references, share, todo, negatives)
             if processes.index:
                 models.leave(lock, out)
                 return
             run.wait_for_others(lock, [[number for number in share if number in todo] for share in shares])
             names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
-            save_memory(out, MemoryBank(recorded_memory(run, references), names, ids, encoder, provenance))
+            save_memory(out, MemoryBank(recorded_memory(run, references, unlike), names, ids, encoder, provenance))
     except InputError:
         if processes.count == 1 and not any(path.stat().st_size for path in parts.glob("*.records")):
             shutil.rmtree(parts, ignore_errors=True)
@@ -121,8 +170,9 @@ def build(
     for left in out.parent.glob(f"{glob.escape(out.name)}.*.parts"):
         shutil.rmtree(left, ignore_errors=True)
     print(f"{out}: {len(names)} classes, {len(numbers)} references, {encoder.name}")
-    for chosen in references.classes:
-        print(f"  {chosen.name}: {len(chosen.references)}")
+    for k, chosen in enumerate(references.classes):
+        more = f", {len(unlike.classes[k].references)} negative" if unlike else ""
+        print(f"  {chosen.name}: {len(chosen.references)}{more}")
 
 
 def parts_folder(out: Path, provenance: dict[str, Any]) -> Path:
@@ -139,6 +189,7 @@ def encode(
     references: "ReferenceSet",
     share: list[int],
     todo: set[int],
+    negatives: "Negatives | None" = None,
 ) -> None:
     """Encode a share of the numbered references and record those that are to do."""
     devices = options.start_jax(args)
@@ -151,20 +202,39 @@ def encode(
     )
     what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"
     with Progress(what, sum(number in todo for number in share), unit="references") as progress:
-        record_means(run, encoder, dataset, images, references, share=share, todo=todo, step=progress.step)
+        record_means(
+            run,
+            encoder,
+            dataset,
+            images,
+            references,
+            negatives=negatives,
+            share=share,
+            todo=todo,
+            step=progress.step,
+        )
 
 
 def describe(
-    args: argparse.Namespace, dataset: "CocoDataset", references: "ReferenceSet", encoder_sha256: str
+    args: argparse.Namespace,
+    dataset: "CocoDataset",
+    references: "ReferenceSet",
+    encoder_sha256: str,
+    negatives: "Negatives | None" = None,
 ) -> dict[str, Any]:
     """Where a memory comes from: the same inputs give the same description."""
+
+    def listed(some: "ReferenceSet") -> dict[str, Any]:
+        return {str(c.category_id): [[r.image_id, r.annotation_id] for r in c.references] for c in some.classes}
+
+    more: dict[str, Any] = {}
+    if negatives is not None:
+        more = {"negatives_sha256": negatives.dataset.sha256, "negatives": listed(negatives.references)}
     return {
         "encoder_sha256": encoder_sha256,
         "annotations_sha256": dataset.sha256,
-        "references": {
-            str(chosen.category_id): [[r.image_id, r.annotation_id] for r in chosen.references]
-            for chosen in references.classes
-        },
+        "references": listed(references),
+        **more,
         "shots": references.shots,
         "seed": references.seed,
         "dtype": args.dtype,

@@ -51,6 +51,7 @@ def load_predictor(
         load_dinov2(args.dinov2, dtype),
         bank.memory.prototypes,
         config,
+        negatives=bank.memory.negatives,
         batch_size=args.batch_size,
         devices=devices,
         matmul_precision=precision,

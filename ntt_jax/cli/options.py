@@ -58,6 +58,16 @@ def fraction(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
 def _classes_per_mask(text: str) -> int:
     return -1 if text.strip() == "-1" else whole_number(1, 2**16)(text)
 
@@ -220,6 +230,14 @@ def add_detection(parser: Any) -> None:
         metavar="N",
         help=f"a mask may count as its N best classes; -1 for all (default: {default.classes_per_mask})",
     )
+    group.add_argument(
+        "--negative-sigma",
+        type=_positive,
+        default=default.negative_sigma,
+        metavar="X",
+        help="how gently the memory's negative references lower a score; smaller is harsher "
+        f"(default: {default.negative_sigma})",
+    )
 
 
 def detect_config(args: argparse.Namespace) -> DetectConfig:
@@ -230,6 +248,7 @@ def detect_config(args: argparse.Namespace) -> DetectConfig:
         nms_iou_threshold=args.nms_iou_threshold,
         max_detections=args.max_detections,
         classes_per_mask=args.classes_per_mask,
+        negative_sigma=args.negative_sigma,
     )
 
 

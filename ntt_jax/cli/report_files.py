@@ -14,11 +14,11 @@ from ntt_jax.cli import memory, options
 from ntt_jax.coco import CocoCategory, CocoDataset
 from ntt_jax.datasets import load_dataset
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.evaluation import GroundTruth, prepare_ground_truth
 from ntt_jax.files import parse_json, read_bytes, show_path
 from ntt_jax.memory_file import MemoryBank, load_memory
 from ntt_jax.report.page import ReferenceSource, Report
-from ntt_jax.results import read_results
+from ntt_jax.results import ImageDetections, read_results
 from ntt_jax.run_folder import MAX_RUN_BYTES
 from ntt_jax.sampling import ClassReferences, Reference, ReferenceSet, check_references
 from weight_port.files import sha256
@@ -105,13 +105,29 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A run's detections and what they are measured against; bank: None where the memory was not found."""
+
+    dataset: CocoDataset
+    bank: MemoryBank | None
+    ground_truth: GroundTruth
+    detections: list[ImageDetections]
+
+
+def load_scored(files: RunFiles) -> Scored:
+    """Read and check annotations, memory and results. Raises `InputError` if annotations or results are unfit."""
+    dataset, bank = _annotations(files), _memory(files)
+    ground_truth = prepare_ground_truth(dataset, _categories(files, dataset, bank))
+    ids = [category.id for category in ground_truth.categories]
+    return Scored(dataset, bank, ground_truth, read_results(files.results, dataset, ids))
+
+
 def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
     """Read and check everything the page needs. Raises `InputError` for what it cannot do without."""
-    dataset = _annotations(files)
-    images = _images(files) if max_images else None
-    bank = _memory(files)
-    categories = _categories(files, dataset, bank)
-    ground_truth = prepare_ground_truth(dataset, categories)
+    images = find_images(files) if max_images else None
+    scored = load_scored(files)
+    dataset, bank, ground_truth = scored.dataset, scored.bank, scored.ground_truth
     if "segm" not in ground_truth.kinds:
         files.notes.append("The annotations have no masks, or not all: boxes are compared, masks are not.")
     if ground_truth.protocol == "voc":
@@ -122,7 +138,7 @@ def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
         dataset=dataset,
         images=images,
         ground_truth=ground_truth,
-        detections=read_results(files.results, dataset, [c.id for c in ground_truth.categories]),
+        detections=scored.detections,
         bank=bank,
         sources=None if bank is None else _sources(files, bank, dataset, images),
         skipped=[entry for entry in _list(files.metrics.get("skipped")) if isinstance(entry, dict)],
@@ -152,12 +168,13 @@ def _identity(files: RunFiles) -> dict[str, Any]:
     return identity if isinstance(identity, dict) else {}
 
 
-def _images(files: RunFiles) -> Path:
+def find_images(files: RunFiles) -> Path:
+    """The folder of the run's images. Raises `InputError` if it is not known or gone."""
     path = files.path("images")
     if path is None or not path.is_dir():
         where = "run.json does not say where" if path is None else f"they are no longer in {show_path(path)}"
         raise InputError(
-            f"{show_path(files.folder)}: the gallery needs the images and {where}; give --images, or --max-images 0"
+            f"{show_path(files.folder)}: pictures need the images and {where}; give --images, or go without pictures"
         )
     return path
 
@@ -246,7 +263,9 @@ def _provenance(files: RunFiles, dataset: CocoDataset, bank: MemoryBank | None) 
     if bank is not None:
         result["Memory"] = {"encoder": bank.encoder.name, "classes": str(len(bank.class_names))}
         result["Memory"] |= {"references per class": _range(bank.shots)}
-        result["Memory"] |= _flat(bank.provenance, leave_out=("references",))
+        if any(bank.negative_shots):
+            result["Memory"] |= {"negative references per class": _range(bank.negative_shots)}
+        result["Memory"] |= _flat(bank.provenance, leave_out=("references", "negatives"))
     return result
 
 

@@ -9,6 +9,7 @@ from ntt_jax.cli import evaluate, memory, models, options, sample
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from ntt_jax.builder import Negatives
     from ntt_jax.coco import CocoDataset
     from ntt_jax.sampling import ReferenceSet
 
@@ -42,6 +43,7 @@ def add_parser(commands: Any) -> None:
         help="folder of the images that --reference-annotations names (default: --images)",
     )
     sample.add_choice(parser)
+    memory.add_negatives(parser)
     options.add_dataset(parser)
     evaluate.add_run_folder(parser)
     options.add_detection(parser)
@@ -59,6 +61,7 @@ def check(args: argparse.Namespace) -> None:
     options.check_folder(args.images, "--images")
     if args.reference_images is not None:
         options.check_folder(args.reference_images, "--reference-images")
+    memory.check_negatives(args)
     options.check_processes(args)
     options.make_output_folder(args.out)
 
@@ -84,19 +87,26 @@ def run(args: argparse.Namespace) -> None:
                 )
         elif processes.index == 0:
             save_references(references_file, references)
-        if args.restart or not is_current(args, sources, references, memory_file):
+        folder = args.reference_images or args.images
+        negatives = memory.load_negatives(args, references, folder)
+        if args.restart or not is_current(args, sources, references, negatives, memory_file):
             if processes.index == 0:
                 memory_file.unlink(missing_ok=True)
-            folder = args.reference_images or args.images
-            memory.build(args, processes, sources, folder, references, memory_file)
-            while not is_current(args, sources, references, memory_file):  # process 0 is about to write it
+            memory.build(args, processes, sources, folder, references, memory_file, negatives)
+            while not is_current(args, sources, references, negatives, memory_file):  # process 0 is about to write it
                 if lock.holder(0) is None:
                     raise lock.ended(0)
                 time.sleep(0.2)
         evaluate.evaluate(args, lock, load_dataset(args.annotations), memory_file)
 
 
-def is_current(args: argparse.Namespace, sources: "CocoDataset", references: "ReferenceSet", memory_file: Path) -> bool:
+def is_current(
+    args: argparse.Namespace,
+    sources: "CocoDataset",
+    references: "ReferenceSet",
+    negatives: "Negatives | None",
+    memory_file: Path,
+) -> bool:
     """Whether an earlier start has made this memory; `InputError` if it has made another one."""
     if not memory_file.exists():
         return False
@@ -105,6 +115,6 @@ def is_current(args: argparse.Namespace, sources: "CocoDataset", references: "Re
 
     _, source_sha256 = models.read_encoder(args.dinov2)
     made = load_memory(memory_file).provenance
-    if changed := differences(made, memory.describe(args, sources, references, source_sha256)):
+    if changed := differences(made, memory.describe(args, sources, references, source_sha256, negatives)):
         raise InputError(f"{memory_file}: made with another {changed}; {ADVICE}")
     return True

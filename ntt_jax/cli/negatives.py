@@ -1,0 +1,82 @@
+"""`ntt-jax negatives`: the worst mistakes of a run as negative references."""
+
+import argparse
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ntt_jax.cli import models, options
+
+if TYPE_CHECKING:
+    from ntt_jax.cli.report_files import Scored
+    from ntt_jax.results import ImageDetections
+
+EPILOG = """\
+example: a run over images of the training set, its mistakes, and a memory that knows them
+  ntt-jax evaluate  --sam2 W --dinov2 W --memory memory.safetensors \\
+                    --annotations instances_some_train2017.json --images train2017 --out runs/first
+  ntt-jax negatives runs/first --out negatives.json --pictures check/
+  ntt-jax memory    --dinov2 W --annotations instances_train2017.json --images train2017 \\
+                    --references references.json --negatives negatives.json --out memory_n.safetensors
+
+A mistake is a detection that lies on no object of its class. Of each class the ones with the best scores are taken, one
+from an image. Never take them from the images that you report numbers on. Look at the pictures: where the annotations
+lack an object, what is found there is no mistake; delete its annotation from negatives.json."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    parser = options.add_command(
+        commands, "negatives", run, "the worst mistakes of a run as negative references", EPILOG
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate or run")
+    parser.add_argument("--out", type=Path, required=True, metavar="negatives.json", help="file to write")
+    parser.add_argument(
+        "--per-class",
+        type=options.whole_number(1, 10**4),
+        default=5,
+        metavar="N",
+        help="at most N of each class (default: 5)",
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw them over the images, to check")
+    group = parser.add_argument_group("files, where run.json does not say or they have moved")
+    group.add_argument("--annotations", type=Path, metavar="A.json", help="annotations of the run's images")
+    group.add_argument("--images", type=Path, metavar="DIR", help="folder of the images that --annotations names")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    options.check_output_file(args.out)
+    if args.pictures is not None:
+        options.make_output_folder(args.pictures, "--pictures")
+    from ntt_jax.cli import report_files
+    from ntt_jax.files import write_json
+    from ntt_jax.negatives import as_coco, false_positives
+
+    files = report_files.find_files(args.run_dir, {"annotations": args.annotations, "images": args.images}, None)
+    images = report_files.find_images(files) if args.pictures is not None else None
+    scored = report_files.load_scored(files)
+    chosen = false_positives(scored.ground_truth, scored.detections, args.per_class)
+    write_json(args.out, as_coco(chosen, scored.dataset, [c.id for c in scored.ground_truth.categories]))
+    if args.pictures is not None and images is not None:
+        draw(args.pictures, images, scored, chosen)
+    counts = [sum(int((one.labels == k).sum()) for one in chosen) for k in range(len(scored.ground_truth.categories))]
+    if not any(counts):
+        models.warn("the run made no mistake that could serve; negatives.json is empty")
+    print(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
+    for category, count in zip(scored.ground_truth.categories, counts, strict=True):
+        print(f"  {category.name}: {count}")
+
+
+def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetections]") -> None:
+    """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
+    from ntt_jax.cli.segment_files import draw_overlay
+    from ntt_jax.images import read_image
+    from ntt_jax.visualize import save_picture
+
+    names = tuple(f"not {category.name}:" for category in scored.ground_truth.categories)
+    for record in chosen:
+        name = PurePosixPath(scored.dataset.images[record.image_id].file_name.replace("\\", "/"))
+        path = folder / name.with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = read_image(scored.dataset.image_path(images, record.image_id))
+        save_picture(path, draw_overlay(image, record, names))
