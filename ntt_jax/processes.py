@@ -101,8 +101,9 @@ def _meet(
         "description": description,
         "timeout": int(timeout) + 60,  # JAX ends the helper then, with a page of text: we are to be earlier
     }
-    # The helper computes nothing: it must not take an accelerator from the process that will.
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # The helper computes nothing: it must not take an accelerator from the process that will. Errors are logged: where
+    # it cannot listen, JAX may crash before it says so.
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     helper = subprocess.Popen(
         [sys.executable, "-P", "-m", "ntt_jax.processes"],
@@ -145,7 +146,9 @@ def _reason(text: str) -> str:
     """What the helper died of, in one line."""
     if "Failed to start RPC server" in text or "add_port" in text:
         return "cannot listen there; the port is taken, or the address is not this machine's (process 0 must run on it)"
-    lines = [line for line in text.splitlines() if line.strip() and not re.match(r"\s*(@|\*\*\*|\[Gloo\])", line)]
+    lines = [
+        line for line in text.splitlines() if line.strip() and not re.match(r"\s*(@|\*\*\*|\[Gloo\]|E\d{4} )", line)
+    ]
     return " ".join((lines[0] if lines else "no reason given").split())[:300]
 
 
