@@ -4,6 +4,7 @@ run.json             the run's identity (what its numbers depend on) and, per st
 finished.records     one record per finished image (records.py); finished-I.records is that of process I
 results.json         written when every image is finished
 metrics.json         likewise
+report.html          written on request (`ntt-jax report`)
 lock, lock-I         held by the process (of several: process 0, process I) that is working here
 """
 
@@ -127,7 +128,7 @@ class RunFolder:
         folder, self.processes = lock.folder, lock.processes
         self.folder = folder
         self.results, self.metrics = folder / "results.json", folder / "metrics.json"
-        self._run = folder / "run.json"
+        self._run, report = folder / "run.json", folder / "report.html"
         self.identity = json.loads(json.dumps(identity))
         first = self.processes.index == 0
         if first:
@@ -138,7 +139,7 @@ class RunFolder:
             (folder / record_name(self.processes.index)).unlink(missing_ok=True)
             if first:
                 others = {folder / record_name(index) for index in range(1, self.processes.count)}
-                for path in (self.metrics, self.results, *record_files(folder), self._run):
+                for path in (report, self.metrics, self.results, *record_files(folder), self._run):
                     if path not in others:  # each removes its own
                         path.unlink(missing_ok=True)
         self.starts: list[dict[str, Any]] = []

@@ -100,11 +100,13 @@ def test_candidates_are_named_alike(wrap, images, devices):
     weights = np.stack([mask_weights(jnp.asarray(m), (GRID, GRID)) for m in masks])
     features = rng.standard_normal((images, GRID, GRID, DIM)).astype(np.float32)
     prototypes = aggregate_memory(*map(jnp.asarray, class_features(3))).prototypes
-    labels, scores = wrap(match_images, on(devices))(prototypes, (weights, features))
+    negatives = jnp.roll(prototypes, 1, axis=0)[:, None] if images == 5 else None
+    shared = prototypes if negatives is None else (prototypes, negatives)
+    labels, scores = wrap(match_images, on(devices))(shared, (weights, features))
     assert labels.shape == scores.shape == (images, 6, 1)
     for image in range(images):
         objects, valid = object_features(jnp.asarray(weights[image]), jnp.asarray(features[image]))
-        wanted, best = assign_labels(similarities(objects, prototypes), 1)
+        wanted, best = assign_labels(similarities(objects, prototypes, negatives), 1)
         np.testing.assert_array_equal(labels[image], np.where(valid[:, None], wanted, -1))
         np.testing.assert_allclose(scores[image], np.where(valid[:, None], best, 0), rtol=0, atol=1e-6)
     assert not np.asarray(scores[:, 3]).any() and (np.asarray(labels[:, 3]) == -1).all()

@@ -55,8 +55,10 @@ def test_restart_removes_the_old_outcome(tmp_path):
             run.records.append([{"image_id": 5}])
             run.results.write_text("[]")
             run.metrics.write_text("{}")
+            (tmp_path / "report.html").write_text("old")
         with RunFolder(lock, IDENTITY, restart=True) as run:
             assert len(run.records.own) == 0 and not run.results.exists() and not run.metrics.exists()
+            assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 2, "identity": {}, "starts": []}'])
