@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.errors import InputError
 from ntt_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ntt_jax.resize import resize_host
@@ -96,14 +97,14 @@ def decode_prompts(
     return logits[rows, chosen], ious[rows, chosen]
 
 
-@functools.partial(jax.jit, static_argnames=("definition",))
+@functools.partial(jax.jit, static_argnames=("definition",), compiler_options=COMPILER_OPTIONS)
 def _encode(state: Any, image: Array, no_mem_embed: Array, *, definition: Any) -> ImageFeatures:
     features = nnx.merge(definition, state).encode_image(image[None])
     embedding = features.embedding + no_mem_embed.astype(features.embedding.dtype).reshape(1, 1, 1, -1)
     return ImageFeatures(embedding, features.high_res)
 
 
-@functools.partial(jax.jit, static_argnames=("definition", "ambiguous"))
+@functools.partial(jax.jit, static_argnames=("definition", "ambiguous"), compiler_options=COMPILER_OPTIONS)
 def _decode(
     state: Any, features: ImageFeatures, points: Array, labels: Array, *, definition: Any, ambiguous: bool
 ) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ntt_jax.coco import CocoDataset
+from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
@@ -58,7 +59,7 @@ class ReferenceEncoder:
         def run(state: Any, crops: Array, masks: Array) -> Array:
             return encode_references(nnx.merge(definition, state), crops, masks)
 
-        self._run = jax.jit(over_mesh(run, mesh))
+        self._run = jax.jit(over_mesh(run, mesh), compiler_options=COMPILER_OPTIONS)
 
     def __call__(self, crops: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> np.ndarray:
         """Mean features `[n, C]` float32 of n <= batch_size crops and grid masks."""

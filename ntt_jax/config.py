@@ -204,3 +204,11 @@ def arithmetic(name: str) -> tuple[str, str]:
     "tensorfloat32" is float32 whose matrix products are rounded to 10 bits of mantissa where the GPU can do so.
     """
     return ("float32", name) if name == "tensorfloat32" else (name, "highest")
+
+
+COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+"""`compiler_options` of `jax.jit` for programs that hold a model; it changes nothing but on GPUs.
+
+By default XLA compiles and times many Triton kernels for every product of another shape, which takes minutes for
+these models; cuBLAS has nothing to compile.
+"""

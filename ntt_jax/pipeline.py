@@ -25,7 +25,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ntt_jax.config import DetectConfig
+from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
 from ntt_jax.detection import Candidates, Detections, Merged, describe_candidates, merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
@@ -223,7 +223,9 @@ def compile_count() -> int:
     return len(_compiled)
 
 
-@functools.partial(jax.jit, static_argnames=("detect", "definitions", "config", "mesh"))
+@functools.partial(
+    jax.jit, static_argnames=("detect", "definitions", "config", "mesh"), compiler_options=COMPILER_OPTIONS
+)
 def _detect_batch(
     state: Any,
     classes: tuple[Array, Array | None],

@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch shares the card
@@ -31,7 +32,7 @@ import torch
 from flax import nnx
 from torch_reference import TorchPass
 
-from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
+from ntt_jax.config import COMPILER_OPTIONS, DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
 from ntt_jax.detection import merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.pipeline import Predictor, propose_masks
@@ -45,8 +46,16 @@ SIZES = {
     "S+B": ("sam2_hiera_small", "dinov2_vitb14"),
     "L+L": ("sam2_hiera_large", "dinov2_vitl14"),
 }
-# GFLOP per image of the published sizes (METHOD section 7), for operations per second.
-GFLOP = {"L+L": {"sam2 encoder": 1620, "dinov2": 1014}}
+# GFLOP per image at the published sizes, for operations per second. Decoders: 1024 points that all pass, in the order
+# of operations of each engine (ntt_jax/sam2/grid.py counts them).
+GFLOP = {
+    "L+L": {
+        "sam2 encoder": 1620,
+        "dinov2": 1014,
+        "ours decoder": 1039,
+        "torch decoder": 3676,
+    }
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -63,7 +72,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--torch-rows", default="float32", help="float32, tensorfloat32, bfloat16, compiled (bfloat16)")
     parser.add_argument("--torch-chunk", type=int, default=64, help="points decoded together by torch")
-    parser.add_argument("--batch-sizes", default="1", help="images per step of our whole pass, with commas")
+    parser.add_argument(
+        "--batch-sizes",
+        default="1",
+        help="images per step of the whole passes, with commas; the encoders' rows take the last",
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--whole-only", action="store_true", help="leave out the single stages")
     parts.add_argument(
@@ -108,6 +121,14 @@ class Rows:
             }
             for name, values in self.seconds.items()
         ]
+
+
+def operations(size: str, row: str) -> float | None:
+    """GFLOP per image of a row, None where not counted."""
+    known, engine, stage = GFLOP.get(size, {}), row.split()[0], row.split(" | ")[1]
+    if stage.startswith("whole") and known:
+        return known["sam2 encoder"] + known["dinov2"] + known[f"{engine} decoder"]
+    return known.get(stage) or known.get(f"{engine} {stage}")
 
 
 def matrix_rate(device: str, dtype: Any, precision: str = "highest") -> float:
@@ -156,16 +177,18 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
     config = DetectConfig(args.points_per_side, args.pred_iou_threshold)
     height, width = image.shape[:2]
 
+    batches = [int(batch) for batch in args.batch_sizes.split(",")]
     if not args.whole_only:
-        images = jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None]
+        count = batches[-1]
+        images = jnp.asarray(np.stack([resize_for_sam(image, sam2.config.image_size)] * count))
 
-        def stage(name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        def stage(name: str, function: Callable[..., Any], *inputs: Any, images: int = 1) -> Any:
             with jax.default_matmul_precision(precision):
-                compiled = jax.jit(function).lower(*inputs).compile()
-            return rows.add(f"ours {dtype} | {name}", lambda: jax.block_until_ready(compiled(*inputs)))
+                compiled = jax.jit(function, compiler_options=COMPILER_OPTIONS).lower(*inputs).compile()
+            return rows.add(f"ours {dtype} | {name}", lambda: jax.block_until_ready(compiled(*inputs)), images)
 
-        features = stage("sam2 encoder", lambda m, x: m.encode_image(sam_input(x)), sam2, images)
-        patches = stage("dinov2", lambda m, x: m(encoder_input(x, m.config.input_size)), dinov2, images)
+        features = stage("sam2 encoder", lambda m, x: m.encode_image(sam_input(x)), sam2, images, images=count)
+        patches = stage("dinov2", lambda m, x: m(encoder_input(x, m.config.input_size)), dinov2, images, images=count)
         grid = patches.shape[1:3]
         # "decoder" includes what `after` starts from: patch weights and boxes of the masks.
         candidates, logits, ious = stage("decoder", lambda m, f: propose_masks(m, f, grid, config), sam2, features[0])
@@ -174,7 +197,7 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
         stage("after", after, patches[0].astype(jnp.float32), candidates, logits, ious, prototypes)
         del features, patches, logits
     found: list[Any] = [None]
-    for batch in () if args.stages_only else map(int, args.batch_sizes.split(",")):
+    for batch in () if args.stages_only else batches:
         predictor = Predictor(
             sam2, dinov2, prototypes, config, batch_size=batch, matmul_precision=precision, canvas=max(height, width)
         )
@@ -190,31 +213,37 @@ def _all(predictor: Predictor, images: list[np.ndarray]) -> list[Any]:
 
 def add_torch(rows: Rows, args: argparse.Namespace, engine: TorchPass, image: np.ndarray, prototypes: Any, row: str):
     """Torch's stages and whole pass in one precision; returns the detections of `image`."""
-    engine.dtype = torch.bfloat16 if row in ("bfloat16", "compiled") else torch.float32
     tf32 = row == "tensorfloat32"
 
     def run(function: Callable[..., Any], *inputs: Any) -> Any:
         engine.dtype = torch.bfloat16 if row in ("bfloat16", "compiled") else torch.float32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        engine.use_compiled(row == "compiled")
         with torch.inference_mode(), engine.autocast():
             result = function(*inputs)
         if engine.device == "cuda":
             torch.cuda.synchronize()
         return result
 
-    if row == "compiled":
-        engine.compile()
+    batches = [int(batch) for batch in args.batch_sizes.split(",")]
     name = f"torch {row} | "
     if not args.whole_only:
-        x = engine.prepare(image)
-        features = rows.add(name + "sam2 encoder", functools.partial(run, engine.encode_image, x))
-        patches = rows.add(name + "dinov2", functools.partial(run, engine.encode_patches, x))
+        count = batches[-1]
+        x = engine.prepare([image] * count)
+        # Looked up when called: which of them is compiled depends on the row.
+        embedding, high_res = rows.add(
+            name + "sam2 encoder", functools.partial(run, lambda x: engine.encode_image(x), x), count
+        )
+        patches = rows.add(name + "dinov2", functools.partial(run, lambda x: engine.encode_patches(x), x), count)
+        features = embedding[:1], [level[:1] for level in high_res]
         logits, ious = rows.add(name + "decoder", functools.partial(run, engine.decode, features))
-        after = functools.partial(run, engine.after, patches, logits, ious, prototypes, *image.shape[:2])
+        after = functools.partial(run, engine.after, patches[:1], logits, ious, prototypes, *image.shape[:2])
         rows.add(name + "after", after)
-    if args.stages_only:
-        return None
-    return rows.add(name + "whole", functools.partial(run, engine.whole, image, prototypes))
+    found: list[Any] = [None]
+    for batch in () if args.stages_only else batches:
+        call = functools.partial(run, engine.whole, [image] * batch, prototypes)
+        found = rows.add(f"{name}whole, batch {batch}", call, batch)
+    return found[0]
 
 
 def keep_freed_memory() -> None:
@@ -258,22 +287,51 @@ def main() -> int:
         convert_state_dict(state_dicts[1], dinov2_config),
     )
     print("first calls", flush=True)
-    ours = {d: add_ours(rows, args, models, image, jnp.asarray(prototypes), d) for d in args.dtypes.split(",")}
     on_device = torch.from_numpy(prototypes).to(engine.device)
-    theirs = {row: add_torch(rows, args, engine, image, on_device, row) for row in args.torch_rows.split(",") if row}
+
+    def each(add: Callable[[str], Any], names: str) -> dict[str, Any]:
+        found = {}
+        for name in filter(None, names.split(",")):
+            try:
+                found[name] = add(name)
+            except Exception as error:  # out of memory, say: the other rows still count
+                print(f"  {name}: FAILED, left out: {type(error).__name__}: {str(error)[:500]}", flush=True)
+        return found
+
+    def all_of_ours() -> dict[str, Any]:
+        return each(lambda name: add_ours(rows, args, models, image, jnp.asarray(prototypes), name), args.dtypes)
+
+    def all_of_torch() -> dict[str, Any]:
+        return each(lambda name: add_torch(rows, args, engine, image, on_device, name), args.torch_rows)
+
+    if device == "gpu":  # both compile for minutes, on the host; nothing is timed yet
+        with ThreadPoolExecutor(2) as pool:
+            parts = [pool.submit(all_of_ours), pool.submit(all_of_torch)]
+            ours, theirs = (part.result() for part in parts)
+    else:
+        ours, theirs = all_of_ours(), all_of_torch()
     gc.collect()
     rows.measure(args.repeats)
     report["rows"] = rows.table()
+    counted = args.points_per_side == 32 and args.pred_iou_threshold < 0.5
+    for row in report["rows"]:
+        gflop = operations(args.size, row["row"]) if counted else None
+        row["tflops"] = gflop / row["seconds_per_image"] / 1e3 if gflop else None
+    if device == "gpu":
+        report["peak_device_gib"] = {
+            "ours": jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30,
+            "torch": torch.cuda.max_memory_allocated() / 2**30,
+        }
     exact = theirs.get("float32")
     if exact is not None:
         report["agreement with torch float32"] = {d: agreement(found, exact) for d, found in ours.items()}
     report["peak_resident_gib_of_both_engines"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     width = max(len(row["row"]) for row in report["rows"])
-    print(f"\n{'row':{width}}  s/image      min      max  first call")
+    print(f"\n{'row':{width}}  s/image      min      max  first call  TFLOP/s")
     for row in report["rows"]:
         print(
-            f"{row['row']:{width}} {row['seconds_per_image']:8.3f} {row['min']:8.3f} {row['max']:8.3f} "
-            f"{row['first_call_seconds']:11.2f}"
+            f"{row['row']:{width}} {row['seconds_per_image']:8.4f} {row['min']:8.4f} {row['max']:8.4f} "
+            f"{row['first_call_seconds']:11.2f} {'' if row['tflops'] is None else format(row['tflops'], '8.2f')}"
         )
     print(json.dumps(report.get("agreement with torch float32"), indent=1))
     if args.json:

@@ -36,26 +36,28 @@ class TorchPass:
         self.sam2.to(device)
         self.dinov2.to(device)
         self.dtype = torch.float32
-        self.encode_image = self._encode_image
-        self.encode_patches = self._encode_patches
-        self.decode_chunk = self._decode_chunk
+        self._compiled: tuple[Any, ...] = ()
+        self.use_compiled(False)
         line = torch.linspace(0, self.size - 1, config.points_per_side, dtype=torch.float64) + 0.5
         x, y = torch.meshgrid(line, line, indexing="ij")
         self.points = torch.stack([x, y], -1).reshape(-1, 1, 2).float().to(device)
 
-    def compile(self) -> None:
-        """`torch.compile` for everything with fixed shapes."""
-        self.encode_image = torch.compile(self._encode_image)
-        self.encode_patches = torch.compile(self._encode_patches)
-        self.decode_chunk = torch.compile(self._decode_chunk)
+    def use_compiled(self, yes: bool) -> None:
+        """Whether everything with fixed shapes runs through `torch.compile`; compiled once, when first called."""
+        if yes and not self._compiled:
+            eager = self._encode_image, self._encode_patches, self._decode_chunk
+            self._compiled = tuple(torch.compile(function) for function in eager)
+        self.encode_image, self.encode_patches, self.decode_chunk = (
+            self._compiled if yes else (self._encode_image, self._encode_patches, self._decode_chunk)
+        )
 
     def autocast(self) -> Any:
         return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
 
-    def prepare(self, image: np.ndarray) -> torch.Tensor:
-        """Image `[H, W, 3]` uint8 -> `[1, 3, S, S]` in [0, 1] on the device."""
-        resized = torch.from_numpy(resize_for_sam(image, self.size).copy()).to(self.device)
-        return resized.permute(2, 0, 1)[None].float() / 255
+    def prepare(self, images: list[np.ndarray]) -> torch.Tensor:
+        """Images `[H, W, 3]` uint8 -> `[B, 3, S, S]` in [0, 1] on the device."""
+        resized = torch.from_numpy(np.stack([resize_for_sam(image, self.size) for image in images])).to(self.device)
+        return resized.permute(0, 3, 1, 2).float() / 255
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         mean = torch.tensor(IMAGENET_MEAN, device=x.device).reshape(1, 3, 1, 1)
@@ -83,12 +85,13 @@ class TorchPass:
         return masks[rows, best].float(), ious[rows, best].float()
 
     def decode(self, features: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """features: of one image."""
         embedding, high_res = features
         parts = [self.decode_chunk(embedding, high_res, points) for points in self.points.split(self.chunk)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def after(self, patches, logits, ious, prototypes, height: int, width: int) -> dict[str, torch.Tensor]:
-        """Steps 5 to 10. patches `[1, g*g, C]`, prototypes `[K, C]`."""
+        """Steps 5 to 10 for one image. patches `[1, g*g, C]`, prototypes `[K, C]`."""
         config = self.config
         keep = ious > config.pred_iou_threshold
         logits, ious = logits[keep], ious[keep]
@@ -137,16 +140,20 @@ class TorchPass:
             alive[i:] &= ~((classes[i:] == classes[i]) & (inter > self.config.nms_iou_threshold * union) & (union > 0))
         return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
-    def whole(self, image: np.ndarray, prototypes: torch.Tensor) -> dict[str, Any]:
-        """Image to detections with COCO run lengths."""
+    def whole(self, images: list[np.ndarray], prototypes: torch.Tensor) -> list[dict[str, Any]]:
+        """Images, encoded together, to detections with COCO run lengths."""
+        results = []
         with torch.inference_mode(), self.autocast():
-            x = self.prepare(image)
-            features = self.encode_image(x)
+            x = self.prepare(images)
+            embedding, high_res = self.encode_image(x)
             patches = self.encode_patches(x)
-            logits, ious = self.decode(features)
-            found = self.after(patches, logits, ious, prototypes, *image.shape[:2])
-        result = {name: value.cpu().numpy() for name, value in found.items()}
-        return result | {"rles": encode_masks(result["masks"])}
+            for i, image in enumerate(images):
+                row = slice(i, i + 1)
+                logits, ious = self.decode((embedding[row], [level[row] for level in high_res]))
+                found = self.after(patches[row], logits, ious, prototypes, *image.shape[:2])
+                result = {name: value.cpu().numpy() for name, value in found.items()}
+                results.append(result | {"rles": encode_masks(result["masks"])})
+        return results
 
 
 def _boxes(masks: torch.Tensor) -> torch.Tensor:

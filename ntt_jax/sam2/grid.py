@@ -96,8 +96,8 @@ def decode_grid(
         raise InputError(f"decode_grid: expected decoder_depth 2, found {sam2.config.decoder_depth}; use Sam2.decode")
     cpu = jax.default_backend() == "cpu"
     count = points.shape[0]
-    chunk = min(chunk or (4 if cpu else 64), count)
-    mask_chunk = min(mask_chunk or (1 if cpu else 16), chunk)
+    chunk = min(chunk or (4 if cpu else 128), count)
+    mask_chunk = min(mask_chunk or (1 if cpu else 64), chunk)
 
     features = sam2.one_image(features)
     grid = GridDecoder(sam2.sam_mask_decoder)
@@ -262,6 +262,15 @@ class GridDecoder:
     def _dot(self, spec: str, *operands: Array) -> Array:
         """Product of operands rounded to the compute dtype, accumulated and returned in float32."""
         return jnp.einsum(spec, *self._operands(*operands), preferred_element_type=jnp.float32)
+
+    def _dot_upscaled(self, spec: str, *operands: Array) -> Array:
+        """`_dot` for the pixels of the upscaling, stored in the compute dtype as the next product takes them.
+
+        They are the largest arrays here, and writing them in float32 takes a GPU longer than the product. For a CPU,
+        `_operands` has float32 already.
+        """
+        operands = self._operands(*operands)
+        return jnp.einsum(spec, *operands, preferred_element_type=operands[0].dtype).astype(jnp.float32)
 
     def _along_image(self, x: Array, image: Array) -> Array:
         """`pthd,hdn->phtn`. As an einsum, XLA's CPU product has N in the middle of its result: five times slower."""
@@ -471,7 +480,7 @@ class GridDecoder:
         kernel = self._up_kernel()
         basis = self._dot("pkc,co->pok", state.basis * self.g2[None], kernel)  # [P, 4 C/4, 2K]
         constant = ((self.d * self.g2) @ kernel)[..., None]  # [1, 4 C/4, 1]
-        x = jax.lax.optimization_barrier(self._dot("pok,pkn->pon", basis, state.rows))
+        x = jax.lax.optimization_barrier(self._dot_upscaled("pok,pkn->pon", basis, state.rows))
         x = x + state.r1[:, None] * side.upscaled[None] + constant
         x = state.r2[:, None] * x + ((self.b2 @ kernel).T + side.feat_s1)[None]
         # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
@@ -483,7 +492,7 @@ class GridDecoder:
         channels = kernel.shape[-1]
         kernel = kernel.transpose(0, 1, 3, 2).reshape(-1, kernel.shape[2])  # [4 C/8, C / 4]
         # The kernel repeated for every sub-pixel: batched products keep N last, a shared one would transpose twice.
-        x = self._dot("paoc,pacn->paon", jnp.broadcast_to(kernel, (p, 4, *kernel.shape)), x)
+        x = self._dot_upscaled("paoc,pacn->paon", jnp.broadcast_to(kernel, (p, 4, *kernel.shape)), x)
         x = gelu(x + (side.feat_s0 + jnp.tile(self._bias(up2), 4).T[None])[None])
         # A batched product, because a sum over channels would be fused with the update in place and run on one core.
         weights = jnp.broadcast_to(hyper[:, None, None], (p, 16, 1, channels))

@@ -55,7 +55,7 @@ def test_run_on_photos_equals_torch(coco_open, tmp_path, shots):
     prototypes = torch.from_numpy(np.array(bank.memory.prototypes))
     for image in images["images"]:
         found = [r for r in results if r["image_id"] == image["id"]]
-        wanted = engine.whole(read_image(coco_open / "images" / image["file_name"]), prototypes)
+        (wanted,) = engine.whole([read_image(coco_open / "images" / image["file_name"])], prototypes)
         assert len(found) == len(wanted["scores"])
         np.testing.assert_allclose([r["score"] for r in found], wanted["scores"], atol=2e-5)
         for result, label, box, mask in zip(found, wanted["labels"], wanted["boxes"], wanted["masks"], strict=True):
