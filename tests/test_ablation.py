@@ -56,11 +56,12 @@ def predictor(world, dinov2):
     return Predictor(load_sam2(world.sam2), dinov2, prototypes, CONFIG)
 
 
-def metrics_of(predictor, world, prototypes):
+def metrics_of(predictor, world, prototypes, negatives=None):
     """What evaluating one memory alone gives."""
     dataset = load_coco(world.val)
     ids = sorted(dataset.images)
-    found = predictor.with_prototypes(prototypes)(read_image(dataset.image_path(world.images, i)) for i in ids)
+    one = predictor.with_prototypes(prototypes, negatives)
+    found = one(read_image(dataset.image_path(world.images, i)) for i in ids)
     records = [
         ImageDetections(i, d.height, d.width, d.boxes, d.scores, d.labels, tuple(d.rles))
         for i, d in zip(ids, found, strict=True)
@@ -160,24 +161,27 @@ def test_stopped_and_continued(world, finished, tmp_path, capsys, monkeypatch):
 
 
 def test_leaving_out_on_the_command_line(world, pool, predictor, dinov2, tmp_path, capsys):
-    # As many memories as above, so that their program is there already.
+    """With negative references, which all memories share."""
     bank = load_memory(world.memory)
     references = sample_references(pool, select_classes(pool, "all"), 3, 33, allow_fewer=True)
     counts = iter((3, 2, 1))
     fewer = [dataclasses.replace(c, references=c.references[: next(counts)]) for c in references.classes]
     references = dataclasses.replace(references, classes=tuple(fewer))
     memory = build_memory(ReferenceEncoder(dinov2), pool, world.images, references)
+    negatives = np.roll(memory.instance_means, 1, axis=0)
+    memory = dataclasses.replace(memory, negatives=negatives)
     made = {str(c.category_id): [[r.image_id, r.annotation_id] for r in c.references] for c in references.classes}
     path = tmp_path / "memory.safetensors"
     save_memory(path, dataclasses.replace(bank, memory=memory, provenance={**bank.provenance, "references": made}))
     assert main(command(world, tmp_path / "run", memory=path)) == 0
     assert "with all references" in capsys.readouterr().out
     outcome = json.loads((tmp_path / "run" / "ablation.json").read_text())
-    assert outcome["whole"] == json.loads(json.dumps(metrics_of(predictor, world, memory.prototypes)))
+    whole = metrics_of(predictor, world, memory.prototypes, negatives)
+    assert outcome["whole"] == json.loads(json.dumps(whole)) != metrics_of(predictor, world, memory.prototypes)
     assert len(outcome["without"]) == 5
     prototypes, lacking = ablation.leave_one_out(memory)
     row = next(row for row in outcome["without"] if (row["class"], row["reference"]) == ("disc", 1))
-    alone = metrics_of(predictor, world, prototypes[1 + lacking.index((1, 1))])
+    alone = metrics_of(predictor, world, prototypes[1 + lacking.index((1, 1))], negatives)
     assert row["origin"] == made["5"][1]
     assert row["segm"]["AP"] == alone["segm"]["AP"]
     assert row["segm"]["class AP"] == alone["per_class"][1]["segm"]["AP"]
