@@ -9,10 +9,11 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.results import ImageDetections, decimals
+from ntt_jax.results import ImageDetections
 from ntt_jax.rle import Rle
 
-_KEYS = ("image_id", "height", "width", "boxes", "counts", "shape", "masks", "labels", "scores")
+_WHOLE = ("image_id", "height", "width", "boxes", "counts")  # as in the record of one memory with every mask once
+_KEYS = (*_WHOLE, "shape", "masks", "labels", "scores")
 _TYPES = {"masks": "<i4", "labels": "<i4", "scores": "<f4"}
 _MAX_ROWS = 2**28
 
@@ -51,12 +52,12 @@ class SharedDetections:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data; `from_json` gives back the same, bit for bit. Memories that agree take little room."""
+        count = len(self.rles)
+        every = ImageDetections(
+            self.image_id, self.height, self.width, self.boxes, np.zeros(count), np.zeros(count), self.rles
+        ).to_json()
         return {
-            "image_id": self.image_id,
-            "height": self.height,
-            "width": self.width,
-            "boxes": [decimals(box) for box in self.boxes],
-            "counts": [rle["counts"] for rle in self.rles],
+            **{name: every[name] for name in _WHOLE},
             "shape": list(self.masks.shape),
             **{name: _packed(getattr(self, name).astype(kind)) for name, kind in _TYPES.items()},
         }
@@ -71,9 +72,8 @@ class SharedDetections:
         if not fits or shape[0] * shape[1] > _MAX_ROWS:
             raise InputError(f"{where}: shape: expected two sizes, found {describe(shape)}")
         arrays = {name: _unpacked(data[name], kind, shape, f"{where}: {name}") for name, kind in _TYPES.items()}
-        # The checks of boxes, masks and sizes are those of one memory's record that has every mask once.
         count = len(data["counts"]) if type(data["counts"]) is list else 0
-        whole = {key: data[key] for key in ("image_id", "height", "width", "boxes", "counts")}
+        whole = {key: data[key] for key in _WHOLE}
         every = ImageDetections.from_json({**whole, "scores": [0] * count, "labels": [0] * count}, where)
         masks, labels, scores = arrays["masks"], arrays["labels"], arrays["scores"]
         if np.any(masks < -1) or np.any(masks >= count) or np.any(labels[masks >= 0] < 0) or np.isnan(scores).any():

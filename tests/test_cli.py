@@ -95,6 +95,21 @@ def test_sample_names_the_classes_that_are_short(world, tmp_path, capsys):
     assert len(load_references(tmp_path / "references.json").classes) == 2
 
 
+def test_sample_leaves_out_classes_without_a_usable_reference(world, tmp_path, capsys):
+    content = json.loads(world.train.read_text())
+    for entry in content["annotations"]:
+        entry["isimpossible"] = int(entry["category_id"] == 8)
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    options = {"annotations": tmp_path / "a.json", "shots": 2, "out": tmp_path / "r.json", "drop_empty": True}
+    assert main(["sample", *arguments(options | {"classes": "all"})]) == 0
+    assert "left out, without a usable reference: bar\n" in capsys.readouterr().err
+    assert [chosen.name for chosen in load_references(tmp_path / "r.json").classes] == ["square", "disc"]
+    assert main(["sample", *arguments(options | {"classes": "bar"})]) == 2
+    assert "none of them has a usable reference" in capsys.readouterr().err
+    assert main(["sample", *arguments(options | {"classes": "all", "lists": tmp_path})]) == 2
+    assert "--lists brings its own" in capsys.readouterr().err
+
+
 def test_evaluate_writes_files_that_pycocotools_loads(world, finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     results = json.loads((finished / "results.json").read_text())

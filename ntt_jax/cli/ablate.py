@@ -2,19 +2,16 @@
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ntt_jax
 from ntt_jax.cli import evaluate, memory, models, options
-from ntt_jax.cli.progress import Progress
-from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoCategory, CocoDataset
+    from ntt_jax.coco import CocoCategory, CocoDataset, CocoImage
     from ntt_jax.memory import Memory
     from ntt_jax.run_folder import RunFolder
     from ntt_jax.sampling import ReferenceSet
@@ -42,8 +39,7 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(
         commands, "ablate", run, "compare numbers of shots, seeds or references in one run", EPILOG
     )
-    options.add_sam2(parser)
-    options.add_dinov2(parser)
+    options.add_paths(parser, "sam2", "dinov2")
     group = parser.add_argument_group("either: memories of several numbers of shots and seeds")
     group.add_argument("--shots", type=_whole_numbers, metavar="LIST", help="references per class, as 1,5,10,30")
     group.add_argument(
@@ -59,24 +55,13 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--classes", metavar="LIST", help="as for `ntt-jax sample`: novel, base, fold1 to fold4, all, names or ids"
     )
-    group.add_argument(
-        "--reference-annotations",
-        type=Path,
-        metavar="TRAIN.json",
-        help="COCO instance annotations among which the references are chosen",
-    )
-    group.add_argument(
-        "--reference-images",
-        type=Path,
-        metavar="DIR",
-        help="folder of the images that --reference-annotations names (default: --images)",
-    )
+    options.add_paths(group, "reference_annotations", "reference_images", required=False)
     group.add_argument(
         "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than shots"
     )
     group = parser.add_argument_group("or: one memory without each of its references")
-    group.add_argument("--memory", type=Path, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote")
-    options.add_dataset(parser)
+    options.add_paths(group, "memory", required=False)
+    options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
     options.add_detection(parser)
     options.add_compute(parser)
@@ -92,24 +77,19 @@ def _whole_numbers(text: str) -> list[int]:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.sam2, "--sam2")
-    options.check_file(args.dinov2, "--dinov2")
+    options.check_paths(args, "sam2", "dinov2", "memory")
     needed = {"--shots": args.shots, "--classes": args.classes, "--reference-annotations": args.reference_annotations}
     if args.memory is not None:
-        options.check_file(args.memory, "--memory")
         more = {"--reference-images": args.reference_images, "--allow-fewer": args.allow_fewer or None}
         if given := [name for name, value in {**needed, **more}.items() if value is not None]:
             raise InputError(f"{given[0]}: --memory brings its own references; give one or the other")
     elif missing := [name for name, value in needed.items() if value is None]:
         raise InputError(f"give {', '.join(missing)} too (or --memory, to leave out its references one by one)")
     else:
-        options.check_file(args.reference_annotations, "--reference-annotations")
-        if args.reference_images is not None:
-            options.check_folder(args.reference_images, "--reference-images")
+        options.check_paths(args, "reference_annotations", "reference_images")
         if len(args.shots) * args.seeds > MAX_MEMORIES:
             raise InputError(f"--shots, --seeds: {len(args.shots) * args.seeds} memories, at most {MAX_MEMORIES}")
-    options.check_file(args.annotations, "--annotations")
-    options.check_folder(args.images, "--images")
+    options.check_paths(args, "annotations", "images")
     options.make_output_folder(args.out)
 
 
@@ -251,39 +231,18 @@ def _segment(
     """Segment the images `todo` with all memories and record what each found."""
     from ntt_jax import runner
     from ntt_jax.ablation import ManyPredictor
-    from ntt_jax.loading import load_dinov2, load_sam2
 
-    devices = options.start_jax(args)
-    dtype, precision = arithmetic(args.dtype)
-    started, total = time.time(), len(dataset.images)
-    largest = max(max(image.height, image.width) for image in dataset.images.values())
-    predictor = ManyPredictor(
-        load_sam2(args.sam2, dtype),
-        load_dinov2(args.dinov2, dtype),
-        config=options.detect_config(args),
-        **memories,
-        batch_size=args.batch_size,
-        devices=devices,
-        matmul_precision=precision,
-        canvas=min(largest, 640),
-    )
+    def load(devices: list[Any], largest_side: int) -> Any:
+        return models.make_predictor(
+            ManyPredictor, args, options.detect_config(args), devices, largest_side, **memories
+        )
+
+    def record(image: "CocoImage", found: "SharedDetections") -> dict[str, Any]:
+        return dataclasses.replace(found, image_id=image.id).to_json()
+
     (share,) = runner.shares(run.processes, dataset, todo, args.batch_size)
     what = f"ablate, {len(memories['prototypes'])} memories"
-    with Progress(what, total, done=total - len(todo)) as progress:
-        try:
-            runner.segment_images(
-                run,
-                dataset,
-                args.images,
-                predictor,
-                share=share,
-                todo=todo,
-                window=args.batch_size * len(devices),
-                observer=progress,
-                record=lambda image, found: dataclasses.replace(found, image_id=image.id).to_json(),
-            )
-        finally:
-            run.note_start(models.describe_start(args, run.processes, devices, started, progress.steps))
+    evaluate.segment(args, run, dataset, share, todo, load, what, record)
 
 
 def shared_detections(run: "RunFolder", dataset: "CocoDataset") -> "Iterator[SharedDetections]":

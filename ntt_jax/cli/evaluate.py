@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoCategory, CocoDataset
+    from ntt_jax.coco import CocoCategory, CocoDataset, CocoImage
     from ntt_jax.memory_file import MemoryBank
-    from ntt_jax.run_folder import FolderLock
+    from ntt_jax.run_folder import FolderLock, RunFolder
 
 EPILOG = """\
 example:
@@ -32,10 +33,7 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(
         commands, "evaluate", run, "segment the images of an annotation file and compare with its annotations", EPILOG
     )
-    options.add_sam2(parser)
-    options.add_dinov2(parser)
-    options.add_memory(parser)
-    options.add_dataset(parser)
+    options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images")
     add_run_folder(parser)
     options.add_detection(parser)
     options.add_compute(parser)
@@ -52,11 +50,7 @@ def add_run_folder(parser: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.sam2, "--sam2")
-    options.check_file(args.dinov2, "--dinov2")
-    options.check_file(args.memory, "--memory")
-    options.check_annotations(args.annotations, "--annotations")
-    options.check_folder(args.images, "--images")
+    options.check_paths(args, "sam2", "dinov2", "memory", "annotations", "images")
     options.check_processes(args)
     options.make_output_folder(args.out)
 
@@ -104,29 +98,12 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
         todo = runner.unfinished(run.records, dataset, args.images)
         run.gather(lock, todo, args.batch_size)
         shares = runner.shares(processes, dataset, todo, args.batch_size)
-        share = shares[processes.index]
-        if share:
-            mine = sum(image.id in todo for image in share)
-            done = 0 if processes.count > 1 else len(dataset.images) - mine
-            devices = options.start_jax(args)
-            started = time.time()
-            largest = max(max(image.height, image.width) for image in dataset.images.values())
-            predictor = models.load_predictor(args, bank, config, devices, largest)
-            what = "evaluate" if processes.count == 1 else f"evaluate, {processes}"
-            with Progress(what, done + mine, done=done) as progress:
-                try:
-                    runner.segment_images(
-                        run,
-                        dataset,
-                        args.images,
-                        predictor,
-                        share=share,
-                        todo=todo,
-                        window=args.batch_size * len(devices),
-                        observer=progress,
-                    )
-                finally:
-                    run.note_start(models.describe_start(args, processes, devices, started, progress.steps))
+        if share := shares[processes.index]:
+
+            def load(devices: list[Any], largest_side: int) -> Any:
+                return models.load_predictor(args, bank, config, devices, largest_side)
+
+            segment(args, run, dataset, share, todo, load, "evaluate")
         if processes.index == 0:
             if processes.count > 1:
                 models.say("waiting until the other processes have finished their shares")
@@ -134,6 +111,46 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
             report(args.out, runner.write_outcome(run, dataset, ground_truth))
         else:
             models.leave(lock, run.metrics)
+
+
+def segment(
+    args: argparse.Namespace,
+    run: "RunFolder",
+    dataset: "CocoDataset",
+    share: "list[CocoImage]",
+    todo: set[int],
+    load: Callable[[list[Any], int], Any],
+    what: str,
+    record: "Callable[[CocoImage, Any], dict[str, Any]] | None" = None,
+) -> None:
+    """Segment the images of a share that are in `todo` and record what is found; note the start in run.json.
+
+    load: makes the target pass for these devices and this largest side of an image. what: for the progress. record: as
+    for `runner.segment_images`.
+    """
+    from ntt_jax import runner
+
+    devices, started = options.start_jax(args), time.time()
+    largest = max(max(image.height, image.width) for image in dataset.images.values())
+    predictor = load(devices, largest)
+    mine = sum(image.id in todo for image in share)
+    done = 0 if run.processes.count > 1 else len(dataset.images) - mine
+    label = what if run.processes.count == 1 else f"{what}, {run.processes}"
+    with Progress(label, done + mine, done=done) as progress:
+        try:
+            runner.segment_images(
+                run,
+                dataset,
+                args.images,
+                predictor,
+                share=share,
+                todo=todo,
+                window=args.batch_size * len(devices),
+                observer=progress,
+                record=record,
+            )
+        finally:
+            run.note_start(models.describe_start(args, run.processes, devices, started, progress.steps))
 
 
 def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory]":

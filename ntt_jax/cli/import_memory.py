@@ -26,8 +26,7 @@ def add_parser(commands: Any) -> None:
         commands, "import-memory", run, "turn a memory.ckpt of the original PyTorch code into a memory file", EPILOG
     )
     parser.add_argument("checkpoint", type=Path, metavar="MEMORY.ckpt", help="what --out_path named there")
-    options.add_dinov2(parser)
-    options.add_dataset(parser, images=False)
+    options.add_paths(parser, "dinov2", "annotations")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument(
         "--references", type=Path, metavar="REFERENCES", help="pickle or references.json it was made of"
@@ -42,11 +41,7 @@ def add_parser(commands: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_file(args.checkpoint, "MEMORY.ckpt")
-    options.check_file(args.dinov2, "--dinov2")
-    options.check_annotations(args.annotations, "--annotations")
-    for option in ("references", "compare"):
-        if (path := getattr(args, option)) is not None:
-            options.check_file(path, f"--{option}")
+    options.check_paths(args, "dinov2", "annotations", "references", "compare")
     options.check_output_file(args.out)
 
 

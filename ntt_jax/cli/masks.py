@@ -33,7 +33,7 @@ When stopped, the same command goes on where it was."""
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "masks", run, "make instance masks from boxes or points", EPILOG)
-    options.add_sam2(parser)
+    options.add_paths(parser, "sam2")
     parser.add_argument(
         "--boxes", type=Path, required=True, metavar="A.json", help="COCO annotations with boxes or points"
     )
@@ -48,9 +48,7 @@ def add_parser(commands: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.sam2, "--sam2")
-    options.check_file(args.boxes, "--boxes")
-    options.check_folder(args.images, "--images")
+    options.check_paths(args, "sam2", "boxes", "images")
     options.check_output_file(args.out)
     if args.pictures is not None:
         options.make_output_folder(args.pictures, "--pictures")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.processes import Processes
 
@@ -38,11 +37,7 @@ chooses some among the mistakes of a first run."""
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "memory", run, "turn the references into one prototype per class", EPILOG)
-    options.add_dinov2(parser)
-    options.add_dataset(parser)
-    parser.add_argument(
-        "--references", type=Path, required=True, metavar="references.json", help="which annotations are references"
-    )
+    options.add_paths(parser, "dinov2", "annotations", "images", "references")
     add_negatives(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")
     options.add_compute(parser)
@@ -67,20 +62,14 @@ def add_negatives(parser: Any) -> None:
 
 def check_negatives(args: argparse.Namespace) -> None:
     """Raise `InputError` for options of `add_negatives` that cannot work."""
-    if args.negatives is not None:
-        options.check_file(args.negatives, "--negatives")
-    if args.negative_images is not None:
-        options.check_folder(args.negative_images, "--negative-images")
-        if args.negatives is None:
-            raise InputError("--negative-images: are those of --negatives; give that too")
+    options.check_paths(args, "negatives", "negative_images")
+    if args.negative_images is not None and args.negatives is None:
+        raise InputError("--negative-images: are those of --negatives; give that too")
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.dinov2, "--dinov2")
-    options.check_annotations(args.annotations, "--annotations")
-    options.check_folder(args.images, "--images")
-    options.check_file(args.references, "--references")
+    options.check_paths(args, "dinov2", "annotations", "images", "references")
     check_negatives(args)
     options.check_processes(args)
     options.check_output_file(args.out)
@@ -193,13 +182,9 @@ def encode(
 ) -> None:
     """Encode a share of the numbered references and record those that are to do."""
     devices = options.start_jax(args)
-    from ntt_jax.builder import ReferenceEncoder, record_means
-    from ntt_jax.loading import load_dinov2
+    from ntt_jax.builder import record_means
 
-    dtype, precision = arithmetic(args.dtype)
-    encoder = ReferenceEncoder(
-        load_dinov2(args.dinov2, dtype), batch_size=args.batch_size, devices=devices, matmul_precision=precision
-    )
+    encoder = models.load_encoder(args, devices)
     what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"
     with Progress(what, sum(number in todo for number in share), unit="references") as progress:
         record_means(

@@ -15,6 +15,7 @@ from ntt_jax.files import show_path
 from ntt_jax.processes import Processes
 
 if TYPE_CHECKING:
+    from ntt_jax.builder import ReferenceEncoder
     from ntt_jax.memory_file import MemoryBank
     from ntt_jax.pipeline import Predictor
     from ntt_jax.report.page import ReferenceSource
@@ -42,21 +43,44 @@ def load_predictor(
     args: argparse.Namespace, bank: "MemoryBank", config: DetectConfig, devices: list[Any], largest_side: int
 ) -> "Predictor":
     """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
-    from ntt_jax.loading import load_dinov2, load_sam2
     from ntt_jax.pipeline import Predictor
 
+    classes = {"prototypes": bank.memory.prototypes, "negatives": bank.memory.negatives}
+    return make_predictor(Predictor, args, config, devices, largest_side, **classes)
+
+
+def make_predictor(
+    kind: "type[Predictor]",
+    args: argparse.Namespace,
+    config: DetectConfig,
+    devices: list[Any],
+    largest_side: int,
+    **classes: Any,
+) -> Any:
+    """A `Predictor` or its like for the given checkpoints. classes: its prototypes and negatives."""
+    from ntt_jax.loading import load_dinov2, load_sam2
+
     dtype, precision = arithmetic(args.dtype)
-    return Predictor(
+    return kind(
         load_sam2(args.sam2, dtype),
         load_dinov2(args.dinov2, dtype),
-        bank.memory.prototypes,
-        config,
-        negatives=bank.memory.negatives,
+        config=config,
+        **classes,
         batch_size=args.batch_size,
         devices=devices,
         matmul_precision=precision,
         canvas=min(largest_side, 640),
     )
+
+
+def load_encoder(args: argparse.Namespace, devices: list[Any]) -> "ReferenceEncoder":
+    """The compiled encoder of references with the given checkpoint."""
+    from ntt_jax.builder import ReferenceEncoder
+    from ntt_jax.loading import load_dinov2
+
+    dtype, precision = arithmetic(args.dtype)
+    dinov2 = load_dinov2(args.dinov2, dtype)
+    return ReferenceEncoder(dinov2, batch_size=args.batch_size, devices=devices, matmul_precision=precision)
 
 
 def show_patches(

@@ -39,8 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw them over the images, to check")
     group = parser.add_argument_group("files, where run.json does not say or they have moved")
-    group.add_argument("--annotations", type=Path, metavar="A.json", help="annotations of the run's images")
-    group.add_argument("--images", type=Path, metavar="DIR", help="folder of the images that --annotations names")
+    options.add_paths(group, "annotations", "images", required=False)
 
 
 def run(args: argparse.Namespace) -> None:

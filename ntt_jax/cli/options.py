@@ -72,36 +72,42 @@ def _classes_per_mask(text: str) -> int:
     return -1 if text.strip() == "-1" else whole_number(1, 2**16)(text)
 
 
-def add_dataset(parser: Any, *, images: bool = True) -> None:
-    """`--annotations` and `--images`."""
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        required=True,
-        metavar="A.json",
-        help="annotations of the images: COCO or LVIS (JSON) or a list of VOC images (VOC2007/ImageSets/Main/test.txt)",
-    )
-    if images:
-        parser.add_argument(
-            "--images", type=Path, required=True, metavar="DIR", help="folder of the images that --annotations names"
-        )
+_PATHS = {
+    "sam2": ("W", "converted SAM 2 checkpoint"),
+    "dinov2": ("W", "converted DINOv2 checkpoint"),
+    "memory": ("memory.safetensors", "file that `ntt-jax memory` wrote"),
+    "references": ("references.json", "which annotations are references"),
+    "annotations": (
+        "A.json",
+        "annotations of the images: COCO or LVIS (JSON) or a list of VOC images (VOC2007/ImageSets/Main/test.txt)",
+    ),
+    "images": ("DIR", "folder of the images that --annotations names"),
+    "reference_annotations": ("TRAIN.json", "annotations among which the references are chosen"),
+    "reference_images": ("DIR", "folder of the images that --reference-annotations names (default: --images)"),
+}
 
 
-def add_sam2(parser: Any) -> None:
-    """`--sam2`."""
-    parser.add_argument("--sam2", type=Path, required=True, metavar="W", help="converted SAM 2 checkpoint")
+def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -> None:
+    """Options that name a file or folder and mean the same in every command. note: added to their help."""
+    for name in names:
+        metavar, text = _PATHS[name]
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=Path, required=required, metavar=metavar, help=text + note)
 
 
-def add_dinov2(parser: Any) -> None:
-    """`--dinov2`."""
-    parser.add_argument("--dinov2", type=Path, required=True, metavar="W", help="converted DINOv2 checkpoint")
+def check_paths(args: argparse.Namespace, *names: str) -> None:
+    """Raise `InputError` unless what these options name, if they were given, is a readable file or folder."""
+    for name in names:
+        path = getattr(args, name)
+        if path is not None:
+            check_path(path, name)
 
 
-def add_memory(parser: Any) -> None:
-    """`--memory`."""
-    parser.add_argument(
-        "--memory", type=Path, required=True, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote"
-    )
+def check_path(path: Path, name: str) -> None:
+    """The same for one option, written with underscores: a folder of images, annotations, or another file."""
+    kind = name.split("_")[-1]
+    check = {"images": check_folder, "annotations": check_annotations}.get(kind, check_file)
+    check(path, f"--{name.replace('_', '-')}")
 
 
 def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True) -> None:

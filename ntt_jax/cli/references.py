@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.config import arithmetic
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,16 +42,9 @@ def add_parser(commands: Any) -> None:
         help="converted DINOv2 checkpoint, to encode --references with; --out then "
         "shows components and clusters of their patches too",
     )
-    options.add_dataset(parser, images=False)
-    parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="folder of the images, for thumbnails and for --dinov2"
-    )
-    parser.add_argument(
-        "--references",
-        type=Path,
-        metavar="references.json",
-        help="which annotations are references (default: those that --memory names)",
-    )
+    options.add_paths(parser, "annotations")
+    options.add_paths(parser, "images", required=False, note=", for thumbnails and for --dinov2")
+    options.add_paths(parser, "references", required=False, note=" (default: those that --memory names)")
     parser.add_argument("--out", type=Path, metavar="references.html", help="also write a page with thumbnails")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--all", action="store_true", help="list the good references too")
@@ -61,11 +53,7 @@ def add_parser(commands: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    for name in ("memory", "dinov2", "annotations", "references"):
-        if (path := getattr(args, name)) is not None:
-            options.check_file(path, f"--{name}")
-    if args.images is not None:
-        options.check_folder(args.images, "--images")
+    options.check_paths(args, "memory", "dinov2", "annotations", "references", "images")
     if args.dinov2 is not None and (args.references is None or args.images is None):
         raise InputError("--dinov2 encodes the references itself: give --references and --images too")
     if args.out is not None:
@@ -105,13 +93,9 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
     references = memory.load(args.references, dataset)
     config, _ = models.read_encoder(args.dinov2)
     devices = options.start_jax(args)
-    from ntt_jax.builder import ReferenceEncoder, build_memory
-    from ntt_jax.loading import load_dinov2
+    from ntt_jax.builder import build_memory
 
-    dtype, precision = arithmetic(args.dtype)
-    compiled = ReferenceEncoder(
-        load_dinov2(args.dinov2, dtype), batch_size=args.batch_size, devices=devices, matmul_precision=precision
-    )
+    compiled = models.load_encoder(args, devices)
     with Progress("references", sum(len(c.references) for c in references.classes), unit="references") as progress:
         made = build_memory(compiled, dataset, args.images, references, step=progress.step)
     names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)

@@ -21,6 +21,10 @@ Where the files of a run are is noted in its run.json, so options are needed onl
 run did not see: the annotations and images of the references, where they are others than those of the targets."""
 
 
+OPTIONS = ("annotations", "images", "memory", "references", "reference_annotations", "reference_images")
+"""Files of a run that may be named."""
+
+
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "report", run, "one HTML page about a finished run", EPILOG)
@@ -43,16 +47,7 @@ def add_parser(commands: Any) -> None:
         help="which of the demo's runs (default: the one with the most references)",
     )
     group = parser.add_argument_group("files, where run.json does not say or they have moved")
-    group.add_argument("--annotations", type=Path, metavar="A.json", help="COCO annotations of the evaluated images")
-    group.add_argument("--images", type=Path, metavar="DIR", help="folder of the images that --annotations names")
-    group.add_argument("--memory", type=Path, metavar="memory.safetensors", help="the memory of the run")
-    group.add_argument("--references", type=Path, metavar="references.json", help="the references of the memory")
-    group.add_argument(
-        "--reference-annotations", type=Path, metavar="TRAIN.json", help="COCO annotations of the references"
-    )
-    group.add_argument(
-        "--reference-images", type=Path, metavar="DIR", help="folder of the images that --reference-annotations names"
-    )
+    options.add_paths(group, *OPTIONS, required=False)
     parser.add_argument(
         "--dinov2",
         type=Path,
@@ -67,12 +62,11 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         options.check_output_file(args.out)
     options.check_folder(args.run_dir, "RUN_DIR")
-    if args.dinov2 is not None:
-        options.check_file(args.dinov2, "--dinov2")
+    options.check_paths(args, "dinov2")
     from ntt_jax.cli import report_files
     from ntt_jax.report.page import write_report
 
-    given = {name: getattr(args, name) for name in report_files.OPTIONS}
+    given = {name: getattr(args, name) for name in OPTIONS}
     files = report_files.find_files(args.run_dir, given, args.shots)
     out = args.out or args.run_dir / f"report{files.suffix}.html"
     options.check_output_file(out)

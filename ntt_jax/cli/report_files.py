@@ -23,7 +23,6 @@ from ntt_jax.run_folder import MAX_RUN_BYTES
 from ntt_jax.sampling import ClassReferences, Reference, ReferenceSet, check_references
 from weight_port.files import sha256
 
-OPTIONS = ("annotations", "images", "memory", "references", "reference_annotations", "reference_images")
 DEMO = {"annotations": "targets/annotations.json", "images": "targets"}
 DEMO |= {"reference_annotations": "references/annotations.json", "reference_images": "references"}
 
@@ -58,15 +57,14 @@ def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None
     options.check_folder(folder, "RUN_DIR")
     named = {name: path for name, path in given.items() if path is not None}
     for name, path in named.items():
-        check = options.check_folder if name.endswith("images") else options.check_file
-        check(path, f"--{name.replace('_', '-')}")
+        options.check_path(path, name)
     suffix = _suffix(folder, shots)
     run = _read(folder / "run.json")
     found: dict[str, Path] = {}
     for start in _list(run.get("starts")):
         noted = start.get("files") if isinstance(start, dict) else None
         if isinstance(noted, dict):
-            found |= {name: Path(path) for name, path in noted.items() if name in OPTIONS and isinstance(path, str)}
+            found |= {name: Path(path) for name, path in noted.items() if isinstance(path, str)}
     beside = {"memory": f"memory{suffix}.safetensors", "references": f"references{suffix}.json"}
     for name, path in {**beside, **(DEMO if suffix else {})}.items():
         if (folder / path).exists():
@@ -150,9 +148,13 @@ def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
 
 def _annotations(files: RunFiles) -> CocoDataset:
     path = files.path("annotations")
-    if path is None or not path.exists():
-        where = "run.json does not say where" if path is None else f"they are no longer at {show_path(path)}"
-        raise InputError(f"{show_path(files.folder)}: the annotations are needed and {where}; give --annotations")
+    try:
+        if path is None:
+            raise InputError("run.json does not say where")
+        options.check_annotations(path, "they are no longer there")  # more than one file, perhaps
+    except InputError as error:
+        needed = f"{show_path(files.folder)}: the annotations are needed and {error}; give --annotations"
+        raise InputError(needed) from None
     dataset = load_dataset(path)
     expected = _identity(files).get("annotation file")
     if isinstance(expected, str) and expected != dataset.sha256:

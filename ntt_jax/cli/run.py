@@ -27,24 +27,11 @@ write them one after the other. Stopped, the same command goes on where it was."
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "run", run, "sample, memory and evaluate in one", EPILOG)
-    options.add_sam2(parser)
-    options.add_dinov2(parser)
-    parser.add_argument(
-        "--reference-annotations",
-        type=Path,
-        required=True,
-        metavar="TRAIN.json",
-        help="annotations among which the references are chosen",
-    )
-    parser.add_argument(
-        "--reference-images",
-        type=Path,
-        metavar="DIR",
-        help="folder of the images that --reference-annotations names (default: --images)",
-    )
+    options.add_paths(parser, "sam2", "dinov2", "reference_annotations")
+    options.add_paths(parser, "reference_images", required=False)
     sample.add_choice(parser)
     memory.add_negatives(parser)
-    options.add_dataset(parser)
+    options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
     options.add_detection(parser)
     options.add_compute(parser)
@@ -53,14 +40,8 @@ def add_parser(commands: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.sam2, "--sam2")
-    options.check_file(args.dinov2, "--dinov2")
-    options.check_annotations(args.reference_annotations, "--reference-annotations")
-    options.check_annotations(args.annotations, "--annotations")
+    options.check_paths(args, "sam2", "dinov2", "reference_annotations", "annotations", "images", "reference_images")
     sample.check_choice(args)
-    options.check_folder(args.images, "--images")
-    if args.reference_images is not None:
-        options.check_folder(args.reference_images, "--reference-images")
     memory.check_negatives(args)
     options.check_processes(args)
     options.make_output_folder(args.out)

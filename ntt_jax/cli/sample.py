@@ -1,14 +1,14 @@
 """`ntt-jax sample`: choose the reference instances of every class."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntt_jax.cli import options
+from ntt_jax.cli import models, options
+from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoDataset
+    from ntt_jax.coco import CocoCategory, CocoDataset
     from ntt_jax.sampling import ReferenceSet
 
 EPILOG = """\
@@ -29,7 +29,7 @@ references.json lists image and annotation ids for every class. It is plain text
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "sample", run, "choose the reference instances of every class", EPILOG)
-    options.add_dataset(parser, images=False)
+    options.add_paths(parser, "annotations")
     add_choice(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="references.json", help="file to write")
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_choice(parser: Any) -> None:
-    """`--classes`, `--shots`, `--seed`, `--lists`, `--allow-fewer`."""
+    """`--classes`, `--shots`, `--seed`, `--lists`, `--allow-fewer`, `--drop-empty`."""
     parser.add_argument(
         "--classes",
         required=True,
@@ -74,11 +74,14 @@ def add_choice(parser: Any) -> None:
     parser.add_argument(
         "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than --shots"
     )
+    parser.add_argument(
+        "--drop-empty", action="store_true", help="leave out classes without any usable reference, and say which"
+    )
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_annotations(args.annotations, "--annotations")
+    options.check_paths(args, "annotations")
     check_choice(args)
     options.check_output_file(args.out)
     if args.coco is not None:
@@ -88,6 +91,8 @@ def check(args: argparse.Namespace) -> None:
 def check_choice(args: argparse.Namespace) -> None:
     """The same for the options of `add_choice`."""
     if args.lists is not None:
+        if args.drop_empty:
+            raise InputError("--drop-empty: --lists brings its own references; give one or the other")
         (options.check_folder if args.lists.is_dir() else options.check_file)(args.lists, "--lists")
 
 
@@ -115,11 +120,30 @@ def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     from ntt_jax.sampling import sample_references
 
     classes, fewer = select_classes(dataset, args.classes), args.allow_fewer
+    if args.drop_empty:
+        classes = with_references(dataset, classes)
     if args.lists is None:
         references = sample_references(dataset, classes, args.shots, args.seed, allow_fewer=fewer)
     else:
         references = read_reference_lists(args.lists, dataset, classes, args.shots, allow_fewer=fewer)
     if short := references.short_classes():
         counts = ", ".join(f"{name} ({count})" for name, count in short)
-        print(f"ntt-jax: warning: fewer than {args.shots} references for {counts}", file=sys.stderr)
+        models.warn(f"fewer than {args.shots} references for {counts}")
     return references
+
+
+def with_references(dataset: "CocoDataset", classes: "tuple[CocoCategory, ...]") -> "tuple[CocoCategory, ...]":
+    """The classes that have a usable reference; the others are named on stderr. Raises `InputError` if none has."""
+    from ntt_jax.sampling import is_valid_reference
+
+    usable = {
+        annotation.category_id
+        for annotation in dataset.annotations.values()
+        if not annotation.isimpossible and is_valid_reference(annotation, dataset.images[annotation.image_id])
+    }
+    empty = [category.name for category in classes if category.id not in usable]
+    if len(empty) == len(classes):
+        raise InputError("--classes: none of them has a usable reference")
+    if empty:
+        models.warn(f"left out, without a usable reference: {', '.join(empty)}")
+    return tuple(category for category in classes if category.id in usable)

@@ -37,9 +37,7 @@ def add_parser(commands: Any) -> None:
         metavar="IMAGE_OR_FOLDER",
         help="image files or folders of them",
     )
-    options.add_sam2(parser)
-    options.add_dinov2(parser)
-    options.add_memory(parser)
+    options.add_paths(parser, "sam2", "dinov2", "memory")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--score-threshold",
@@ -71,9 +69,7 @@ def _pictures(text: str) -> tuple[str, ...]:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_file(args.sam2, "--sam2")
-    options.check_file(args.dinov2, "--dinov2")
-    options.check_file(args.memory, "--memory")
+    options.check_paths(args, "sam2", "dinov2", "memory")
     for path in args.images:
         (options.check_folder if path.is_dir() else options.check_file)(path, "IMAGE_OR_FOLDER")
     options.make_output_folder(args.out)
