@@ -91,7 +91,11 @@ class TorchPass:
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def after(self, patches, logits, ious, prototypes, height: int, width: int) -> dict[str, torch.Tensor]:
-        """Steps 5 to 10 for one image. patches `[1, g*g, C]`, prototypes `[K, C]`."""
+        """Steps 5 to 10 for one image, in float32. patches `[1, g*g, C]`, prototypes `[K, C]`."""
+        with torch.autocast(self.device, enabled=False):
+            return self._after(patches, logits, ious, prototypes, height, width)
+
+    def _after(self, patches, logits, ious, prototypes, height: int, width: int) -> dict[str, torch.Tensor]:
         config = self.config
         keep = ious > config.pred_iou_threshold
         logits, ious = logits[keep], ious[keep]
