@@ -1,5 +1,6 @@
-# Shared by test.sh, demo.sh and .ci/run; to be sourced, not run. Defines `setup_venv FOLDER KIND` which makes the
-# virtual environment FOLDER (if it is not there), installs this project into it and leaves $VENV_PYTHON set.
+# Shared by test.sh, demo.sh and .ci/run; to be sourced, not run. Defines `run_tests ARGUMENTS`, and
+# `setup_venv FOLDER KIND` which makes the virtual environment FOLDER (if it is not there), installs this project into it
+# and leaves $VENV_PYTHON set.
 # KIND: demo    the package and torch, which reads the checkpoints
 #       test    the same, the test tools, and Meta's own sam2 and dinov2 packages, against which the tests compare
 #       latest  the package with the newest JAX it allows and the test tools, without torch
@@ -10,6 +11,17 @@
 #                  pip decides, and on Linux that is a CUDA build of several gigabytes.
 
 TORCH_VERSION=2.13.0
+
+# Most tests compile many programs that run for moments: with these XLA_FLAGS that takes less than half as long. What is
+# compared with the originals, and what computes for long, is compiled as users compile it.
+QUICK_COMPILATION="--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_backend_optimization_level=0"
+QUICK_COMPILATION+=" --xla_llvm_disable_expensive_passes=true"
+AS_USERS_COMPILE=(tests/golden tests/parity tests/test_demo.py tests/test_sensitivity.py tests/test_tutorial.py)
+
+# Two processes, since most of the time is single-threaded; each takes the next file, in the order of tests/conftest.py.
+run_tests() {
+  "$VENV_PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15 "$@"
+}
 
 is_supported_python() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -45,7 +57,8 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
   [ "$(cat "$venv/.ntt-setup-$kind" 2>/dev/null)" = "$key" ] && return
 
   echo "installing into $venv ($kind); the first time takes some minutes"
-  local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install -qq)
+  # Not compiled to bytecode: the first import does that, of the tenth that is ever imported.
+  local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install -qq --no-compile)
   if [ "$kind" != latest ] && [ -n "${NTT_TORCH_INDEX:-}" ]; then
     "${pip[@]}" --index-url "$NTT_TORCH_INDEX" "torch==$TORCH_VERSION" || return 1
   fi
@@ -57,7 +70,7 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
       SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation sam2==1.1.0 dinov2==0.0.1.dev2 lvis==0.5.3 || return 1
       echo "$key" >"$venv/.ntt-setup-demo"
       ;;
-    latest) "${pip[@]}" --upgrade --upgrade-strategy eager -e . jax 'pytest>=8' 'pytest-xdist>=3.6' 'hypothesis>=6' || return 1 ;;
+    latest) "${pip[@]}" --upgrade --upgrade-strategy eager -e . jax 'pytest>=8' 'pytest-xdist>=3.7' 'hypothesis>=6' || return 1 ;;
     *) echo "setup_venv: unknown kind $kind" >&2 && return 1 ;;
   esac
   echo "$key" >"$venv/.ntt-setup-$kind"

@@ -9,5 +9,9 @@ setup_venv .venv test
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
 "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
-# Most of the time is single-threaded compilation: two processes take half as long.
-"$VENV_PYTHON" -m pytest -n 2 --dist loadfile "$@"
+if [ $# -gt 0 ]; then
+  run_tests "$@"
+else
+  XLA_FLAGS=$QUICK_COMPILATION run_tests tests "${AS_USERS_COMPILE[@]/#/--ignore=}"
+  run_tests "${AS_USERS_COMPILE[@]}"
+fi

@@ -214,7 +214,7 @@ class Starter:
     def __init__(self, folder: Path):
         self.folder, self.status, self._count = folder, {}, 0
         # Optimising takes most of the time of a compilation, and these programs run for moments.
-        flags = "--xla_backend_optimization_level=0"
+        flags = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_backend_optimization_level=0"
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         script = str(Path(__file__).with_name("quick_start.py"))
         self._process = subprocess.Popen(
@@ -262,7 +262,7 @@ def start(command: list[str], *, largest_file: int | None = None) -> subprocess.
     if largest_file is not None:
         limit = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2)"
         line = [sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])", *line]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

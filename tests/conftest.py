@@ -8,7 +8,32 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED = pathlib.Path(os.environ.get("NTT_SHARED", pathlib.Path(__file__).resolve().parents[2] / "shared"))
+TESTS = pathlib.Path(__file__).resolve().parent
+# Begun first, the longest before the others, so that two processes that take file after file end together.
+LONG = (
+    "test_sensitivity.py",
+    "test_cli_kill.py",
+    "test_training.py",
+    "test_cli.py",
+    "parity/test_photos.py",
+    "test_demo.py",
+    "test_sam2.py",
+    "test_pipeline.py",
+    "test_segmenter.py",
+    "test_tutorial.py",
+    "test_detection.py",
+    "test_dinov2.py",
+    "test_ablation.py",
+    "test_grid.py",
+    "test_report_page.py",
+)
+
+SHARED = pathlib.Path(os.environ.get("NTT_SHARED", TESTS.parents[1] / "shared"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {TESTS / name: index for index, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")
