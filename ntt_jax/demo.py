@@ -32,7 +32,7 @@ from ntt_jax.results import ImageDetections, write_results
 from ntt_jax.rle import decode_rle
 from ntt_jax.sam2.model import Sam2
 from ntt_jax.sampling import ReferenceSet, sample_references, save_references
-from ntt_jax.scenes import NOVEL_SPLITS, base_classes, make_scene, novel_classes
+from ntt_jax.scenes import NOVEL_SPLITS, SceneConfig, Variation, base_classes, make_scene, novel_classes
 from ntt_jax.scenes.export import write_coco
 from weight_port import convert
 
@@ -41,6 +41,9 @@ SMALL_DETECT = DetectConfig(points_per_side=16)
 """Constants for the small models: objects are no smaller than a sixteenth of the image's side."""
 SCENES = 40
 REFERENCE_SCENES = 60
+REFERENCE_VARIATION = Variation().scaled(2.0)
+"""Objects differ from the rest of their class twice as much where references are taken as where objects are sought:
+references are few and not chosen, and one alone may be an odd one."""
 _SHOWN = 6
 _SHOWN_SCORE = 0.5
 
@@ -62,15 +65,17 @@ class Benchmark:
 def make_benchmark(folder: Path, seed: int, scenes: int, reference_scenes: int = REFERENCE_SCENES) -> Benchmark:
     """Write scenes of one novel split (`seed` modulo 4) with base classes as distractors, in COCO's format.
 
-    Targets and references are different scenes; both follow from the seed alone.
+    Targets and references are different scenes, those of references with `REFERENCE_VARIATION`; both follow from the
+    seed alone.
     """
     classes, distractors = novel_classes(seed % NOVEL_SPLITS), base_classes()
 
-    def write(name: str, stream: int, count: int) -> CocoDataset:
-        made = (make_scene([seed, stream, index], classes, distractors) for index in range(count))
+    def write(name: str, stream: int, count: int, config: SceneConfig) -> CocoDataset:
+        made = (make_scene([seed, stream, index], classes, distractors, config) for index in range(count))
         return load_coco(write_coco(folder / name, made, classes))
 
-    return Benchmark(folder, write("references", 0, reference_scenes), write("targets", 1, scenes))
+    references = write("references", 0, reference_scenes, SceneConfig(variation=REFERENCE_VARIATION))
+    return Benchmark(folder, references, write("targets", 1, scenes, SceneConfig()))
 
 
 def convert_checkpoints(folder: Path) -> tuple[Path, Path]:

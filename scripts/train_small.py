@@ -6,6 +6,8 @@ python scripts/train_small.py --model dinov2 --out out/dinov2
 
 import argparse
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="instead of --steps: as many as fit, compilation included"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the kernels in a step (their master copy and the averages are float32); bfloat16 is for GPUs",
+    )
     parser.add_argument("--batch", type=int, help=f"scenes (DINOv2: groups of scenes) per step (default: {_BATCH})")
     parser.add_argument("--points", type=int, default=8, help="prompts per scene (SAM 2)")
     parser.add_argument("--learning-rate", type=float, help=f"its peak (default: {_RATE})")
@@ -47,43 +55,48 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that make scenes (default: all cores)")
     args = parser.parse_args()
 
-    from ntt_jax.training.data import novel_arrays, training_arrays, training_classes
+    started = time.monotonic()
+    from ntt_jax.training.data import array_shapes, novel_arrays, training_arrays, training_classes
 
     cache = args.cache or args.out.parent / "scenes"
-    arrays = training_arrays(cache, args.scenes, args.seed, args.workers)
     novel = novel_arrays(cache, args.novel_scenes, args.seed, args.workers)
+    pool = ThreadPoolExecutor()
+    made = pool.submit(training_arrays, cache, args.scenes, args.seed, args.workers)
 
     import jax
     from flax import nnx
 
     from ntt_jax.config import to_dict
     from ntt_jax.training import dinov2, sam2
-    from ntt_jax.training.loop import Schedule, load_weights, train
+    from ntt_jax.training.loop import Schedule, builder, load_weights, train
 
     print(f"devices: {jax.devices()}", flush=True)
     training = sam2 if args.model == "sam2" else dinov2
     model: Any = training.new_model(args.seed)
     if args.init:
         model = load_weights(args.init, model)
-    config = model.config
+    config, batch = model.config, args.batch or _BATCH[args.model]
+    build, exact = builder(model, args.dtype), builder(model)
+    fixed: dict[str, Any] = {}
     if args.model == "sam2":
         names = ("images", "instances")
-        graph, parameters, rest = sam2.initialise(model, args.seed, args.freeze_trunk)
-        loss = sam2.make_loss(graph, rest, args.batch or _BATCH["sam2"], args.points, args.start)
-        evaluate = sam2.make_evaluation(graph, rest, {name: novel[name][:96] for name in names})
+        parameters, rest = sam2.initialise(model, args.seed, args.freeze_trunk)
+        loss = sam2.make_loss(build, rest, batch, args.points, args.start)
+        evaluate = sam2.make_evaluation(exact, rest, {name: novel[name][:96] for name in names})
     else:
         names = ("images", "instances", "labels", "crops", "crop_grids", "crop_labels")
-        graph, parameters, rest = dinov2.initialise(model, args.seed, args.freeze_blocks)
-        loss = dinov2.make_loss(graph, rest, args.batch or _BATCH["dinov2"])
-        evaluate = dinov2.make_evaluation(graph, rest, {name: novel[name][:] for name in names})
+        parameters, rest = dinov2.initialise(model, args.seed, args.freeze_blocks)
+        loss = dinov2.make_loss(build, rest, batch)
+        evaluate = dinov2.make_evaluation(exact, rest, {name: novel[name][:] for name in names})
+        fixed = {"classes": jax.tree.map(jax.device_put, dinov2.class_table(training_classes()))}
     count = sum(x.size for x in jax.tree.leaves(parameters["model"]))
-    print(f"{config.name}: {count} parameters", flush=True)
-    data: dict[str, Any] = {name: jax.device_put(arrays[name][:]) for name in names}
-    if args.model == "dinov2":
-        data["pairs"] = jax.device_put(dinov2.class_pairs(training_classes()))
+    print(f"{config.name}: {count} parameters to train", flush=True)
+    shapes = {name: jax.ShapeDtypeStruct(*array_shapes(args.scenes)[name]) for name in names}
+    shapes |= jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), fixed)
     schedule = Schedule(
         steps=0 if args.minutes else args.steps or _STEPS[args.model],
         minutes=args.minutes,
+        started=started,
         learning_rate=args.learning_rate or _RATE[args.model],
         head_rate=_HEAD_RATE[args.model],
         steps_per_call=args.steps_per_call,
@@ -94,7 +107,8 @@ def main() -> None:
     train(
         parameters,
         loss,
-        data,
+        shapes,
+        lambda: {name: jax.device_put(made.result()[name][:]) for name in names} | fixed,
         schedule,
         seed=args.seed,
         out=args.out,

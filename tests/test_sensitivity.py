@@ -25,12 +25,12 @@ from ntt_jax.resize import resize_images
 from ntt_jax.results import ImageDetections
 from ntt_jax.rle import encode_masks
 from ntt_jax.sampling import sample_references
+from ntt_jax.training.dinov2 import SMALL_DINOV2
 
 pytest.importorskip("torch")  # reads the shipped checkpoints
-SCENES = 24
+SCENES = 14
 SHOTS = 5
 CANVAS = 384
-GRID = 16
 
 
 def anew(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,13 +38,16 @@ def anew(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(lambda *arguments: function(*arguments))
 
 
-def propose(sam2, image):
-    config = demo.SMALL_DETECT
-    features = sam2.encode_image(sam_input(image[None]))
-    return pipeline.propose_masks(sam2, features[0], (GRID, GRID), config)
+def encode(sam2, image):
+    return sam2.encode_image(sam_input(image[None]))[0]
+
+
+def propose(sam2, features):
+    return pipeline.propose_masks(sam2, features, (GRID, GRID), demo.SMALL_DETECT)
 
 
 PROPOSE = jax.jit(propose)
+GRID = SMALL_DINOV2.grid
 
 
 def describe(dinov2, image):
@@ -66,6 +69,11 @@ def merge_by_similarity(patches, proposals, prototypes, size):
     return merge(patches, (candidates, logits, jnp.max(similarities(objects, prototypes), axis=1)), prototypes, size)
 
 
+def each(compiled: Callable[..., Any], model: Any, inputs: list[Any]) -> list[Any]:
+    """A compiled function of a model and what belongs to one image, for every image."""
+    return [compiled(model, one) for one in inputs]
+
+
 @dataclasses.dataclass
 class Chain:
     """What the faults are put into."""
@@ -74,7 +82,9 @@ class Chain:
     sam2: Any
     dinov2: Any
     images: list[np.ndarray]
+    resized: list[np.ndarray]
     prototypes: Any = None
+    features: Any = None
     proposals: Any = None
     patches: Any = None
     ap: float = 0.0
@@ -86,10 +96,6 @@ class Chain:
         encoder = builder.ReferenceEncoder(self.dinov2, batch_size=8)
         folder = self.benchmark.folder / "references"
         return np.asarray(builder.build_memory(encoder, self.benchmark.references, folder, references).prototypes)
-
-    def each(self, compiled: Callable[..., Any], model: Any) -> list[Any]:
-        """A compiled function of a model and every image."""
-        return [compiled(model, resize_for_sam(image, self.sam2.config.image_size)) for image in self.images]
 
     def measure(self, merge: Callable[..., Any], **spoiled: Any) -> tuple[dict[str, Any], float]:
         """Metrics of masks, and the mean of each image's best score; `spoiled` replaces parts of the chain."""
@@ -115,9 +121,12 @@ def chain(tmp_path_factory):
     sam2_path, dinov2_path = demo.convert_checkpoints(folder / "weights")
     sam2, dinov2 = load_sam2(sam2_path), load_dinov2(dinov2_path)
     benchmark = demo.make_benchmark(folder, 0, SCENES)
-    chain = Chain(benchmark, sam2, dinov2, list(benchmark.target_images()))
+    images = list(benchmark.target_images())
+    chain = Chain(benchmark, sam2, dinov2, images, [resize_for_sam(i, sam2.config.image_size) for i in images])
     chain.prototypes = chain.memory()
-    chain.proposals, chain.patches = chain.each(PROPOSE, sam2), chain.each(anew(describe), dinov2)
+    chain.features = each(anew(encode), sam2, chain.resized)
+    chain.proposals = each(PROPOSE, sam2, chain.features)
+    chain.patches = each(anew(describe), dinov2, chain.resized)
     return chain
 
 
@@ -155,26 +164,29 @@ def test_no_fault(chain, sound):
         np.testing.assert_allclose(detections.scores, merged.scores[:count], atol=1e-5)  # batches round differently
 
 
-EXPECTED = 0.3447
+EXPECTED = 0.6779
 
 
 def test_shifted_reference_masks(chain, sound, monkeypatch):
-    def shifted(mask, grid):
-        cells = real(mask, grid)
-        down, right = (max(1, (np.ptp(np.flatnonzero(cells.any(axis=k))) + 1) // 2) for k in (1, 0))
-        moved = np.zeros_like(cells)
-        moved[down:, right:] = cells[:-down, :-right]
-        return moved
+    """Masks and their boxes lie half an object's width and height away from the objects, towards the image's middle."""
 
-    real = builder.mask_to_grid
-    monkeypatch.setattr(builder, "mask_to_grid", shifted)
+    def shifted(image, mask, box, size):
+        moved = [
+            round(length / 2) * (1 if start + length / 2 < side / 2 else -1)
+            for start, length, side in zip(box[:2], box[2:], mask.shape[::-1], strict=True)
+        ]
+        mask = np.roll(mask, moved, axis=(1, 0))  # no object is larger than half the image
+        return real(image, mask, (box[0] + moved[0], box[1] + moved[1], *box[2:]), size)
+
+    real = builder.reference_crop
+    monkeypatch.setattr(builder, "reference_crop", shifted)
     lost, less = drop(chain, "reference masks shifted", sound, prototypes=chain.memory())
-    assert lost > 0.01 and less > 0.01
+    assert lost > 0.15 and less > 0.15
 
 
 def test_shuffled_prototypes(chain, sound):
     shuffled = chain.prototypes[np.roll(np.arange(len(chain.prototypes)), 1)]
-    assert drop(chain, "prototypes shuffled", sound, prototypes=shuffled)[0] > 0.2
+    assert drop(chain, "prototypes shuffled", sound, prototypes=shuffled)[0] > 0.4
 
 
 def test_unflipped_transposed_convolutions(chain, sound):
@@ -182,17 +194,17 @@ def test_unflipped_transposed_convolutions(chain, sound):
     for layer in (0, 3):
         convolution = sam2.sam_mask_decoder.output_upscaling[layer]
         convolution.kernel = nnx.Param(convolution.kernel[...][::-1, ::-1])
-    proposals = chain.each(PROPOSE, sam2)
-    assert drop(chain, "transposed convolutions unflipped", sound, proposals=proposals)[0] > 0.006
+    proposals = each(PROPOSE, sam2, chain.features)
+    assert drop(chain, "transposed convolutions unflipped", sound, proposals=proposals)[0] > 0.025
 
 
 def test_nms_by_similarity(chain, sound):
-    assert drop(chain, "NMS ordered by similarity", anew(merge_by_similarity))[0] > 0.015
+    assert drop(chain, "NMS ordered by similarity", anew(merge_by_similarity))[0] > 0.02
 
 
 def test_no_soft_merge(chain, sound, monkeypatch):
     monkeypatch.setattr(detection, "soft_merge", lambda scores, *_: scores)
-    assert drop(chain, "soft merge off", anew(merge))[0] > 0.04
+    assert drop(chain, "soft merge off", anew(merge))[0] > 0.025
 
 
 def test_no_normalisation(chain, sound):
@@ -200,15 +212,16 @@ def test_no_normalisation(chain, sound):
         size = dinov2.config.input_size
         return dinov2(resize_images(image[None].astype(jnp.float32) / 255.0, (size, size), "bicubic"))[0]
 
-    assert (
-        drop(chain, "encoder input without normalisation", sound, patches=chain.each(anew(raw), chain.dinov2))[0] > 0.1
-    )
+    patches = each(anew(raw), chain.dinov2, chain.resized)
+    assert drop(chain, "encoder input without normalisation", sound, patches=patches)[0] > 0.08
 
 
 def test_tanh_gelu(chain, sound, monkeypatch):
     """Small, as it should be: 5e-4 in an activation. Asserted is only that the scores change and AP hardly does."""
     # The exact GELU is 0.5 y (1 + erf(y / sqrt(2))); this makes it 0.5 y (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))).
     monkeypatch.setattr(jax.lax, "erf", lambda z: jnp.tanh(2 / np.sqrt(np.pi) * (z + 0.08943 * z**3)))
-    proposals, patches = chain.each(anew(propose), chain.sam2), chain.each(anew(describe), chain.dinov2)
+    features = each(anew(encode), chain.sam2, chain.resized)
+    proposals = each(anew(propose), chain.sam2, features)
+    patches = each(anew(describe), chain.dinov2, chain.resized)
     lost, less = drop(chain, "tanh GELU", sound, proposals=proposals, patches=patches)
     assert abs(less) > 1e-6 and abs(lost) < 0.02

@@ -1,6 +1,7 @@
 """Pixels of one made object and of a cluttered background. Arrays are float32 in [0, 1]."""
 
 import colorsys
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -27,6 +28,10 @@ class Variation:
     frequency: float = 0.18
     contrast: float = 0.25
     light: float = 0.35
+
+    def scaled(self, factor: float) -> "Variation":
+        """`factor` times as much of everything."""
+        return Variation(**{name: factor * value for name, value in dataclasses.asdict(self).items()})
 
 
 @dataclass(frozen=True, eq=False)

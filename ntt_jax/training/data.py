@@ -1,5 +1,6 @@
 """Made scenes as plain arrays on disk, written once by several processes and then memory-mapped. No JAX here."""
 
+import fcntl
 import functools
 import json
 import multiprocessing
@@ -13,9 +14,14 @@ from PIL import Image
 from ntt_jax.scenes import NOVEL_SPLITS, ObjectClass, Scene, SceneConfig, base_classes, make_scene, novel_classes
 from ntt_jax.scenes.classes import BASE_CLASS_COUNT, base_palette
 
-SCENE_SIDE = 256
-CROP_SIDE = 224
-GRID = 16
+SCENE_SIDE = 320
+ENCODER_SIDE = 336
+GRID = 24
+"""Patches along a side of `ENCODER_SIDE` pixels."""
+CROP_SIDE = 192
+"""Of the stored crops, which are enlarged to `ENCODER_SIDE` when they are used: most are smaller than this."""
+CROPS = 3
+"""Crops of one scene, of different objects."""
 MAX_OBJECTS = 10
 TRAINING_CLASS_COUNT = 9600
 GROUP = 6
@@ -30,9 +36,9 @@ _ARRAYS = {
     "images": ((SCENE_SIDE, SCENE_SIDE, 3), np.uint8),
     "instances": ((SCENE_SIDE, SCENE_SIDE), np.uint8),
     "labels": ((MAX_OBJECTS,), np.int16),
-    "crops": ((CROP_SIDE, CROP_SIDE, 3), np.uint8),
-    "crop_grids": ((GRID, GRID), np.float32),
-    "crop_labels": ((), np.int16),
+    "crops": ((CROPS, CROP_SIDE, CROP_SIDE, 3), np.uint8),
+    "crop_grids": ((CROPS, GRID, GRID), np.float32),
+    "crop_labels": ((CROPS,), np.int16),
 }
 _CHUNK = 32
 
@@ -40,10 +46,10 @@ _CHUNK = 32
 def training_arrays(cache: Path, count: int, seed: int, workers: int = 0) -> dict[str, np.ndarray]:
     """Arrays of `count` scenes of base classes, made now or found in `cache`; `GROUP` in a row have the same classes.
 
-    images: `[N, 256, 256, 3]` uint8, resized as SAM's input is. instances: `[N, 256, 256]` uint8, 0 background, k + 1
+    images: `[N, 320, 320, 3]` uint8, resized as SAM's input is. instances: `[N, 320, 320]` uint8, 0 background, k + 1
     the k-th object. labels: `[N, 10]` int16, class of the k-th object, -1 for none or an unknown class. crops:
-    `[N, 224, 224, 3]` uint8, one object of the scene cut out as METHOD stage 1 does (with Pillow's bicubic).
-    crop_grids: `[N, 16, 16]` float32, its soft mask on the patch grid. crop_labels: `[N]` int16, -1 for no crop.
+    `[N, 3, 192, 192, 3]` uint8, objects of the scene cut out as METHOD stage 1 does (with Pillow's bicubic).
+    crop_grids: `[N, 3, 24, 24]` float32, their soft masks on the patch grid. crop_labels: `[N, 3]` int16, -1 for none.
     """
     return _arrays(cache / f"base_{count}_{seed}", count, seed, _base_scene, workers)
 
@@ -51,6 +57,11 @@ def training_arrays(cache: Path, count: int, seed: int, workers: int = 0) -> dic
 def novel_arrays(cache: Path, count: int, seed: int, workers: int = 0) -> dict[str, np.ndarray]:
     """The same of scenes of the novel splits, turn by turn; the label is `6 * split + class`, distractors have -1."""
     return _arrays(cache / f"novel_{count}_{seed}", count, seed, _novel_scene, workers)
+
+
+def array_shapes(count: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of each array of `training_arrays` with `count` scenes."""
+    return {name: ((count, *shape), dtype) for name, (shape, dtype) in _ARRAYS.items()}
 
 
 @functools.cache
@@ -90,18 +101,20 @@ def _arrays(
     folder: Path, count: int, seed: int, scene: Callable[[int, int], tuple[Scene, np.ndarray]], workers: int
 ) -> dict[str, np.ndarray]:
     done = folder / "done.json"
-    if not done.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, (shape, dtype) in _ARRAYS.items():
-            np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape)).flush()
-        starts = range(0, count, _CHUNK)
-        fill = functools.partial(_fill, folder, count, seed, scene)
-        # Spawned, not forked: a fork of a process with JAX's threads may hang.
-        with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
-            for number, _ in enumerate(pool.imap_unordered(fill, starts)):
-                if number % 50 == 0:
-                    print(f"scenes: {number * _CHUNK} of {count}", flush=True)
-        done.write_text(json.dumps({"count": count, "seed": seed}))
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the training of the other model may be making the very same scenes
+        if not done.exists():
+            for name, (shape, dtype) in array_shapes(count).items():
+                np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
+            starts = range(0, count, _CHUNK)
+            fill = functools.partial(_fill, folder, count, seed, scene)
+            # Spawned, not forked: a fork of a process with JAX's threads may hang.
+            with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+                for number, _ in enumerate(pool.imap_unordered(fill, starts)):
+                    if number % 50 == 0:
+                        print(f"scenes: {number * _CHUNK} of {count}", flush=True)
+            done.write_text(json.dumps({"count": count, "seed": seed}))
     return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
 
 
@@ -131,15 +144,14 @@ def scene_arrays(scene: Scene, ids: np.ndarray, rng: np.random.Generator) -> dic
         "images": np.asarray(image.resize((SCENE_SIDE, SCENE_SIDE), Image.Resampling.BICUBIC)),
         "instances": owner[np.ix_(rows, columns)],
         "labels": labels,
-        "crops": np.zeros((CROP_SIDE, CROP_SIDE, 3), np.uint8),
-        "crop_grids": np.zeros((GRID, GRID), np.float32),
-        "crop_labels": np.int16(-1),
+        "crops": np.zeros((CROPS, CROP_SIDE, CROP_SIDE, 3), np.uint8),
+        "crop_grids": np.zeros((CROPS, GRID, GRID), np.float32),
+        "crop_labels": np.full(CROPS, -1, np.int16),
     }
     candidates = [k for k in range(count) if labels[k] >= 0 and usable_reference(scene.masks[k])]
-    if candidates:
-        k = int(rng.choice(candidates))
-        entry["crops"], entry["crop_grids"] = _reference_crop(image, scene.masks[k])
-        entry["crop_labels"] = labels[k]
+    for place, k in enumerate(rng.permutation(candidates)[:CROPS].astype(int)):
+        entry["crops"][place], entry["crop_grids"][place] = _reference_crop(image, scene.masks[k])
+        entry["crop_labels"][place] = labels[k]
     return entry
 
 
@@ -161,8 +173,8 @@ def _reference_crop(image: Image.Image, mask: np.ndarray) -> tuple[np.ndarray, n
     cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
     left, top = max(int(cx - half), 0), max(int(cy - half), 0)
     corners = (left, top, min(int(cx + half), image.width), min(int(cy + half), image.height))
-    size = (CROP_SIDE, CROP_SIDE)
-    crop = np.asarray(image.crop(corners).resize(size, Image.Resampling.BICUBIC))
-    soft = Image.fromarray(mask.astype(np.uint8) * 255).crop(corners).resize(size, Image.Resampling.BILINEAR)
-    step = CROP_SIDE // GRID
-    return crop, np.asarray(soft, np.float32)[::step, ::step] / 255
+    crop = image.crop(corners).resize((CROP_SIDE, CROP_SIDE), Image.Resampling.BICUBIC)
+    soft = Image.fromarray(mask.astype(np.uint8) * 255).crop(corners)
+    soft = soft.resize((ENCODER_SIDE, ENCODER_SIDE), Image.Resampling.BILINEAR)
+    step = ENCODER_SIDE // GRID
+    return np.asarray(crop), np.asarray(soft, np.float32)[::step, ::step] / 255

@@ -2,11 +2,13 @@
 
 The objective is the method's own metric, in episodes. A group of scenes has the same eight classes, two palettes of
 three and two others, as a novel split has two palettes of three. Prototypes of its classes are means of mask-averaged
-features over the other scenes and over crops, made as the method crops references; every object, and at half weight
-every patch, is to be nearest to its own class's prototype by a cosine softmax. Thousands of classes pass by, each in
-few scenes and, recoloured, never in the same colours twice, so that none can be learnt by heart.
+features over crops from other scenes, made as the method crops references, and at less weight over objects in other
+scenes; every object, and at half weight every patch, is to be nearest to its own class's prototype by a cosine softmax.
+Thousands of classes pass by, each in few scenes and, recoloured, never in the same colours twice, so that none can be
+learnt by heart.
 
-Beside that, linear classifiers of an object's outline and texture: what novel classes are combinations of.
+Beside that, linear read-outs of what a class is made of, and novel classes are other combinations of: the families of
+its outline and texture and their numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +24,20 @@ from ntt_jax.config import DinoV2Config
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.scenes.classes import NOVEL_CLASSES_PER_SPLIT, NOVEL_SPLITS, OUTLINES, TEXTURES, ObjectClass
 from ntt_jax.training.augment import colour_maps, normalise, normalised, recolour, turn
-from ntt_jax.training.data import CROP_SIDE, GRID, GROUP, GROUP_CLASSES, MAX_OBJECTS, SCENE_SIDE
+from ntt_jax.training.data import CROPS, ENCODER_SIDE, GRID, GROUP, GROUP_CLASSES, MAX_OBJECTS
+from ntt_jax.training.loop import Build
+from ntt_jax.training.masks import patch_cover, soft_targets
 
 SMALL_DINOV2 = DinoV2Config(
-    name="dinov2_ntt_small", embed_dim=128, depth=6, num_heads=4, image_size=CROP_SIDE, input_size=CROP_SIDE
+    name="dinov2_ntt_small", embed_dim=128, depth=8, num_heads=4, image_size=224, input_size=ENCODER_SIDE
 )
 
 _TEMPERATURE = 0.1
-# Of a group's six scenes, and of their crops, in one step.
-_SCENES, _CROPS = 4, 4
+# Of a group's six scenes, and of their eighteen crops, in one step.
+_SCENES, _CROPS = 4, 8
 _TOKENS = 48
+# Weight of an object in a scene as a reference; a crop's is 1.
+_SCENE_REFERENCE = 0.3
 
 
 def new_model(seed: int) -> DinoVisionTransformer:
@@ -39,56 +45,72 @@ def new_model(seed: int) -> DinoVisionTransformer:
     return DinoVisionTransformer(SMALL_DINOV2, rngs=nnx.Rngs(seed))
 
 
-def initialise(
-    model: DinoVisionTransformer, seed: int, frozen_blocks: int = 0
-) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
-    """The model, split: its graph, `{"model": parameters, "head": training-only}`, and what is not trained: nothing, or
+def initialise(model: DinoVisionTransformer, seed: int, frozen_blocks: int = 0) -> tuple[dict[str, Any], nnx.State]:
+    """The model's arrays, split: `{"model": parameters, "head": training-only}`, and what is not trained: nothing, or
     the first `frozen_blocks` blocks and all before them."""
 
     def trained(path: tuple[Any, ...], value: Any) -> bool:
         late = path[1] >= frozen_blocks if path[0] == "blocks" else path[0] == "norm"
         return isinstance(value, nnx.Param) and (late or not frozen_blocks)
 
-    graph, parameters, rest = nnx.split(model, trained, ...)
+    parameters, rest = nnx.state(model, trained, ...)
     dim = model.config.embed_dim
     head = {
         "background": 0.1 * jax.random.normal(jax.random.key(seed + 1), (dim,)),
         "outline": jnp.zeros((dim, len(OUTLINES))),
         "texture": jnp.zeros((dim, len(TEXTURES))),
+        "numbers": jnp.zeros((dim, _NUMBERS)),
     }
-    return graph, {"model": parameters, "head": head}, rest
+    return {"model": parameters, "head": head}, rest
 
 
-def class_pairs(classes: Sequence[ObjectClass]) -> np.ndarray:
-    """Outline and texture of each class as indices of their families, `[K, 2]` int32."""
-    return np.array([(OUTLINES.index(c.outline), TEXTURES.index(c.texture)) for c in classes], np.int32)
+_HARMONICS = 8
+_NUMBERS = _HARMONICS + 5
 
 
-def make_loss(graph: nnx.GraphDef, rest: nnx.State, batch: int) -> Callable[..., Any]:
-    """The loss of `ntt_jax.training.loop` on `batch` groups, each four scenes and four crops. Data: the arrays of
-    `training_arrays` and, under "pairs", `class_pairs`."""
+def class_table(classes: Sequence[ObjectClass]) -> dict[str, np.ndarray]:
+    """What the read-outs are to find. "pairs": outline and texture of each class as indices of their families,
+    `[K, 2]` int32. "numbers": amplitudes of its outline's harmonics, stretch, frequency, contrast, core and hole, each
+    of zero mean and unit deviation over the classes, `[K, 13]` float32."""
+    pairs = np.array([(OUTLINES.index(c.outline), TEXTURES.index(c.texture)) for c in classes], np.int32)
+    waves = np.abs(np.fft.rfft(np.stack([c.profile / c.profile.mean() for c in classes]), axis=1))
+    others = [(abs(np.log(c.stretch)), c.frequency, c.contrast, c.core, c.hole) for c in classes]
+    numbers = np.concatenate([waves[:, 1 : 1 + _HARMONICS], np.array(others)], axis=1)
+    numbers = (numbers - numbers.mean(axis=0)) / (numbers.std(axis=0) + 1e-6)
+    return {"pairs": pairs, "numbers": numbers.astype(np.float32)}
+
+
+def make_loss(build: Build, rest: nnx.State, batch: int) -> Callable[..., Any]:
+    """The loss of `ntt_jax.training.loop` on `batch` groups, each four scenes and eight crops. Data: the arrays of
+    `training_arrays` and, under "classes", `class_table`. build: makes the model of its arrays."""
 
     def loss(parameters: Any, data: dict[str, Any], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         del progress
-        model, head = nnx.merge(graph, parameters["model"], rest), parameters["head"]
+        model, head = build(parameters["model"], rest), parameters["head"]
         keys = jax.random.split(key, 9)
-        first = GROUP * jax.random.randint(keys[0], (batch, 1), 0, len(data["images"]) // GROUP)
-        order = jax.vmap(lambda one: jax.random.permutation(one, GROUP))(jax.random.split(keys[1], 2 * batch))
-        rows = (first + order[:batch, :_SCENES]).reshape(-1)
-        crop_rows = (first + order[batch:, :_CROPS]).reshape(-1)
+        group = jax.random.randint(keys[0], (batch, 1), 0, len(data["images"]) // GROUP)
+
+        def draw(key: Array, size: int, count: int) -> Array:  # different ones of each group's members
+            order = jax.vmap(lambda one: jax.random.permutation(one, size))(jax.random.split(key, batch))
+            return order[:, :count]
+
+        scene_of, crop_of = draw(keys[1], GROUP, _SCENES), draw(keys[8], GROUP * CROPS, _CROPS)
+        rows = (GROUP * group + scene_of).reshape(-1)
+        crop_rows = (GROUP * group + crop_of // CROPS).reshape(-1)
+        place = (crop_of % CROPS).reshape(-1)
         scenes, instances = turn(keys[2], data["images"][rows], data["instances"][rows])
-        crops, crop_masks = turn(keys[3], data["crops"][crop_rows], data["crop_grids"][crop_rows])
+        crops, crop_masks = turn(keys[3], data["crops"][crop_rows, place], data["crop_grids"][crop_rows, place])
         # Colours belong to a class: a group changes as one.
         maps = colour_maps(keys[4], batch)
         scenes = normalised(keys[5], recolour(scenes, jnp.repeat(maps, _SCENES, axis=0)), 0.08)
         crops = normalised(keys[6], recolour(crops, jnp.repeat(maps, _CROPS, axis=0)), 0.08)
-        features = model(jnp.concatenate([scene_input(scenes), crops]))  # [G (S + C), 16, 16, D]
+        features = model(jnp.concatenate([enlarge(scenes), enlarge(crops)]))  # [G (S + C), 24, 24, D]
 
-        cover = patch_cover(instances)  # [G S, 16, 16, M + 1]
+        cover = patch_cover(soft_targets(instances))  # [G S, 24, 24, M + 1]
         crop_cover = jnp.stack([1 - crop_masks, crop_masks], axis=-1)
         crop_cover = jnp.pad(crop_cover, ((0, 0), (0, 0), (0, 0), (0, MAX_OBJECTS - 1)))
         labels = data["labels"][rows].astype(jnp.int32)
-        crop_labels = data["crop_labels"][crop_rows].astype(jnp.int32)[:, None]
+        crop_labels = data["crop_labels"][crop_rows, place].astype(jnp.int32)[:, None]
         crop_labels = jnp.pad(crop_labels, ((0, 0), (0, MAX_OBJECTS - 1)), constant_values=-1)
 
         def grouped(ours: Array, theirs: Array) -> Array:  # -> [G, S + C, ...]
@@ -99,7 +121,8 @@ def make_loss(graph: nnx.GraphDef, rest: nnx.State, batch: int) -> Callable[...,
         return episode_loss(
             keys[7],
             head,
-            data["pairs"],
+            data["classes"],
+            jnp.concatenate([scene_of, crop_of // CROPS], axis=1),
             grouped(features[:count], features[count:]).reshape(batch, _SCENES + _CROPS, GRID * GRID, -1),
             grouped(cover, crop_cover).reshape(batch, _SCENES + _CROPS, GRID * GRID, -1),
             grouped(labels, crop_labels),
@@ -108,26 +131,20 @@ def make_loss(graph: nnx.GraphDef, rest: nnx.State, batch: int) -> Callable[...,
     return loss
 
 
-def scene_input(images: Array) -> Array:
-    """What METHOD stage 3 step 2 makes of SAM's image: `[B, 256, 256, 3]` -> `[B, 224, 224, 3]`."""
-    shape = (images.shape[0], CROP_SIDE, CROP_SIDE, 3)
+def enlarge(images: Array) -> Array:
+    """To the encoder's side as METHOD does it, torch's bicubic without antialiasing: `[B, S, S, 3]` ->
+    `[B, 336, 336, 3]`."""
+    shape = (images.shape[0], ENCODER_SIDE, ENCODER_SIDE, 3)
     return jax.image.resize(images, shape, "bicubic-pytorch", antialias=False)
 
 
-def patch_cover(instances: Array) -> Array:
-    """Part of every patch that each object covers: `[B, 256, 256]` -> `[B, 16, 16, M + 1]`, 0 is background."""
-    b, cell = instances.shape[0], SCENE_SIDE // GRID
-    blocks = instances.reshape(b, GRID, cell, GRID, cell)
-    ids = jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype)
-    return jnp.stack([jnp.mean(blocks == i, axis=(2, 4), dtype=jnp.float32) for i in ids], axis=-1)
-
-
 def episode_loss(
-    key: Array, head: Any, pairs: Array, features: Array, cover: Array, labels: Array
+    key: Array, head: Any, classes: dict[str, Array], source: Array, features: Array, cover: Array, labels: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Loss and metrics of G groups of B images with N patches each, the first `_SCENES` of them scenes.
 
-    pairs: `class_pairs`. features: `[G, B, N, D]`. cover: `[G, B, N, M + 1]`, part of each patch that background and
+    classes: `class_table`. source: `[G, B]`, which scene an image is or comes from: one is no reference of the other.
+    features: `[G, B, N, D]`. cover: `[G, B, N, M + 1]`, part of each patch that background and
     each object cover. labels: `[G, B, M]`, classes of the objects, -1 for none.
     """
     groups, images = labels.shape[:2]
@@ -137,13 +154,15 @@ def episode_loss(
     labels = jnp.where(present, labels, -1)
 
     # The group's classes, -1 among them for objects that are none.
-    classes = jax.vmap(lambda some: jnp.unique(some, size=GROUP_CLASSES + 1, fill_value=-1))(labels)  # [G, K]
-    member = (labels[..., None] == classes[:, None, None]) & present[..., None]  # [G, B, M, K]
-    sums = jnp.einsum("gbmk,gbmd->gbkd", member.astype(jnp.float32), pooled[:, :, 1:])
-    # An image is not its own reference.
-    others = jnp.sum(sums, axis=1, keepdims=True) - sums  # [G, B, K, D]
-    counts = jnp.sum(member, axis=2)
-    known = jnp.sum(counts, axis=1, keepdims=True) - counts > 0  # [G, B, K]
+    known_classes = jax.vmap(lambda some: jnp.unique(some, size=GROUP_CLASSES + 1, fill_value=-1))(labels)  # [G, K]
+    member = (labels[..., None] == known_classes[:, None, None]) & present[..., None]  # [G, B, M, K]
+    is_scene = (jnp.arange(images) < _SCENES)[None, :, None]
+    worth = jnp.where(is_scene, _SCENE_REFERENCE, 1.0)[..., None] * member
+    sums = jnp.einsum("gbmk,gbmd->gbkd", worth, pooled[:, :, 1:])
+    elsewhere = (source[:, :, None] != source[:, None, :]).astype(jnp.float32)  # [G, B, B]
+    others = jnp.einsum("gbc,gckd->gbkd", elsewhere, sums)  # [G, B, K, D]
+    counts = jnp.sum(worth, axis=2)
+    known = jnp.einsum("gbc,gck->gbk", elsewhere, counts) > 0.1  # [G, B, K]
     whole, whole_known = jnp.sum(sums, axis=1), jnp.any(counts > 0, axis=1)  # [G, K, D], [G, K]
 
     def losses(vectors: Array, kind: Array, background: Array, share: Array) -> tuple[Array, Array]:
@@ -152,8 +171,8 @@ def episode_loss(
         unit = _unit(vectors)
         near = jnp.einsum("gbqd,gbkd->gbqk", unit, _unit(others))
         far = jnp.einsum("gbqd,hkd->gbqhk", unit, _unit(whole))  # classes of the other groups
-        elsewhere = ~jnp.eye(groups, dtype=bool)[:, :, None] & whole_known[None]
-        far = jnp.where(elsewhere[:, None, None], far, -jnp.inf).reshape(*near.shape[:3], -1)
+        foreign = ~jnp.eye(groups, dtype=bool)[:, :, None] & whole_known[None]
+        far = jnp.where(foreign[:, None, None], far, -jnp.inf).reshape(*near.shape[:3], -1)
         empty = jnp.einsum("gbqd,d->gbq", unit, _unit(head["background"]))[..., None]
         logits = jnp.concatenate([jnp.where(known[:, :, None], near, -jnp.inf), empty, far], axis=-1) / _TEMPERATURE
         wanted = jnp.concatenate([kind & known[:, :, None], background[..., None]], axis=-1)
@@ -166,18 +185,17 @@ def episode_loss(
         return jnp.sum(entropy * weight) / total, jnp.sum(right * weight) / total
 
     # Scenes teach what background is; around a crop's object there may be others.
-    scene = (jnp.arange(images) < _SCENES)[None, :, None]
     everywhere = jnp.ones((groups, images, 1), bool)
     object_loss, accuracy = losses(pooled[:, :, 1:], member, jnp.zeros_like(present), present.astype(jnp.float32))
     empty_loss, _ = losses(
-        pooled[:, :, :1], jnp.zeros_like(member[:, :, :1]), everywhere, scene * jnp.ones((groups, images, 1))
+        pooled[:, :, :1], jnp.zeros_like(member[:, :, :1]), everywhere, is_scene * jnp.ones((groups, images, 1))
     )
 
     # A patch counts for the object that covers most of it, if that is more than 60 %. Few are enough: drawn anew.
     drawn = jax.random.randint(key, (groups, images, _TOKENS), 0, features.shape[2])[..., None]
     tokens, parts = (jnp.take_along_axis(x, drawn, axis=2) for x in (features, cover))
     owner = jnp.argmax(parts, axis=-1)  # [G, B, T]
-    clear = (jnp.max(parts, axis=-1) > 0.6) & ((owner > 0) | scene)
+    clear = (jnp.max(parts, axis=-1) > 0.6) & ((owner > 0) | is_scene)
     kinds = jnp.pad(member, ((0, 0), (0, 0), (1, 0), (0, 0)))
     kinds = jnp.take_along_axis(kinds, owner[..., None], axis=2)
     # As much weight to all background patches together as to all others.
@@ -187,44 +205,49 @@ def episode_loss(
     )
     token_loss, _ = losses(tokens, kinds, empty, share)
 
-    families = pairs[jnp.maximum(labels, 0)]  # [G, B, M, 2]
+    # Read-outs, where it shows what the object is.
+    index = jnp.maximum(labels, 0)  # [G, B, M]
     family_loss, family_right = jnp.zeros(()), []
-    for index, name in enumerate(("outline", "texture")):
+    for column, name in enumerate(("outline", "texture")):
         scores = jax.nn.log_softmax(pooled[:, :, 1:] @ head[name])
-        own = jnp.take_along_axis(scores, families[..., index, None], axis=-1)[..., 0]
+        own = jnp.take_along_axis(scores, classes["pairs"][index][..., column, None], axis=-1)[..., 0]
         family_loss += -jnp.mean(own, where=present)
         family_right.append(jnp.mean(own >= jnp.max(scores, axis=-1), where=present))
+    off = pooled[:, :, 1:] @ head["numbers"] - classes["numbers"][index]
+    number_loss = jnp.mean(off**2, where=present[..., None])
     metrics = {
         "object_loss": object_loss,
         "token_loss": token_loss,
         "family_loss": family_loss,
+        "number_loss": number_loss,
         "episode_accuracy": accuracy,
         "outline_accuracy": family_right[0],
         "texture_accuracy": family_right[1],
     }
-    return object_loss + 0.2 * empty_loss + 0.5 * token_loss + 0.3 * family_loss, metrics
+    return object_loss + 0.2 * empty_loss + 0.5 * token_loss + 0.3 * (family_loss + number_loss), metrics
 
 
 def _unit(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
-def make_evaluation(graph: nnx.GraphDef, rest: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
+def make_evaluation(build: Build, rest: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
     """Nearest-prototype accuracy on objects of the novel splits with true masks, at 1 and 5 shots, mean over splits and
     twenty draws of references (crops of the second half of the scenes; objects of the first half), and the mean
     best similarity of objects and of distractors."""
     half = len(arrays["images"]) // 2
+    reference_labels = arrays["crop_labels"][half:].reshape(-1)
+    crops = [arrays[name][half:].reshape(-1, *arrays[name].shape[2:]) for name in ("crops", "crop_grids")]
 
     @jax.jit
     def scene_features(parameters: Any, images: Array, instances: Array) -> Array:
-        model = nnx.merge(graph, parameters, rest)
-        features = model(scene_input(normalise(images.astype(jnp.float32) / 255)))
-        cover = patch_cover(instances)
+        features = build(parameters, rest)(enlarge(normalise(images.astype(jnp.float32) / 255)))
+        cover = patch_cover(soft_targets(instances))
         return jnp.einsum("bhwm,bhwc->bmc", cover, features)[:, 1:] / (jnp.sum(cover, axis=(1, 2))[:, 1:, None] + 1e-6)
 
     @jax.jit
     def crop_features(parameters: Any, crops: Array, grids: Array) -> Array:
-        features = nnx.merge(graph, parameters, rest)(normalise(crops.astype(jnp.float32) / 255))
+        features = build(parameters, rest)(enlarge(normalise(crops.astype(jnp.float32) / 255)))
         return jnp.einsum("bhw,bhwc->bc", grids, features) / (jnp.sum(grids, axis=(1, 2))[:, None] + 1e-6)
 
     def in_chunks(function: Callable[..., Array], parameters: Any, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -235,8 +258,8 @@ def make_evaluation(graph: nnx.GraphDef, rest: nnx.State, arrays: dict[str, np.n
     def evaluate(parameters: Any) -> dict[str, float]:
         model = parameters["model"]
         objects = in_chunks(scene_features, model, arrays["images"][:half], arrays["instances"][:half])
-        references = in_chunks(crop_features, model, arrays["crops"][half:], arrays["crop_grids"][half:])
-        labels, reference_labels = arrays["labels"][:half], arrays["crop_labels"][half:]
+        references = in_chunks(crop_features, model, *crops)
+        labels = arrays["labels"][:half]
         sizes = np.stack([(arrays["instances"][:half] == k + 1).sum(axis=(1, 2)) for k in range(MAX_OBJECTS)], axis=1)
         split_of = np.arange(half)[:, None] % NOVEL_SPLITS + np.zeros_like(labels)
         rng, metrics = np.random.default_rng(0), {}

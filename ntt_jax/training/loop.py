@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from PIL import Image, ImageDraw
 
 Parameters = Any
@@ -28,32 +30,50 @@ Parameters = Any
 LossFunction = Callable[[Parameters, Any, Array, Array], tuple[Array, dict[str, Array]]]
 # parameters -> metrics by name
 Evaluation = Callable[[Parameters], dict[str, float]]
+# parts of a model's arrays -> the model
+Build = Callable[..., Any]
 
 _UNKNOWN_STEPS = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """steps: in all, or 0 for as many as fit into `minutes`. learning_rate: its peak, after `warmup` steps; then a
-    cosine to zero. head_rate: what it is multiplied by for the "head", which starts anew. average: decay of the weight
-    average. steps_per_call: steps in one dispatch. save_seconds: time between checkpoints, each with an evaluation."""
+    """steps: in all, or 0 for as many as fit into `minutes` from `started` (`time.monotonic`). learning_rate: its peak,
+    after `warmup` steps; then a cosine to zero. head_rate: what it is multiplied by for the "head", which starts anew.
+    average: decay of the weight average. steps_per_call: steps in one dispatch. save_seconds: time between checkpoints,
+    each with an evaluation."""
 
     learning_rate: float
     steps: int = 0
     minutes: float = 0.0
+    started: float = 0.0
     warmup: int = 200
     weight_decay: float = 0.02
     clip: float = 1.0
-    average: float = 0.999
+    average: float = 0.998
     head_rate: float = 1.0
     steps_per_call: int = 50
     save_seconds: float = 60.0
 
 
+def builder(model: nnx.Module, dtype: DTypeLike = jnp.float32) -> Build:
+    """A function that makes models like `model`, of type `dtype`, from parts of its arrays in float32."""
+    kind: Any = type(model)
+    config: Any = model.config  # type: ignore[attr-defined]
+    graph, like = nnx.split(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))
+
+    def build(*parts: nnx.State) -> nnx.Module:
+        arrays = jax.tree.map(lambda x, y: x.astype(y.dtype), nnx.merge_state(*parts), like)
+        return nnx.merge(graph, arrays)
+
+    return build
+
+
 def train(
     parameters: Parameters,
     loss: LossFunction,
-    data: Any,
+    shapes: Any,
+    data: Callable[[], Any],
     schedule: Schedule,
     *,
     seed: int,
@@ -66,7 +86,8 @@ def train(
 
     Args:
       parameters: pytrees of arrays to start from, "model" and "head" (what only training needs). loss: see
-        `LossFunction`. data: device arrays, handed to `loss`.
+        `LossFunction`. shapes: what is handed to `loss`, as `jax.ShapeDtypeStruct`. data: called once, after
+        compilation, for the arrays themselves.
       out: gets `log.jsonl`, `curves.png` and `weights.npz` (float16, the part that `export` returns), renewed at every
         checkpoint. checkpoints: folder of orbax checkpoints; a run found there goes on.
       evaluate: metrics of averaged parameters, logged at every checkpoint.
@@ -111,32 +132,45 @@ def train(
         state, metrics = jax.lax.scan(functools.partial(one_step, data), state, length=schedule.steps_per_call)
         return state, jax.tree.map(jnp.mean, metrics)
 
+    # Compilation takes a minute on a GPU: both programs at once, and while the data is still being made.
+    with ThreadPoolExecutor() as pool:
+        before = pool.submit(evaluate, state["average"])
+        step_program = several_steps.lower(state, shapes).compile()
+        print(f"compiled after {time.monotonic() - schedule.started:.0f} s; {_line(before.result())}", flush=True)
+    arrays = data()
+    print(f"data after {time.monotonic() - schedule.started:.0f} s", flush=True)
+
     state = jax.tree.map(jnp.copy, state)  # parameters and average must not share a donated buffer
     log = out / "log.jsonl"
-    started = saved = time.monotonic()
-    first = int(state["step"])
-    while (step := int(state["step"])) < int(state["steps"]):
-        began = time.monotonic()
-        state, metrics = several_steps(state, data)
+    began = saved = time.monotonic()
+    step = first = int(state["step"])
+    total = schedule.steps or _UNKNOWN_STEPS
+    while step < total:
+        called = time.monotonic()
+        state, metrics = step_program(state, arrays)
         values = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(f"the loss is {values['loss']} after step {step}: {values}")
         step += schedule.steps_per_call
-        seconds = time.monotonic() - started
-        if int(state["steps"]) == _UNKNOWN_STEPS and step >= first + 4 * schedule.steps_per_call:
-            calls = 0.93 * (schedule.minutes * 60 - seconds) / (time.monotonic() - began)
-            state["steps"] = jnp.asarray(step + max(1, int(calls)) * schedule.steps_per_call, jnp.int32)
-            print(f"{schedule.minutes} minutes allow {int(state['steps'])} steps: --steps repeats this run", flush=True)
-        _append(log, {"step": step, "seconds": round(seconds, 1), **values})
-        if time.monotonic() - saved > schedule.save_seconds or step >= int(state["steps"]):
-            rate = (step - first) / seconds
-            print(f"step {step} of {int(state['steps'])}, {rate:.1f} steps/s: {_line(values)}", flush=True)
+        now = time.monotonic()
+        if not schedule.steps:
+            # Evaluations take time too: what counts is the mean speed, once there is one.
+            calls = (step - first) // schedule.steps_per_call
+            pace = (now - began) / calls if calls > 20 else now - called
+            left = schedule.started + 60 * schedule.minutes - now
+            total = step + max(0, int(left / pace)) * schedule.steps_per_call
+            state["steps"] = jnp.asarray(total, jnp.int32)
+        seconds = round(now - schedule.started, 1)
+        _append(log, {"step": step, "seconds": seconds, **values})
+        if now - saved > schedule.save_seconds or step >= total:
+            rate = (step - first) / (now - began)
+            print(f"step {step} of {total}, {seconds} s, {rate:.1f} steps/s: {_line(values)}", flush=True)
+            save_weights(out / "weights.npz", export(state["average"]))
             quality = evaluate(state["average"])
             print(f"  evaluation: {_line(quality)}", flush=True)
-            _append(log, {"step": step, "seconds": round(seconds, 1), **quality})
+            _append(log, {"step": step, "seconds": seconds, **quality})
             manager.save(step, args=ocp.args.StandardSave(state))
             manager.wait_until_finished()  # the next call donates the very buffers being written
-            save_weights(out / "weights.npz", export(state["average"]))
             draw_curves(log, out / "curves.png")
             saved = time.monotonic()
     manager.close()

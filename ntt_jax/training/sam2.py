@@ -1,11 +1,12 @@
 """Training of the small SAM 2: a point or a box on a made object -> three masks and their predicted IoUs.
 
 Losses, and why each is there:
-- binary cross-entropy on soft 64 x 64 targets and dice, the best of the three masks and (later) their mean. Plain, they
+- binary cross-entropy on soft targets and dice, the best of the three masks and (later) their mean. Plain, they
   get stuck in predicting background; for the first 40 % foreground and background weigh the same;
 - for the first 60 %, a pixel embedding on the image features: pixels of one object close, of two objects apart;
 - in the cross-entropy, cells beyond the object's box weigh more (a single stray cell there is a wrong box), and so do
   those of any object, on both sides of where two touch;
+- cross-entropy of where the mask begins and ends (`extent_loss`), for the boxes;
 - predicted IoU of all four masks against the true one (L1). Points on the background have a true IoU of 0;
 - the object score: is there an object under the prompt?
 """
@@ -23,28 +24,31 @@ from ntt_jax.config import HieraConfig, Sam2Config
 from ntt_jax.sam2.model import ImageFeatures, Sam2
 from ntt_jax.training.augment import normalise, normalised, permute_channels, turn
 from ntt_jax.training.data import MAX_OBJECTS, SCENE_SIDE
+from ntt_jax.training.loop import Build
+from ntt_jax.training.masks import outside_box, soft_targets, true_ious
 
 SMALL_SAM2 = Sam2Config(
     name="sam2_ntt_small",
     hiera=HieraConfig(
         embed_dim=28,
         num_heads=1,
-        stages=(1, 2, 4, 1),
-        global_att_blocks=(4, 6),
+        stages=(2, 3, 4, 1),
+        global_att_blocks=(6, 8),
         window_spec=(8, 4, 8, 4),
         window_pos_embed_bkg_spatial_size=(4, 4),
     ),
     image_size=SCENE_SIDE,
     d_model=96,
+    decoder_mlp_dim=1024,
 )
 
 _EMBEDDING_DIM = 32
 _EMBEDDING_ENDS = 0.6
 _EMBEDDING_PIXELS = 96
-_MASK_SIDE = SMALL_SAM2.mask_size
 # Added to a cell's weight of 1.
 _OUTSIDE_BOX = 4.0
 _ANY_OBJECT = 1.0
+_EXTENT = 1.0
 
 
 def new_model(seed: int) -> Sam2:
@@ -52,41 +56,40 @@ def new_model(seed: int) -> Sam2:
     return Sam2(SMALL_SAM2, rngs=nnx.Rngs(seed))
 
 
-def initialise(model: Sam2, seed: int, frozen_trunk: bool = False) -> tuple[nnx.GraphDef, dict[str, Any], nnx.State]:
-    """The model, split: its graph, `{"model": parameters, "head": training-only}`, and what is not trained: fixed
+def initialise(model: Sam2, seed: int, frozen_trunk: bool = False) -> tuple[dict[str, Any], nnx.State]:
+    """The model's arrays, split: `{"model": parameters, "head": training-only}`, and what is not trained: fixed
     buffers, and the image encoder's trunk if `frozen_trunk`."""
 
     def trained(path: tuple[Any, ...], value: Any) -> bool:
         return isinstance(value, nnx.Param) and not (frozen_trunk and "trunk" in path)
 
-    graph, parameters, buffers = nnx.split(model, trained, ...)
+    parameters, buffers = nnx.state(model, trained, ...)
     d = SMALL_SAM2.d_model
     width = d + d // 4 + d // 8
     head = 0.02 * jax.random.normal(jax.random.key(seed + 1), (width, _EMBEDDING_DIM))
-    return graph, {"model": parameters, "head": head}, buffers
+    return {"model": parameters, "head": head}, buffers
 
 
-def make_loss(
-    graph: nnx.GraphDef, buffers: nnx.State, batch: int, points: int, start: float = 0.0
-) -> Callable[..., Any]:
+def make_loss(build: Build, buffers: nnx.State, batch: int, points: int, start: float = 0.0) -> Callable[..., Any]:
     """The loss of `ntt_jax.training.loop` on `batch` scenes with `points` prompts each.
 
-    start: where in the course of the losses, from 0 to 1, the run begins: 0 for new weights, 0.6 to train on.
+    build: makes the model of its arrays. start: where in the course of the losses, from 0 to 1, the run begins: 0 for
+    new weights, 0.6 to train on.
     """
 
     def loss(parameters: Any, data: dict[str, Array], key: Array, progress: Array) -> tuple[Array, dict[str, Array]]:
         progress = start + (1 - start) * progress
-        model = nnx.merge(graph, parameters["model"], buffers)
+        model = build(parameters["model"], buffers)
         keys = jax.random.split(key, 8)
         rows = jax.random.randint(keys[0], (batch,), 0, data["images"].shape[0])
         images, instances = turn(keys[1], data["images"][rows], data["instances"][rows])
         images, _ = permute_channels(keys[2], images)
         images = normalised(keys[3], images, 0.15)
-        soft = soft_targets(instances)  # [B, 64, 64, M + 1]
+        soft = soft_targets(instances)  # [B, m, m, M + 1], m = S / 4
         features = model.encode_image(images)
 
         where, owner = sample_points(keys[4], instances, soft, points, 0.2)
-        target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)  # [B, P, 64, 64]
+        target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)  # [B, P, m, m]
         prompts, labels = _some_boxes(keys[5], where, owner, instances)
         masks, given = _some_masks(keys[6], target, owner)
         logits, ious, scores = _decode(model, features, prompts, labels, masks, given)
@@ -100,21 +103,13 @@ def make_loss(
     return loss
 
 
-def soft_targets(instances: Array) -> Array:
-    """Part of every 4 x 4 block that each object covers: `[B, 256, 256]` -> `[B, 64, 64, M + 1]`, 0 is background."""
-    b, cell = instances.shape[0], SCENE_SIDE // _MASK_SIDE
-    blocks = instances.reshape(b, _MASK_SIDE, cell, _MASK_SIDE, cell)
-    one_hot = blocks[..., None] == jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype).reshape(1, 1, 1, 1, 1, -1)
-    return jnp.mean(one_hot, axis=(2, 4), dtype=jnp.float32)
-
-
 def sample_points(key: Array, instances: Array, soft: Array, count: int, empty: float) -> tuple[Array, Array]:
     """Random prompts: objects with equal chances whatever their size, and background with chance `empty`.
 
     Returns points `[B, count, 2]` in the convention of METHOD stage 3 (half a pixel before the pixel's centre, which
     the prompt encoder adds), and the object under each, `[B, count]`, 0 for background.
     """
-    b = instances.shape[0]
+    b, side, _ = instances.shape
     area = jnp.sum(soft, axis=(1, 2))  # [B, M + 1]
     present = (area[:, 1:] > 0.5).astype(jnp.float32)
     share = jnp.concatenate(
@@ -127,9 +122,9 @@ def sample_points(key: Array, instances: Array, soft: Array, count: int, empty: 
     draws = jax.random.uniform(choice, (b, count)) * cumulative[:, -1:]
     # Counted, not searched: one pass over the pixels instead of a loop.
     index = jnp.sum(cumulative[:, None, :] < draws[:, :, None], axis=2, dtype=jnp.int32)
-    index = jnp.minimum(index, SCENE_SIDE**2 - 1)
+    index = jnp.minimum(index, side**2 - 1)
     owner = jnp.take_along_axis(instances.reshape(b, -1), index, axis=1).astype(jnp.int32)
-    corner = jnp.stack([index % SCENE_SIDE, index // SCENE_SIDE], axis=-1).astype(jnp.float32)
+    corner = jnp.stack([index % side, index // side], axis=-1).astype(jnp.float32)
     return corner + jax.random.uniform(shift, corner.shape) - 0.5, owner
 
 
@@ -141,10 +136,10 @@ def _decode(
     masks: Array | None = None,
     given: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """All prompts of all images: logits `[B, P, 4, 64, 64]`, predicted IoUs `[B, P, 4]`, object scores `[B, P]`.
+    """All prompts of all images: logits `[B, P, 4, m, m]`, predicted IoUs `[B, P, 4]`, object scores `[B, P]`.
 
     points `[B, P, N, 2]`, labels `[B, P, N]` stand for all kinds of prompts at once, as in `embed_points`: a point and
-    its padding (1, -1) or the corners of a box (2, 3). masks: `[B, P, 64, 64]` logits, for the prompts where `given`.
+    its padding (1, -1) or the corners of a box (2, 3). masks: `[B, P, m, m]` logits, for the prompts where `given`.
     """
     encoder, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
     no_mask = encoder.no_mask_embed.embedding[...].reshape(1, 1, 1, -1)
@@ -169,11 +164,11 @@ def _single_points(points: Array) -> tuple[Array, Array]:
 
 def _some_boxes(key: Array, points: Array, owner: Array, instances: Array) -> tuple[Array, Array]:
     """Prompts from points `[B, P, 2]`; every eighth on an object becomes its box, corners moved by up to 5 %."""
-    ids = jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype)
-    within = instances[..., None] == ids.reshape(1, 1, 1, -1)  # [B, 256, 256, M + 1]
+    side, ids = instances.shape[1], jnp.arange(MAX_OBJECTS + 1, dtype=instances.dtype)
+    within = instances[..., None] == ids.reshape(1, 1, 1, -1)  # [B, S, S, M + 1]
 
-    def ends(hit: Array) -> tuple[Array, Array]:  # [B, 256, M + 1]
-        return jnp.argmax(hit, axis=1), SCENE_SIDE - jnp.argmax(hit[:, ::-1], axis=1)
+    def ends(hit: Array) -> tuple[Array, Array]:  # [B, S, M + 1]
+        return jnp.argmax(hit, axis=1), side - jnp.argmax(hit[:, ::-1], axis=1)
 
     (x1, x2), (y1, y2) = ends(jnp.any(within, axis=1)), ends(jnp.any(within, axis=2))
     corners = jnp.stack([x1, y1, x2, y2], axis=-1).astype(jnp.float32)  # [B, M + 1, 4]
@@ -183,12 +178,12 @@ def _some_boxes(key: Array, points: Array, owner: Array, instances: Array) -> tu
     corners = corners + moved * (corners[:, :, 1:] - corners[:, :, :1])
     prompts, labels = _single_points(points)
     boxed = (jax.random.uniform(which, owner.shape) < 0.125) & (owner > 0)
-    prompts = jnp.where(boxed[..., None, None], jnp.clip(corners, 0, SCENE_SIDE), prompts)
+    prompts = jnp.where(boxed[..., None, None], jnp.clip(corners, 0, side), prompts)
     return prompts, jnp.where(boxed[..., None], jnp.array([2, 3]).reshape(1, 1, 2), labels)
 
 
 def _some_masks(key: Array, target: Array, owner: Array) -> tuple[Array, Array]:
-    """Mask prompts `[B, P, 64, 64]` and where there is one, `[B, P]`: for every eighth prompt on an object.
+    """Mask prompts `[B, P, m, m]` and where there is one, `[B, P]`: for every eighth prompt on an object.
 
     They are the object's mask as a poor earlier answer might be: shifted by up to three cells, half of them cut off
     along a line through the image's middle, and noisy.
@@ -208,7 +203,7 @@ def _some_masks(key: Array, target: Array, owner: Array) -> tuple[Array, Array]:
 def _prompt_losses(
     logits: Array, ious: Array, scores: Array, target: Array, objects: Array, owner: Array, progress: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Total loss and metrics. target `[B, P, 64, 64]`, objects `[B, 64, 64]`: part of every cell that the prompt's
+    """Total loss and metrics. target `[B, P, m, m]`, objects `[B, m, m]`: part of every cell that the prompt's
     object and that all objects cover."""
     real = (owner > 0).astype(jnp.float32)  # [B, P]
     count = jnp.maximum(1.0, jnp.sum(real))
@@ -217,12 +212,12 @@ def _prompt_losses(
     covered = jnp.clip(jnp.mean(wanted, axis=(3, 4), keepdims=True), 1e-3, 1 - 1e-3)
     even = 0.5 * (wanted / covered + (1 - wanted) / (1 - covered))
     balance = jnp.maximum(0.0, 1 - progress / 0.4)
-    extra = _OUTSIDE_BOX * outside_box(target) + _ANY_OBJECT * objects[:, None]  # [B, P, 64, 64]
+    extra = _OUTSIDE_BOX * outside_box(target) + _ANY_OBJECT * objects[:, None]  # [B, P, m, m]
     cross_entropy = jnp.mean(entropy * (1 + balance * (even - 1) + extra[:, :, None]), axis=(3, 4))  # [B, P, 4]
     probability = jax.nn.sigmoid(logits)
     overlap = jnp.sum(probability * wanted, axis=(3, 4))
     dice = 1 - (2 * overlap + 1) / (jnp.sum(probability, axis=(3, 4)) + jnp.sum(wanted, axis=(3, 4)) + 1)
-    each = 4 * cross_entropy + dice
+    each = 4 * cross_entropy + dice + _EXTENT * extent_loss(logits, target)
 
     def over_objects(x: Array) -> Array:
         return jnp.sum(x * real) / count
@@ -244,34 +239,26 @@ def _prompt_losses(
     return masks + iou_loss + 0.1 * object_loss, metrics
 
 
-def outside_box(target: Array) -> Array:
-    """1 where a cell lies beyond the box of all cells that `target` `[..., h, w]` covers and the cells next to it."""
+def extent_loss(logits: Array, target: Array) -> Array:
+    """Where does the mask begin and end? `[..., 4, h, w]` and `[..., h, w]` -> `[..., 4]`.
 
-    def between(hit: Array) -> Array:  # from the first to the last hit
-        return jax.lax.cummax(hit, axis=hit.ndim - 1) * jax.lax.cummax(hit, axis=hit.ndim - 1, reverse=True)
-
-    def widened(hit: Array) -> Array:
-        padded = jnp.pad(hit, ((0, 0),) * (hit.ndim - 1) + ((1, 1),))
-        return jnp.maximum(hit, jnp.maximum(padded[..., 2:], padded[..., :-2]))
-
-    covered = (target > 0).astype(jnp.float32)
-    rows, columns = (widened(between(jnp.max(covered, axis=axis))) for axis in (-1, -2))
-    return 1 - rows[..., :, None] * columns[..., None, :]
-
-
-def true_ious(logits: Array, target: Array) -> Array:
-    """IoU of `logits > 0` `[..., 4, h, w]` with `target > 0.5` `[..., h, w]` -> `[..., 4]`."""
-    mask, wanted = logits > 0, (target > 0.5)[..., None, :, :]
-    both = jnp.sum(mask & wanted, axis=(-2, -1))
-    return both / jnp.maximum(1, jnp.sum(mask | wanted, axis=(-2, -1)))
+    Cross-entropy of each row's and each column's largest logit: one stray cell, or one missing at the tip of an object,
+    moves a box, and weighs little among all cells.
+    """
+    total = jnp.zeros(logits.shape[:-2])
+    for axis in (-1, -2):
+        largest, wanted = jnp.max(logits, axis=axis), jnp.max(target, axis=axis)[..., None, :]
+        total += 0.5 * jnp.mean(jax.nn.softplus(largest) - largest * wanted, axis=-1)
+    return total
 
 
 def _embedding_loss(key: Array, head: Array, features: ImageFeatures, instances: Array, soft: Array) -> Array:
+    side = instances.shape[1]
     points, owner = sample_points(key, instances, soft, _EMBEDDING_PIXELS, 0.25)
-    pixel = jnp.clip(jnp.floor(points + 0.5).astype(jnp.int32), 0, SCENE_SIDE - 1)  # (x, y)
+    pixel = jnp.clip(jnp.floor(points + 0.5).astype(jnp.int32), 0, side - 1)  # (x, y)
 
     def gather(level: Array) -> Array:  # [B, s, s, C] -> [B, N, C]
-        at = pixel * level.shape[1] // SCENE_SIDE
+        at = pixel * level.shape[1] // side
         return jax.vmap(lambda one, index: one[index[:, 1], index[:, 0]])(level, at)
 
     levels = [gather(level) for level in (*features.high_res, features.embedding)]
@@ -286,7 +273,7 @@ def _embedding_loss(key: Array, head: Array, features: ImageFeatures, instances:
     return together + apart
 
 
-def make_evaluation(graph: nnx.GraphDef, buffers: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
+def make_evaluation(build: Build, buffers: nnx.State, arrays: dict[str, np.ndarray]) -> Callable[..., Any]:
     """Quality on scenes of classes not trained on: mean IoU of the best of three masks and of the chosen one (16 points
     on objects per scene), IoU of the chosen one's box, predicted IoU on the background, and how far the prediction is
     off."""
@@ -294,7 +281,7 @@ def make_evaluation(graph: nnx.GraphDef, buffers: nnx.State, arrays: dict[str, n
 
     @jax.jit
     def measure(parameters: Any, images: Array, instances: Array) -> dict[str, Array]:
-        model = nnx.merge(graph, parameters, buffers)
+        model = build(parameters, buffers)
         soft = soft_targets(instances)
         points, owner = sample_points(jax.random.key(0), instances, soft, 16, 0.25)
         target = jnp.take_along_axis(soft, owner[:, None, None, :], axis=3).transpose(0, 3, 1, 2)

@@ -21,6 +21,7 @@ pytest.importorskip("dinov2")
 ImagePath = pytest.importorskip("oracle_sam2").ImagePath
 
 ASSETS = resources.files("ntt_jax") / "assets"
+SIDE = json.loads((ASSETS / f"{demo.SAM2_NAME}.json").read_text())["image_size"]
 
 
 def relative_error(found, expected) -> float:
@@ -36,7 +37,7 @@ def read(name):
 @pytest.fixture(scope="module")
 def images():
     scenes = [make_scene([9, i], novel_classes(i)) for i in range(2)]
-    return jnp.asarray(np.stack([resize_for_sam(scene.image, 256) for scene in scenes]))
+    return jnp.asarray(np.stack([resize_for_sam(scene.image, SIDE) for scene in scenes]))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_sam2(images, converted):
     ours = load_sam2(converted[0])
     features = jax.jit(lambda model, x: model.encode_image(sam_input(x)))(ours, images)
     assert relative_error(features.embedding, expected["fpn2"]) < 2e-5
-    points = np.array(grid_points(256, 4))[:, None]
+    points = np.array(grid_points(SIDE, 4))[:, None]
     labels = np.ones(points.shape[:2], np.int32)
     for i in range(len(images)):
         one = features[i : i + 1]
