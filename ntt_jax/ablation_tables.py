@@ -38,11 +38,21 @@ def by_shots(keys: Sequence[tuple[int, int]], metrics: Sequence[Metrics]) -> lis
 
 
 def _spreads(some: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {kind: {name: spread([one[kind][name] for one in some]) for name in some[0][kind]} for kind in _kinds(some)}
+    numbers = {kind: list(some[0][kind]) for kind in _kinds(some[0])}
+    if "semantic" in some[0]:  # COCO-20i: in all, and in the row of a class
+        numbers["semantic"] = [name for name in ("mIoU", "IoU") if name in some[0]["semantic"]]
+    return {
+        kind: {name: spread([one[kind][name] for one in some]) for name in names} for kind, names in numbers.items()
+    }
 
 
-def _kinds(some: Sequence[dict[str, Any]]) -> list[str]:
-    return [kind for kind in KINDS if kind in some[0]]
+def _kinds(one: dict[str, Any]) -> list[str]:
+    return [kind for kind in KINDS if kind in one]
+
+
+def headline(one: dict[str, Any]) -> tuple[str, str]:
+    """The kind that the tables are about, and its name in words: masks, or boxes where there are no masks."""
+    return ("segm", "masks") if "segm" in one else ("bbox", "boxes")
 
 
 def by_reference(
@@ -54,7 +64,7 @@ def by_reference(
     says that the reference helps. Sorted from the most harmful reference to the most helpful one.
     """
     whole, rows = metrics[0], []
-    kinds = _kinds(metrics)
+    kinds = _kinds(whole)
     for (k, s), one in zip(lacking, metrics[1:], strict=True):
         row: dict[str, Any] = {"class": whole["per_class"][k]["name"], "reference": s, "origin": origins[k][s]}
         for kind in kinds:
@@ -74,20 +84,26 @@ def _difference(value: float | None, before: float | None) -> float | None:
 
 def shots_table(rows: Sequence[dict[str, Any]]) -> str:
     """`by_shots` as text, in percent."""
-    lines = [f"{'shots':>5}  {'seeds':>5}  {'boxes AP':>12}  {'AP50':>12}  {'masks AP':>12}  {'AP50':>12}"]
+    columns = {f"{words} AP": (kind, "AP") for kind, words in (("bbox", "boxes"), ("segm", "masks"))}
+    columns = {head: (kind, name) for head, (kind, name) in columns.items() if kind in rows[0]}
+    numbers = [place for kind, _ in columns.values() for place in ((kind, "AP"), (kind, "AP50"))]
+    heads = [head for one in columns for head in (one, "AP50")]
+    if "semantic" in rows[0]:
+        numbers, heads = [*numbers, ("semantic", "mIoU")], [*heads, "mIoU"]
+    lines = [f"{'shots':>5}  {'seeds':>5}  " + "  ".join(f"{head:>12}" for head in heads)]
     for row in rows:
-        cells = [_cell(row[kind][name]) for kind in KINDS for name in ("AP", "AP50")]
+        cells = [_cell(row[kind][name]) for kind, name in numbers]
         lines.append(f"{row['shots']:>5}  {row['seeds']:>5}  " + "  ".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 
 
 def class_table(rows: Sequence[dict[str, Any]]) -> str:
-    """AP of masks by class (lines) and number of shots (columns) as text, in percent."""
-    names = [c["name"] for c in rows[0]["per_class"]]
+    """AP by class (lines) and number of shots (columns) as text, in percent; of what `headline` says."""
+    kind, names = headline(rows[0])[0], [c["name"] for c in rows[0]["per_class"]]
     width = max(len(name) for name in names)
     lines = [" " * width + "".join(f"{row['shots']:>13}" for row in rows)]
     for k, name in enumerate(names):
-        cells = (_cell(row["per_class"][k]["segm"]["AP"]) for row in rows)
+        cells = (_cell(row["per_class"][k][kind]["AP"]) for row in rows)
         lines.append(f"{name:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
 
@@ -95,14 +111,15 @@ def class_table(rows: Sequence[dict[str, Any]]) -> str:
 def reference_table(rows: Sequence[dict[str, Any]], limit: int = 20) -> str:
     """`by_reference` as text, in percent: the `limit` rows at both ends."""
     width = max([len("class"), *(len(row["class"]) for row in rows)])
-    lines = [f"{'class':<{width}}  reference  masks AP without it  change  of its class  change"]
+    kind, words = headline(rows[0])
+    lines = [f"{'class':<{width}}  reference  {words} AP without it  change  of its class  change"]
     middle = len(rows) - 2 * limit
     for i, row in enumerate(rows):
         if limit <= i < limit + middle:
             if i == limit:
                 lines.append(f"... {middle} more")
             continue
-        n = row["segm"]
+        n = row[kind]
         lines.append(
             f"{row['class']:<{width}}  {row['reference']:>9}  {percent(n['AP']):>19}  {_signed(n['change']):>6}"
             f"  {percent(n['class AP']):>12}  {_signed(n['class change']):>6}"

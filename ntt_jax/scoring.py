@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from pycocotools.cocoeval import Params
 
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation import GroundTruth, assemble_metrics
+from ntt_jax.evaluation import GroundTruth, assemble_metrics, evaluate_detections
 from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.results import decimals
 from ntt_jax.rle import rle_areas
@@ -30,10 +30,13 @@ def evaluate_shared(
     """Metrics of every memory, each equal to `evaluate_detections(ground_truth, [found.of(m) for found in read()])`.
 
     read: starts a pass over the detections by ascending image id, each image at most once; it is called again for every
-    `MEMORIES_AT_ONCE` memories. memories: M of all of them.
+    `MEMORIES_AT_ONCE` memories. memories: M of all of them. By other rules than COCO's each memory is scored by itself,
+    in a pass of its own.
 
     Raises `InputError` if a detection is of an image that is not evaluated, an image comes twice, or M differs.
     """
+    if ground_truth.protocol != "coco":
+        return [evaluate_detections(ground_truth, (found.of(m) for found in read())) for m in range(memories)]
     found = []
     for start in range(0, memories, MEMORIES_AT_ONCE):
         found += _evaluate_some(ground_truth, read(), memories, range(start, min(start + MEMORIES_AT_ONCE, memories)))

@@ -213,6 +213,21 @@ def test_tables():
     assert len(table) == 6 and table[3] == "... 4 more"
 
 
+def test_tables_of_boxes_alone_and_of_pixels():
+    table = {"bbox": {"AP": 0.5, "AP50": 0.75, "AP50_area": 0.7}}
+    row = {"category_id": 3, "name": "owl", **table, "semantic": {"IoU": 0.2}}
+    one = {**table, "semantic": {"mIoU": 0.25, "mIoU_by_threshold": {"0.0": 1}}, "per_class": [row]}
+    rows = ablation_tables.by_shots([(1, 3), (1, 4)], [one, one])
+    assert rows[0]["semantic"] == {"mIoU": {"mean": 0.25, "std": 0}}
+    assert rows[0]["per_class"][0]["semantic"] == {"IoU": {"mean": 0.2, "std": 0}}
+    head, line = ablation_tables.shots_table(rows).splitlines()
+    assert head.split() == ["shots", "seeds", "boxes", "AP", "AP50", "mIoU"]
+    assert line.split() == ["1", "2", *["50.0", "+-", "0.0", "75.0", "+-", "0.0", "25.0", "+-", "0.0"]]
+    assert ablation_tables.class_table(rows).splitlines()[1].split() == ["owl", "50.0", "+-", "0.0"]
+    without = ablation_tables.by_reference([(0, 0)], [one, one], [["a"]])
+    assert "boxes AP without it" in ablation_tables.reference_table(without)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

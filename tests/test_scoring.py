@@ -87,6 +87,16 @@ def test_more_than_a_hundred_of_a_class_and_several_passes(monkeypatch):
     assert found[0]["segm"]["AR10"] != found[0]["segm"]["AR100"] is not None
 
 
+@pytest.mark.parametrize("protocol", ["voc", "coco20i"])
+def test_other_rules_score_each_memory_by_itself(protocol):
+    truth, detections = world(5)
+    truth = dataclasses.replace(truth, protocol=protocol)
+    found = scoring.evaluate_shared(truth, lambda: iter(detections), 5)
+    assert found == [evaluate_detections(truth, [record.of(memory) for record in detections]) for memory in range(5)]
+    assert all(metrics["protocol"] == protocol for metrics in found)
+    assert found[0] != found[1]
+
+
 def test_nothing_found():
     truth, _ = world(3)
     found = scoring.evaluate_shared(truth, list, 2)

@@ -29,7 +29,8 @@ The first samples a memory for every number of shots and every seed, as `sample`
 and standard deviation over the seeds. The second leaves out each reference of one memory in turn. Each reference and
 each image is encoded once, whatever the number of memories; every memory's numbers are those that `evaluate` gives it.
 
-RUN_DIR/ablation.json holds all of COCO's numbers for every memory and class. Stopped, the same command goes on."""
+RUN_DIR/ablation.json holds all numbers of `evaluate` for every memory and class, by the rules of the data set. Stopped,
+the same command goes on."""
 
 MAX_MEMORIES = 10_000
 
@@ -115,7 +116,7 @@ def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     from ntt_jax.coco import select_classes
     from ntt_jax.datasets import load_dataset
 
-    sources, dataset = load_dataset(args.reference_annotations), _targets(args)
+    sources, dataset = load_dataset(args.reference_annotations), load_dataset(args.annotations)
     seeds = range(args.seed, args.seed + args.seeds)
     classes = select_classes(sources, args.classes)
     categories = _same_classes(classes, dataset)
@@ -141,11 +142,12 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
 
     from ntt_jax.ablation import leave_one_out
     from ntt_jax.ablation_tables import by_reference
+    from ntt_jax.datasets import load_dataset
     from ntt_jax.learned import from_bank
     from ntt_jax.memory_file import load_memory, require_encoder
     from weight_port.files import sha256
 
-    bank, dataset = load_memory(args.memory), _targets(args)
+    bank, dataset = load_memory(args.memory), load_dataset(args.annotations)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     categories = evaluate.classes_of(bank, dataset)
     options.start_jax(args)
@@ -158,18 +160,6 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     metrics, rest = _score(args, lock, dataset, categories, choice, len(prototypes), lambda: memories)
     origins = [one.origins for one in from_bank(bank).values()]
     return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
-
-
-def _targets(args: argparse.Namespace) -> "CocoDataset":
-    from ntt_jax.datasets import load_dataset
-
-    dataset = load_dataset(args.annotations)
-    if dataset.protocol != "coco":
-        raise InputError(
-            f"--annotations: {dataset.protocol.upper()} is measured by its own rules, memories here by COCO's; "
-            "compare them with `ntt-jax run` one by one"
-        )
-    return dataset
 
 
 def _same_classes(classes: "Sequence[CocoCategory]", dataset: "CocoDataset") -> "list[CocoCategory]":
@@ -285,10 +275,12 @@ def report(folder: Path, outcome: dict[str, Any]) -> None:
         models.warn(f"{len(skipped)} images were skipped and count as missed; ablation.json lists them")
     if "by_shots" in outcome:
         rows = outcome["by_shots"]
+        words = ablation_tables.headline(rows[0])[1]
         print(f"{folder}: mean and standard deviation over the seeds, in percent")
         print(ablation_tables.shots_table(rows))
-        print("AP of masks by class and number of shots")
+        print(f"AP of {words} by class and number of shots")
         print(ablation_tables.class_table(rows))
     else:
-        print(f"{folder}: AP of masks {ablation_tables.percent(outcome['whole']['segm']['AP'])} with all references")
+        kind, words = ablation_tables.headline(outcome["whole"])
+        print(f"{folder}: AP of {words} {ablation_tables.percent(outcome['whole'][kind]['AP'])} with all references")
         print(ablation_tables.reference_table(outcome["without"]))
