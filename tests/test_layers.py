@@ -72,3 +72,40 @@ def test_attention_in_parts_has_the_same_gradient(logits, monkeypatch):
     )
     for a, b in zip(by_head, at_once, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6 * float(jnp.abs(b).max()))
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """As if a GPU with cuDNN's fused attention were the default device, for what only chooses."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(layers, "_has_fused_attention", lambda: True)
+
+
+def test_fused_attention_only_where_it_rounds_no_more_than_the_products(ampere):
+    def chosen(dtype, dim=64, tokens=64):
+        q = jnp.zeros((1, tokens, 2, dim), dtype)
+        return layers.fused_attention_dtype(q, q)
+
+    assert chosen(jnp.bfloat16) == jnp.bfloat16
+    assert chosen(jnp.bfloat16, dim=72) == jnp.bfloat16
+    assert chosen(jnp.float32) is None
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert chosen(jnp.float32) == jnp.float16
+    # What the kernel cannot do, and what is too small to be worth it.
+    assert chosen(jnp.bfloat16, dim=36) is None
+    assert chosen(jnp.bfloat16, dim=136) is None
+    assert chosen(jnp.bfloat16, tokens=8) is None
+
+
+def test_no_fused_attention_on_a_cpu():
+    q = jnp.zeros((1, 64, 2, 64), jnp.bfloat16)
+    assert jax.default_backend() != "cpu" or layers.fused_attention_dtype(q, q) is None
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel needs a GPU")
+@pytest.mark.parametrize("dtype, bound", [(jnp.bfloat16, 1e-2), (jnp.float16, 1e-3)])
+def test_fused_attention_against_float32(dtype, bound):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 1370, 4, 64))
+    exact = layers._attention_einsum(q, k, v)
+    found = layers.fused_attention(q, k, v, dtype)
+    assert jnp.linalg.norm(found - exact) <= bound * jnp.linalg.norm(exact)

@@ -11,8 +11,8 @@ from sam2_weights import SMALL, recipe_model, skeleton
 
 from ntt_jax.config import SAM2_CONFIGS, HieraConfig
 from ntt_jax.errors import InputError
-from ntt_jax.sam2 import ImageFeatures
-from ntt_jax.sam2.hiera import Hiera, _attend_rows, max_pool, window_attention
+from ntt_jax.sam2 import ImageFeatures, hiera
+from ntt_jax.sam2.hiera import Hiera, _attend_rows, _attend_rows_fused, max_pool, window_attention
 from ntt_jax.sam2.prompt import Buffer
 
 SIZE = SMALL.image_size
@@ -70,8 +70,8 @@ def test_intermediates_are_named(model):
 
 
 @pytest.mark.parametrize("q_pool", [False, True])
-def test_window_attention(q_pool):
-    """Each window by itself, on the CPU path and on the accelerators' path."""
+def test_window_attention(q_pool, monkeypatch):
+    """Each window by itself, on the CPU path, on the accelerators' path and laid out for a fused kernel."""
     b, h, w, window, heads, d = 2, 8, 12, 4, 3, 5
     qkv = jax.random.normal(jax.random.key(0), (b, h, w, 3 * heads * d))
     found = jax.jit(window_attention, static_argnums=(1, 2), static_argnames="q_pool")(
@@ -79,6 +79,10 @@ def test_window_attention(q_pool):
     )
     at_once = _attend_rows(qkv.reshape(b * h // window, window, w, -1), num_heads=heads, q_pool=q_pool)
     np.testing.assert_allclose(found, at_once.reshape(found.shape), atol=1e-6)
+    monkeypatch.setattr(hiera, "fused_attention_dtype", lambda q, k: q.dtype)
+    monkeypatch.setattr(hiera, "fused_attention", lambda q, k, v, dtype: jax.nn.dot_product_attention(q, k, v))
+    fused = _attend_rows_fused(qkv.reshape(b * h // window, window, w, -1), num_heads=heads, q_pool=q_pool)
+    np.testing.assert_allclose(fused, at_once, atol=1e-6)
     q, k, v = jnp.split(qkv[1, 4:8, 8:12], 3, axis=-1)  # one window
     side = 2 if q_pool else 4
     if q_pool:
