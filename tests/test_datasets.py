@@ -50,6 +50,7 @@ def evaluate(world: World, monkeypatch: pytest.MonkeyPatch, folder: Path, **opti
 
     monkeypatch.setattr(models, "load_predictor", lambda *_: predict)
     assert main(world.evaluate(folder / "out", memory=folder / "memory.safetensors", **options)) == 0
+    assert main(["report", str(folder / "out")]) == 0
     return json.loads((folder / "out/metrics.json").read_text())
 
 
@@ -60,7 +61,11 @@ def test_voc(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for i, name in enumerate(names):
         write_image(year, f"00000{i}", [(name, (20, 15, 80, 75), False)], segmented=True)
         write_image(year, f"00001{i}", [(name, (30, 15, 90, 75), False), ("person", (1, 1, 9, 9), True)])
-    train = write_list(year, "Main/trainval", [f"00000{i}" for i in range(5)])
+    other = tmp_path / "VOCdevkit/VOC2012"
+    write_image(other, "2012_1", [("bird", (20, 15, 80, 75), False)], segmented=True)
+    write_list(year, "Main/trainval", [f"00000{i}" for i in range(5)])
+    write_list(other, "Main/trainval", ["2012_1"])
+    train = tmp_path / "VOCdevkit/VOC2007+VOC2012/ImageSets/Main/trainval.txt"
     test = write_list(year, "Main/test", [f"00001{i}" for i in range(5)])
     options = {"reference_annotations": train, "annotations": test, "images": tmp_path / "VOCdevkit"}
     options |= {"sam2": world.sam2, "dinov2": world.dinov2, "points_per_side": 4, "devices": 1, "shots": 1}
@@ -71,6 +76,11 @@ def test_voc(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert set(metrics["bbox"]) == {"AP", "AP50", "AP75", "AP50_area"} and "segm" not in metrics
     assert [row["name"] for row in metrics["per_class"]] == names
     assert "AP50_area" in capsys.readouterr().out
+    # The list of two years, which is no one file, is found again; naming it does the same.
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert main(["report", str(tmp_path / "out"), "--reference-annotations", str(train)]) == 0
+    printed = capsys.readouterr()
+    assert "AP is by VOC's rules" in printed.err and "references cannot be shown" not in printed.err
 
 
 def test_lvis(
