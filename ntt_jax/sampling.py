@@ -130,10 +130,10 @@ def check_references(references: ReferenceSet, dataset: CocoDataset) -> None:
     """
     found = show_path(dataset.path)
     if references.annotations_sha256 not in (None, dataset.sha256):
+        name = "a file" if references.annotations_name is None else describe(references.annotations_name)
         raise InputError(
-            f"{found}: its sha256 is {dataset.sha256[:12]}..., but the references were made from"
-            f" {describe(references.annotations_name)} with {str(references.annotations_sha256)[:12]}...;"
-            " give that file, or sample again"
+            f"{found}: its sha256 is {dataset.sha256[:12]}..., but the references were made from {name}"
+            f" with {str(references.annotations_sha256)[:12]}...; give that file, or sample again"
         )
     for chosen in references.classes:
         category = dataset.categories.get(chosen.category_id)

@@ -329,6 +329,12 @@ def negatives_of_other_classes(world, tmp):
 
 
 @case
+def negatives_whose_images_are_elsewhere(world, tmp):
+    (tmp / "empty").mkdir()
+    return memory(world, tmp, negatives=world.train, negative_images=tmp / "empty"), "with --negative-images"
+
+
+@case
 def negative_images_without_negatives(world, tmp):
     return memory(world, tmp, negative_images=world.images), "--negatives"
 

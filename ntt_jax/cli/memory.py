@@ -106,9 +106,15 @@ def load_negatives(args: argparse.Namespace, references: "ReferenceSet", images:
     from ntt_jax.builder import Negatives
     from ntt_jax.datasets import load_dataset
     from ntt_jax.negatives import negative_set
+    from ntt_jax.runner import check_images
 
-    dataset = load_dataset(args.negatives)
-    return Negatives(dataset, args.negative_images or images, negative_set(dataset, references))
+    dataset, folder = load_dataset(args.negatives), args.negative_images or images
+    chosen = negative_set(dataset, references)
+    try:
+        check_images(dataset, folder)
+    except InputError as error:
+        raise InputError(f"{error} with --negative-images") from None
+    return Negatives(dataset, folder, chosen)
 
 
 def build(
@@ -158,7 +164,8 @@ def build(
         raise
     for left in out.parent.glob(f"{glob.escape(out.name)}.*.parts"):
         shutil.rmtree(left, ignore_errors=True)
-    print(f"{out}: {len(names)} classes, {len(numbers)} references, {encoder.name}")
+    more = f", {len(places(unlike))} negative ones" if unlike else ""
+    print(f"{out}: {len(names)} classes, {len(places(references))} references{more}, {encoder.name}")
     for k, chosen in enumerate(references.classes):
         more = f", {len(unlike.classes[k].references)} negative" if unlike else ""
         print(f"  {chosen.name}: {len(chosen.references)}{more}")

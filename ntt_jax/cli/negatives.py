@@ -72,7 +72,7 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
     from ntt_jax.images import read_image
     from ntt_jax.visualize import save_picture
 
-    names = tuple(f"not {category.name}:" for category in scored.ground_truth.categories)
+    names = tuple(f"not {category.name}" for category in scored.ground_truth.categories)
     for record in chosen:
         name = PurePosixPath(scored.dataset.images[record.image_id].file_name.replace("\\", "/"))
         path = folder / name.with_suffix(".png")
