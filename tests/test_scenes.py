@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 
 from ntt_jax.coco import load_coco, select_classes
 from ntt_jax.sampling import sample_references
-from ntt_jax.scenes import NOVEL_SPLITS, SceneConfig, base_classes, make_scene, novel_classes
+from ntt_jax.scenes import NOVEL_SPLITS, SceneConfig, Variation, base_classes, make_scene, novel_classes
 from ntt_jax.scenes.classes import _BASE_PAIRS, _NOVEL_PAIRS, OUTLINES, TEXTURES
 from ntt_jax.scenes.export import write_coco
 
@@ -54,6 +54,18 @@ def test_same_seed_same_scene():
     first, again, other = (make_scene(seed, novel_classes(0), base_classes(8)) for seed in (7, 7, 8))
     assert np.array_equal(first.image, again.image) and np.array_equal(first.masks, again.masks)
     assert first.image.shape != other.image.shape or not np.array_equal(first.image, other.image)
+
+
+def test_more_variation_is_more_of_everything():
+    assert Variation().scaled(1) == Variation()
+    doubled = Variation().scaled(2.0)
+    assert (doubled.hue, doubled.light) == (2 * Variation().hue, 2 * Variation().light)
+    colours = []
+    for variation in (Variation(), doubled):
+        config = SceneConfig(objects=1, empty=0.0, variation=variation)
+        scenes = [make_scene([6, i], novel_classes(0)[:1], config=config) for i in range(24)]
+        colours.append(np.std([scene.image[scene.masks[0]].mean(axis=0) for scene in scenes], axis=0).mean())
+    assert colours[1] > 1.2 * colours[0]  # light and the camera change the colours too
 
 
 def test_scenes_are_what_they_promise():
