@@ -3,8 +3,8 @@
 import functools
 import io
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from PIL import Image
 
 from ntt_jax.errors import InputError
 from ntt_jax.images import read_image
-from ntt_jax.pipeline import HostDetections
+from ntt_jax.pipeline import HostDetections, Predictor
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import Rle, decode_rle
+from ntt_jax.user_input import images_ahead
 from ntt_jax.visualize import overlay
 
 _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
@@ -138,3 +139,22 @@ class Prediction:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def predict_lazily(
+    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any]
+) -> Iterator[Prediction]:
+    """What `predictor` finds in each image that people hand over, in order; `ahead` images are read in advance.
+
+    finish: makes a `Prediction` of `HostDetections` and its `source`. Raises `InputError` at the turn of an image that
+    cannot be used.
+    """
+    sources: deque[Any] = deque()
+
+    def pixels() -> Iterator[np.ndarray]:
+        for source, image in images_ahead(images, ahead):
+            sources.append(source)
+            yield image
+
+    for found in predictor(pixels()):
+        yield finish(found, source=sources.popleft())

@@ -6,8 +6,7 @@ were added or removed on the way, the memory is the one of fitting what is there
 
 import functools
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,10 @@ from ntt_jax.memory import Memory, memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.negatives import negative_set
 from ntt_jax.pipeline import Predictor
-from ntt_jax.prediction import Prediction
+from ntt_jax.prediction import Prediction, predict_lazily
 from ntt_jax.sam2.model import Sam2
 from ntt_jax.sampling import ReferenceSet, load_references
-from ntt_jax.user_input import as_image, as_prompt, images_ahead, images_of_folder, is_image, merged_config
+from ntt_jax.user_input import as_image, as_prompt, images_of_folder, is_image, merged_config
 
 
 class Segmenter:
@@ -275,7 +274,7 @@ class Segmenter:
             max_detections=limit,
             wanted=None if classes is None else indices_of(self._classes, classes),
         )
-        run = functools.partial(_predict_lazily, predictor, finish, self._ahead)
+        run = functools.partial(predict_lazily, predictor, finish, self._ahead)
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             return list(run(images_of_folder(Path(images))))
         if is_image(images):
@@ -342,17 +341,3 @@ class Segmenter:
         if self._predictor is None:
             self._predictor = Predictor(*self._models, prototypes, self.config, negatives=negatives, **self._options)
         return self._predictor
-
-
-def _predict_lazily(
-    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any]
-) -> Iterator[Prediction]:
-    sources: deque[Any] = deque()
-
-    def pixels() -> Iterator[np.ndarray]:
-        for source, image in images_ahead(images, ahead):
-            sources.append(source)
-            yield image
-
-    for found in predictor(pixels()):
-        yield finish(found, source=sources.popleft())

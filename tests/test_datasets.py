@@ -16,10 +16,13 @@ from ntt_jax.cli import main, models
 from ntt_jax.coco import select_classes
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
+from ntt_jax.demo import convert_checkpoints
 from ntt_jax.memory import memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, save_memory
 from ntt_jax.pipeline import HostDetections
 from ntt_jax.rle import encode_masks
+from ntt_jax.scenes import SceneConfig, base_classes, make_scene
+from ntt_jax.scenes.export import write_coco
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +142,61 @@ def test_boxes_alone(
     metrics = evaluate(world, monkeypatch, tmp_path, annotations=annotations, classes="all")
     assert "AP" in metrics["bbox"] and "segm" not in metrics and "protocol" not in metrics
     assert "boxes" in (out := capsys.readouterr().out) and "masks" not in out
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """A folder of made scenes, and COCO annotations of its train and val, of 20 classes with the names of a fold."""
+    folder = tmp_path_factory.mktemp("scenes")
+    names = CLASS_LISTS["coco20i-0"]
+    ids = [i for i, name in COCO_CLASSES.items() if name in names]
+    kinds = base_classes()[: len(ids)]
+    config = SceneConfig(empty=0.0)
+    contents = []
+    for seed, (split, count) in enumerate((("train2017", 100), ("val2017", 10))):
+        made = (make_scene([77, seed, i], kinds, (), config) for i in range(count))
+        content = json.loads(write_coco(folder / split, made, kinds).read_text())
+        for image in content["images"]:
+            image["file_name"] = f"{split}/{image['file_name']}"
+        for entry in content["annotations"]:
+            entry["category_id"] = ids[entry["category_id"] - 1]
+        content["categories"] = [{"id": i, "name": name} for i, name in COCO_CLASSES.items()]
+        contents.append(content)
+    return folder, contents[0], contents[1]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("kind", ["coco20i", "lvis", "boxes"])
+def test_the_shipped_models_find_scenes_in_every_layout(scenes, tmp_path, kind) -> None:
+    """From files of the layout to sensible numbers, references included. About a minute each."""
+    pytest.importorskip("torch", reason="PyTorch reads the shipped checkpoints")
+    folder, train, val = scenes
+    sam2, dinov2 = convert_checkpoints(tmp_path)
+    files = {}
+    for split, content in (("train", train), ("val", val)):
+        content = json.loads(json.dumps(content))
+        if kind == "lvis":
+            for image in content["images"]:
+                present = {e["category_id"] for e in content["annotations"] if e["image_id"] == image["id"]}
+                absent = [category["id"] for category in content["categories"] if category["id"] not in present]
+                image |= {"neg_category_ids": absent, "not_exhaustive_category_ids": []}
+            for place, category in enumerate(content["categories"]):
+                category["frequency"] = "rcf"[place % 3]
+        if kind == "boxes":
+            for entry in content["annotations"]:
+                del entry["segmentation"]
+        files[split] = tmp_path / f"{split}.json"
+        files[split].write_text(json.dumps(content))
+    options = {"sam2": sam2, "dinov2": dinov2, "annotations": files["val"], "images": folder, "points_per_side": 8}
+    options |= {"out": tmp_path / "run", "classes": "coco20i-0", "shots": 3, "allow_fewer": True, "batch_size": 2}
+    if kind == "boxes":  # as CD-FSOD: SAM 2 makes the references' masks
+        masks = {"sam2": sam2, "boxes": files["train"], "images": folder, "out": tmp_path / "masks.json"}
+        assert main(["masks", *arguments(masks)]) == 0
+        files["train"] = masks["out"]
+    assert main(["run", *arguments(options | {"reference_annotations": files["train"]})]) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics.get("protocol", "coco") == {"boxes": "coco"}.get(kind, kind) and metrics["images"] == 10
+    assert metrics["bbox"]["AP50"] > 0.6 and ("segm" in metrics) == (kind != "boxes")
+    if kind == "coco20i":
+        assert metrics["semantic"]["mIoU"] > 0.5
+    assert main(["report", str(tmp_path / "run")]) == 0
