@@ -213,10 +213,9 @@ def test_static_sizes_give_the_same():
 
 def test_no_valid_candidate_and_no_candidate_at_all():
     features, logits, ious, prototypes = scene(4, COUNT, CLASSES)
+    run = jax.jit(functools.partial(detect, height=9, width=9))
     for count in (COUNT, 0):
-        found = detect(
-            features, logits[:count], ious[:count], prototypes, height=9, width=9, valid=jnp.zeros(count, bool)
-        )
+        found = run(features, logits[:count], ious[:count], prototypes, valid=jnp.zeros(count, bool))
         assert not np.any(found.valid) and not np.any(found.masks) and np.all(np.asarray(found.labels) == -1)
         assert not np.any(np.asarray(found.scores))
 

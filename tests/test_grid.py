@@ -23,11 +23,14 @@ def random_features(seed: int) -> ImageFeatures:
     )
 
 
+@jax.jit
+def decode_plainly(model, features, points):
+    return model.decode(features, points[:, None], jnp.ones((points.shape[0], 1), jnp.int32))
+
+
 def plain(model, features, points):
     """The best of masks 1..3 by the decoder that forms everything."""
-    logits, ious = jax.jit(lambda m, f, p: m.decode(f, p[:, None], jnp.ones((p.shape[0], 1), jnp.int32)))(
-        model, features, points
-    )
+    logits, ious = decode_plainly(model, features, points)
     best = 1 + np.argmax(np.asarray(ious)[:, 1:], axis=1)
     rows = np.arange(len(best))
     return np.asarray(logits)[rows, best], np.asarray(ious)[rows, best]
