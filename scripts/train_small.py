@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 # Defaults: for both models at once on two CPU cores, about 1.8 hours. On a GPU take larger batches.
-_STEPS = {"sam2": 6000, "dinov2": 3500}
-_BATCH = {"sam2": 6, "dinov2": 2}
+_STEPS = {"sam2": 2800, "dinov2": 1800}
+_BATCH = {"sam2": 6, "dinov2": 1}
 _RATE = {"sam2": 6e-4, "dinov2": 1e-3}
 _HEAD_RATE = {"sam2": 1.0, "dinov2": 4.0}
 
@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=8, help="prompts per scene (SAM 2)")
     parser.add_argument("--learning-rate", type=float, help=f"its peak (default: {_RATE})")
     parser.add_argument("--steps-per-call", type=int, default=25, help="steps in one dispatch")
-    parser.add_argument("--save-seconds", type=float, default=120.0, help="time between checkpoints and evaluations")
+    parser.add_argument("--save-seconds", type=float, default=600.0, help="time between checkpoints and evaluations")
     parser.add_argument("--scenes", type=int, default=6000, help="made training scenes")
     parser.add_argument(
-        "--novel-scenes", type=int, default=400, help="made scenes of novel classes, for evaluation only"
+        "--novel-scenes", type=int, default=160, help="made scenes of novel classes, for evaluation only"
     )
     parser.add_argument("--workers", type=int, default=0, help="processes that make scenes (default: all cores)")
     args = parser.parse_args()
