@@ -123,8 +123,8 @@ def load_scored(files: RunFiles) -> Scored:
 
 def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
     """Read and check everything the page needs. Raises `InputError` for what it cannot do without."""
-    images = find_images(files) if max_images else None
     scored = load_scored(files)
+    images = find_images(files) if max_images else None
     dataset, bank, ground_truth = scored.dataset, scored.bank, scored.ground_truth
     if "segm" not in ground_truth.kinds:
         files.notes.append("The annotations have no masks, or not all: boxes are compared, masks are not.")
