@@ -65,7 +65,7 @@ def test_tutorial(notebook, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(namespace["again"].memory.prototypes, namespace["prototypes"])
     np.testing.assert_allclose(np.diag(namespace["between"]), 1, atol=1e-6)
 
-    assert namespace["cosines"].shape == (16, 16, 6) and namespace["cosines"].max() > 0.4
+    assert namespace["cosines"].shape == (24, 24, 6) and namespace["cosines"].max() > 0.4
 
     # A segmenter and a predictor with as many prototypes are one program: the same bits, and compiled once.
     direct = namespace["detections"][namespace["busiest"]]
