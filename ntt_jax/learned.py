@@ -120,6 +120,7 @@ def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
     """The classes of a memory file; origins are None where it does not tell them."""
     means, valid = np.asarray(bank.memory.instance_means), np.asarray(bank.memory.valid)
     negatives = np.zeros((len(means), 0)) if bank.memory.negatives is None else np.asarray(bank.memory.negatives)
+    negative_shots = bank.negative_shots
 
     def told(key: str, category_id: int, count: int) -> tuple[Any, ...]:
         recorded = bank.provenance.get(key)
@@ -128,7 +129,7 @@ def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
 
     classes = {}
     for k, (name, category_id) in enumerate(zip(bank.class_names, bank.category_ids, strict=True)):
-        kept, unlike = tuple(means[k][valid[k]]), tuple(negatives[k][: bank.negative_shots[k]])
+        kept, unlike = tuple(means[k][valid[k]]), tuple(negatives[k][: negative_shots[k]])
         classes[name] = LearnedClass(
             category_id,
             kept,

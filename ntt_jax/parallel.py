@@ -147,6 +147,7 @@ def sharded(
 
     Returns:
       A function that raises `InputError` for rows that `pad_rows` refuses. It compiles once per shape of its arguments.
+      It has compiler options of its own, so it cannot stand inside another `jax.jit` or `jax.grad`: `over_mesh` can.
       What is shared is copied to the devices at every call unless it lies there (`jax.device_put` to `device_mesh`).
     """
     mesh = device_mesh(devices)

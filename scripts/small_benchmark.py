@@ -56,7 +56,7 @@ def load_models(folder: Path, trained: dict[str, Path | None], untrained: list[s
 
 def among_look_alikes(folder: Path, seed: int, scenes: int) -> Benchmark:
     """As `make_benchmark`, but only half of the split's classes are looked for; the others, of the same colours, lie
-    among them."""
+    among them. References vary no more than targets, since mistakes are sought in their scenes too."""
     classes = novel_classes(seed % NOVEL_SPLITS)
     wanted, alike = classes[: len(classes) // 2], classes[len(classes) // 2 :]
 

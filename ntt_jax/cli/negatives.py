@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         draw(args.pictures, images, scored, chosen)
     counts = [sum(int((one.labels == k).sum()) for one in chosen) for k in range(len(scored.ground_truth.categories))]
     if not any(counts):
-        models.warn("the run made no mistake that could serve; negatives.json is empty")
+        models.warn(f"the run made no mistake that could serve; {args.out.name} lists none")
     print(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
     for category, count in zip(scored.ground_truth.categories, counts, strict=True):
         print(f"  {category.name}: {count}")
