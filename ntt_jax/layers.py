@@ -183,8 +183,8 @@ def fused_attention_dtype(q: Array, k: Array) -> Any:
     """The type in which cuDNN's fused attention loses no more than the products around it; None without one.
 
     q `[B, N, H, D]`, k `[B, M, H, D]`. bfloat16 stays so. float32 whose products run in TensorFloat-32 may go through
-    float16, which rounds operands to the same 10 bits. Exact float32 has no fused kernel, nor has a GPU older than
-    Ampere or of another maker.
+    float16, which rounds operands to the same 10 bits (not to the same range: numbers above 65504 would overflow).
+    Exact float32 has no fused kernel, nor has a GPU older than Ampere or of another maker.
     """
     if jax.default_backend() != "gpu" or q.shape[1] * k.shape[1] < 16 * 64:
         return None

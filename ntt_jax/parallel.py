@@ -23,7 +23,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
+from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.match import assign_labels, object_features, similarities
 from ntt_jax.memory import Memory, aggregate_memory, encode_references, prototypes_from_instance_means
@@ -147,11 +147,11 @@ def sharded(
 
     Returns:
       A function that raises `InputError` for rows that `pad_rows` refuses. It compiles once per shape of its arguments.
-      It has compiler options of its own, so it cannot stand inside another `jax.jit` or `jax.grad`: `over_mesh` can.
+      It may stand inside another `jax.jit`, which on GPUs should have `compiler_options=config.COMPILER_OPTIONS`.
       What is shared is copied to the devices at every call unless it lies there (`jax.device_put` to `device_mesh`).
     """
     mesh = device_mesh(devices)
-    program = jax.jit(over_mesh(function, mesh, reduced=reduced), compiler_options=COMPILER_OPTIONS)
+    program = jax.jit(over_mesh(function, mesh, reduced=reduced))
 
     def call(shared: Any, rows: Any) -> Any:
         rows, there, count = pad_rows(rows, mesh.size)

@@ -125,3 +125,15 @@ def test_arguments_that_cannot_be_divided():
             wrap(aggregate_classes, [])
     with pytest.raises(InputError, match="each once"):
         device_mesh([jax.devices()[0]] * 2)
+
+
+def test_sharded_functions_stand_inside_jit_and_grad():
+    """As those of a library must: compiler options of their own would forbid it."""
+
+    def scale(shared, rows, there):
+        return rows * shared * there[:, None]
+
+    scaled = sharded(scale, on(2))
+    rows = jnp.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(jax.jit(lambda shared, rows: scaled(shared, rows))(2.0, rows), 2 * rows)
+    assert jax.grad(lambda shared: jnp.sum(scaled(shared, rows)))(2.0) == 15
