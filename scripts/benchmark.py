@@ -294,13 +294,16 @@ def main() -> int:
     print("first calls", flush=True)
     on_device = torch.from_numpy(prototypes).to(engine.device)
 
+    failed: list[str] = []
+
     def each(add: Callable[[str], Any], names: str) -> dict[str, Any]:
         found = {}
         for name in filter(None, names.split(",")):
             try:
                 found[name] = add(name)
             except Exception as error:  # out of memory, say: the other rows still count
-                print(f"  {name}: FAILED, left out: {type(error).__name__}: {str(error)[:500]}", flush=True)
+                failed.append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
+                print(f"  FAILED, the rest of {failed[-1]}", flush=True)
         return found
 
     def all_of_ours() -> dict[str, Any]:
@@ -309,7 +312,7 @@ def main() -> int:
     def all_of_torch() -> dict[str, Any]:
         return each(lambda name: add_torch(rows, args, engine, image, on_device, name), args.torch_rows)
 
-    if device == "gpu":  # both compile for minutes, on the host; nothing is timed yet
+    if device == "gpu":  # both compile for minutes, on the host; what counts is timed afterwards
         with ThreadPoolExecutor(2) as pool:
             parts = [pool.submit(all_of_ours), pool.submit(all_of_torch)]
             ours, theirs = (part.result() for part in parts)
@@ -317,7 +320,7 @@ def main() -> int:
         ours, theirs = all_of_ours(), all_of_torch()
     gc.collect()
     rows.measure(args.repeats)
-    report["rows"] = rows.table()
+    report["rows"], report["failed"] = rows.table(), failed
     counted = args.points_per_side == 32 and args.pred_iou_threshold < 0.5
     for row in report["rows"]:
         gflop = operations(args.size, row["row"]) if counted else None
@@ -331,7 +334,7 @@ def main() -> int:
     if exact is not None:
         report["agreement with torch float32"] = {d: agreement(found, exact) for d, found in ours.items()}
     report["peak_resident_gib_of_both_engines"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    width = max(len(row["row"]) for row in report["rows"])
+    width = max((len(row["row"]) for row in report["rows"]), default=0)
     print(f"\n{'row':{width}}  s/image      min      max  first call  TFLOP/s")
     for row in report["rows"]:
         print(
@@ -342,7 +345,7 @@ def main() -> int:
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
