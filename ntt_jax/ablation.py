@@ -23,7 +23,8 @@ from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
 from ntt_jax.match import object_features
 from ntt_jax.memory import Memory, prototypes_from_instance_means
-from ntt_jax.pipeline import Predictor, map_images, propose_masks
+from ntt_jax.pipeline import map_images, propose_masks
+from ntt_jax.predictor import Predictor
 from ntt_jax.sam2.model import ImageFeatures, Sam2
 from ntt_jax.sampling import ClassReferences, ReferenceSet, sample_references
 from ntt_jax.shared_detections import SharedDetections

@@ -26,7 +26,7 @@ from ntt_jax.files import write_json
 from ntt_jax.images import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory_file import MemoryBank, save_memory
-from ntt_jax.pipeline import HostDetections, Predictor
+from ntt_jax.predictor import HostDetections, Predictor
 from ntt_jax.preprocess import encoder_input, resize_for_sam
 from ntt_jax.results import ImageDetections, write_results
 from ntt_jax.rle import decode_rle

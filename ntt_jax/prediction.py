@@ -14,7 +14,7 @@ from PIL import Image
 
 from ntt_jax.errors import InputError
 from ntt_jax.images import read_image
-from ntt_jax.pipeline import HostDetections, Predictor
+from ntt_jax.predictor import HostDetections, Predictor
 from ntt_jax.results import ImageDetections, coco_results
 from ntt_jax.rle import Rle, decode_rle
 from ntt_jax.user_input import images_ahead

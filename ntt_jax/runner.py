@@ -25,7 +25,7 @@ from ntt_jax.results import ImageDetections, write_results
 from ntt_jax.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from ntt_jax.pipeline import HostDetections
+    from ntt_jax.predictor import HostDetections
 
 # Stands in for an image that cannot be read, so that the others of its batch stay where they are.
 _BLANK = np.zeros((64, 64, 3), np.uint8)

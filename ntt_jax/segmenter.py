@@ -35,8 +35,8 @@ from ntt_jax.learner import Learner
 from ntt_jax.memory import Memory, memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.negatives import negative_set
-from ntt_jax.pipeline import Predictor
 from ntt_jax.prediction import Prediction, predict_lazily
+from ntt_jax.predictor import Predictor
 from ntt_jax.sam2.model import Sam2
 from ntt_jax.sampling import ReferenceSet, load_references
 from ntt_jax.user_input import as_image, as_prompt, images_of_folder, is_image, merged_config
@@ -66,8 +66,8 @@ class Segmenter:
       sam2, dinov2: the models, from `load_sam2` and `load_dinov2`.
       config: constants of the method, the published ones by default; thresholds: single ones of them by name, as
         `max_detections=20, nms_iou_threshold=0.6` (`DetectConfig` lists them).
-      batch_size, devices, matmul_precision, canvas: as for `Predictor`; a batch is filled up, so one image costs as
-        much as `batch_size` images.
+      batch_size, devices, matmul_precision, point_devices, canvas: as for `Predictor`; a batch is filled up, so one
+        image costs as much as `batch_size` images.
 
     Raises:
       InputError: models in the wrong order, unknown or impossible constants.
@@ -82,6 +82,7 @@ class Segmenter:
         batch_size: int = 1,
         devices: Sequence[Any] | None = None,
         matmul_precision: str = "highest",
+        point_devices: Sequence[Any] | None = None,
         canvas: int = 640,
         **thresholds: Any,
     ):
@@ -94,6 +95,7 @@ class Segmenter:
             "batch_size": batch_size,
             "devices": devices,
             "matmul_precision": matmul_precision,
+            "point_devices": point_devices,
             "canvas": canvas,
         }
         self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision)

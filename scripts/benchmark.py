@@ -35,7 +35,9 @@ from torch_reference import TorchPass
 from ntt_jax.config import COMPILER_OPTIONS, DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
 from ntt_jax.detection import merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
-from ntt_jax.pipeline import Predictor, propose_masks
+from ntt_jax.pipeline import propose_masks
+from ntt_jax.point_parallel import PointParallel
+from ntt_jax.predictor import Predictor
 from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.rle import decode_rle
 from ntt_jax.sam2.model import Sam2
@@ -52,7 +54,7 @@ GFLOP = {
     "L+L": {
         "sam2 encoder": 1620,
         "dinov2": 1014,
-        "ours decoder": 1039,
+        "ours decoder": 1005,
         "torch decoder": 3676,
     }
 }
@@ -77,6 +79,7 @@ def arguments() -> argparse.Namespace:
         default="1",
         help="images per step of the whole passes, with commas; the encoders' rows take the last",
     )
+    parser.add_argument("--cores", type=int, help="CPUs: how many share the points in our rows (default: all)")
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--whole-only", action="store_true", help="leave out the single stages")
     parts.add_argument(
@@ -181,6 +184,7 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
     sam2, dinov2 = (cast(m, kind, kernel) for m, kind in zip(models, (Sam2, DinoVisionTransformer), strict=True))
     config = DetectConfig(args.points_per_side, args.pred_iou_threshold)
     height, width = image.shape[:2]
+    cores = jax.local_devices() if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else None
 
     batches = [int(batch) for batch in args.batch_sizes.split(",")]
     if not args.whole_only:
@@ -196,7 +200,13 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
         patches = stage("dinov2", lambda m, x: m(encoder_input(x, m.config.input_size)), dinov2, images, images=count)
         grid = patches.shape[1:3]
         # "decoder" includes what `after` starts from: patch weights and boxes of the masks.
-        candidates, logits, ious = stage("decoder", lambda m, f: propose_masks(m, f, grid, config), sam2, features[0])
+        if cores is None:
+            proposals = stage("decoder", lambda m, f: propose_masks(m, f, grid, config), sam2, features[0])
+        else:
+            divided = PointParallel(sam2, dinov2, config, nnx.split((sam2, dinov2))[0], cores)
+            one = features[0]
+            proposals = rows.add(f"ours {dtype} | decoder", lambda: jax.block_until_ready(divided.propose(one)))
+        candidates, logits, ious = proposals
         print(f"  {int(candidates.valid.sum())} of {len(ious)} candidates pass", flush=True)
         after = functools.partial(merge_candidates, height=height, width=width, config=config)
         stage("after", after, patches[0].astype(jnp.float32), candidates, logits, ious, prototypes)
@@ -204,7 +214,14 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
     found: list[Any] = [None]
     for batch in () if args.stages_only else batches:
         predictor = Predictor(
-            sam2, dinov2, prototypes, config, batch_size=batch, matmul_precision=precision, canvas=max(height, width)
+            sam2,
+            dinov2,
+            prototypes,
+            config,
+            batch_size=batch,
+            matmul_precision=precision,
+            point_devices=cores,
+            canvas=max(height, width),
         )
         count = batch * (1 if batch == 1 else 3)
         name = f"ours {dtype} | whole, batch {batch}"
@@ -261,6 +278,7 @@ def keep_freed_memory() -> None:
 def main() -> int:
     args = arguments()
     keep_freed_memory()
+    jax.config.update("jax_num_cpu_devices", args.cores or len(os.sched_getaffinity(0)))
     device = "gpu" if jax.default_backend() == "gpu" else "cpu"
     sam2_name, dinov2_name = SIZES[args.size]
     sam2_config, dinov2_config = SAM2_CONFIGS[sam2_name], DINOV2_CONFIGS[dinov2_name]

@@ -33,7 +33,8 @@ from ntt_jax.detection import merge_candidates
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory import memory_from_instance_means
-from ntt_jax.pipeline import Predictor, propose_masks
+from ntt_jax.pipeline import propose_masks
+from ntt_jax.predictor import Predictor
 from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.sam2.model import Sam2
 from ntt_jax.scenes import base_classes, make_scene

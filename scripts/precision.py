@@ -24,7 +24,7 @@ from ntt_jax.coco import select_classes
 from ntt_jax.config import DTYPES, arithmetic
 from ntt_jax.demo import SMALL_DETECT, convert_checkpoints, evaluate, make_benchmark
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.pipeline import HostDetections, Predictor
+from ntt_jax.predictor import HostDetections, Predictor
 from ntt_jax.sampling import sample_references
 
 

@@ -18,7 +18,7 @@ from ntt_jax.images import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory import memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, load_memory, save_memory
-from ntt_jax.pipeline import Predictor
+from ntt_jax.predictor import Predictor
 from ntt_jax.results import ImageDetections
 from ntt_jax.sampling import sample_references
 

@@ -24,7 +24,7 @@ from ntt_jax.images import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory_file import load_memory
 from ntt_jax.negatives import negative_set
-from ntt_jax.pipeline import Predictor
+from ntt_jax.predictor import Predictor
 from ntt_jax.sampling import load_references
 
 COMMANDS = ("demo", "masks", "sample", "memory", "evaluate", "run", "ablate", "segment", "report", "references")

@@ -19,7 +19,7 @@ from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.demo import convert_checkpoints
 from ntt_jax.memory import memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank, save_memory
-from ntt_jax.pipeline import HostDetections
+from ntt_jax.predictor import HostDetections
 from ntt_jax.rle import encode_masks
 from ntt_jax.scenes import SceneConfig, base_classes, make_scene
 from ntt_jax.scenes.export import write_coco

@@ -36,14 +36,16 @@ def plain(model, features, points):
     return np.asarray(logits)[rows, best], np.asarray(ious)[rows, best]
 
 
-@pytest.mark.parametrize(("chunk", "mask_chunk"), [(1, 1), (5, 2), (16, 16)])
-def test_equals_the_plain_decoder(chunk, mask_chunk):
-    """16 points in chunks that do and do not divide them, about half of them above the threshold."""
+@pytest.mark.parametrize(("chunk", "mask_chunk", "block"), [(1, 1, None), (5, 2, 1), (16, 16, None), (8, 2, 16)])
+def test_equals_the_plain_decoder(chunk, mask_chunk, block):
+    """16 points in chunks that do and do not divide them, about half of them above the threshold; the image in blocks."""
     model, features, points = recipe_model(SMALL), random_features(0), grid_points(SMALL.image_size, 4)
     logits, ious = plain(model, features, points)
     threshold = float(np.median(ious))
     found = jax.jit(
-        lambda m, f, p: decode_grid(m, f, p, pred_iou_threshold=threshold, chunk=chunk, mask_chunk=mask_chunk)
+        lambda m, f, p: decode_grid(
+            m, f, p, pred_iou_threshold=threshold, chunk=chunk, mask_chunk=mask_chunk, block=block
+        )
     )(model, features, points)
     masks, predicted, valid = map(np.asarray, found)
     np.testing.assert_allclose(predicted, ious, atol=1e-6)

@@ -16,7 +16,7 @@ from ntt_jax.coco import load_coco
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.images import read_image
-from ntt_jax.pipeline import HostDetections
+from ntt_jax.predictor import HostDetections
 from ntt_jax.processes import Processes
 from ntt_jax.records import record_files
 from ntt_jax.rle import encode_masks

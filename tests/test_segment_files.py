@@ -13,7 +13,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.images import open_image_size
 from ntt_jax.memory import memory_from_instance_means
 from ntt_jax.memory_file import MemoryBank
-from ntt_jax.pipeline import HostDetections
+from ntt_jax.predictor import HostDetections
 from ntt_jax.rle import encode_masks
 
 

@@ -23,7 +23,8 @@ from ntt_jax.memory import Memory, aggregate_memory
 from ntt_jax.memory_file import load_memory
 from ntt_jax.merge import class_aware_nms
 from ntt_jax.negatives import negative_set
-from ntt_jax.pipeline import Predictor, compile_count
+from ntt_jax.pipeline import compile_count
+from ntt_jax.predictor import Predictor
 from ntt_jax.preprocess import mask_to_grid, reference_crop
 from ntt_jax.sampling import sample_references, save_references
 from ntt_jax.segmenter import Segmenter

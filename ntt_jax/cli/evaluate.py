@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images")
     add_run_folder(parser)
     options.add_detection(parser)
-    options.add_compute(parser)
+    options.add_compute(parser, cores=True)
     options.add_processes(parser)
 
 

@@ -17,7 +17,7 @@ from ntt_jax.processes import Processes
 if TYPE_CHECKING:
     from ntt_jax.builder import ReferenceEncoder
     from ntt_jax.memory_file import MemoryBank
-    from ntt_jax.pipeline import Predictor
+    from ntt_jax.predictor import Predictor
     from ntt_jax.report.page import ReferenceSource
     from ntt_jax.run_folder import FolderLock
 
@@ -43,7 +43,7 @@ def load_predictor(
     args: argparse.Namespace, bank: "MemoryBank", config: DetectConfig, devices: list[Any], largest_side: int
 ) -> "Predictor":
     """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
-    from ntt_jax.pipeline import Predictor
+    from ntt_jax.predictor import Predictor
 
     classes = {"prototypes": bank.memory.prototypes, "negatives": bank.memory.negatives}
     return make_predictor(Predictor, args, config, devices, largest_side, **classes)
@@ -59,15 +59,17 @@ def make_predictor(
 ) -> Any:
     """A `Predictor` or its like for the given checkpoints. classes: its prototypes and negatives."""
     from ntt_jax.loading import load_dinov2, load_sam2
+    from ntt_jax.predictor import Predictor
 
     dtype, precision = arithmetic(args.dtype)
+    cores = options.core_devices(devices) if kind is Predictor else None
     return kind(
         load_sam2(args.sam2, dtype),
         load_dinov2(args.dinov2, dtype),
         config=config,
         **classes,
         batch_size=args.batch_size,
-        devices=devices,
+        **({"devices": devices} if cores is None else {"point_devices": cores}),
         matmul_precision=precision,
         canvas=min(largest_side, 640),
     )

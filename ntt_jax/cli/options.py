@@ -110,10 +110,11 @@ def check_path(path: Path, name: str) -> None:
     check(path, f"--{name.replace('_', '-')}")
 
 
-def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True) -> None:
+def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores: bool = False) -> None:
     """How the models run: `--dtype`, `--batch-size` with its default, `--devices`, `--compilation-cache`.
 
-    batches: False for work on one image at a time, by one device: without `--batch-size` and `--devices`.
+    batches: False for work on one image at a time, by one device: without `--batch-size` and `--devices`. cores: with
+    `--cores`, for commands that segment.
     """
     group = parser.add_argument_group("how it is computed")
     group.add_argument(
@@ -139,6 +140,15 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True) -> No
         )
     else:
         parser.set_defaults(devices=1)
+    if cores:
+        group.add_argument(
+            "--cores",
+            type=whole_number(1, 2**10),
+            metavar="N",
+            help="without an accelerator: CPU cores that share the points of every image (default: all)",
+        )
+    else:
+        parser.set_defaults(cores=1)
     group.add_argument(
         "--compilation-cache",
         default=None,
@@ -321,6 +331,8 @@ def make_output_folder(path: Path, option: str = "--out") -> None:
 def start_jax(args: argparse.Namespace) -> list[Any]:
     """Start JAX as the options of `add_compute` say and return the devices to use.
 
+    Without an accelerator that is one, which stands for all cores; `core_devices` then has one for each of them.
+
     Raises `InputError` when there are fewer devices than asked for or the cache folder is not ours alone.
     """
     cache = _cache_folder(args.compilation_cache)
@@ -329,13 +341,45 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _divide_cpu(args.cores)
     devices = jax.local_devices()
+    if _divided and devices[0].platform == "cpu":
+        devices = devices[:1]
     if args.devices is None:
         return devices
     if args.devices > len(devices):
         kind = devices[0].platform.upper()
         raise InputError(f"--devices: {args.devices} asked for, but JAX sees {len(devices)} ({kind})")
     return devices[: args.devices]
+
+
+_divided = False  # whether the devices of this process's CPU are its cores, by `_divide_cpu`
+
+
+def _divide_cpu(cores: int | None) -> None:
+    """Let JAX see `cores` cores of the CPU, or all of them, as a device each, unless somebody has set their number."""
+    global _divided
+    import jax
+
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    flags = os.environ.get("XLA_FLAGS", "")
+    if cores == 1 or jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in flags:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:  # JAX runs already
+        return
+    _divided = True
+
+
+def core_devices(devices: list[Any]) -> list[Any] | None:
+    """The devices that stand for the cores of a CPU, if these are what `start_jax` made of it, and otherwise None."""
+    if not _divided or devices[0].platform != "cpu":
+        return None
+    import jax
+
+    return jax.local_devices()
 
 
 def _cache_folder(option: str | None) -> Path | None:

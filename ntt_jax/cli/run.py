@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> None:
     options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
     options.add_detection(parser)
-    options.add_compute(parser)
+    options.add_compute(parser, cores=True)
     options.add_processes(parser)
 
 

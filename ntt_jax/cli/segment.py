@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         help="what to draw beside detections.json: masks, overlays, or none (default: masks,overlays)",
     )
     options.add_detection(parser)
-    options.add_compute(parser)
+    options.add_compute(parser, cores=True)
 
 
 def _pictures(text: str) -> tuple[str, ...]:

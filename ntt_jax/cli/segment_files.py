@@ -20,7 +20,7 @@ from ntt_jax.visualize import overlay, save_picture
 
 if TYPE_CHECKING:
     from ntt_jax.memory_file import MemoryBank
-    from ntt_jax.pipeline import Predictor
+    from ntt_jax.predictor import Predictor
 
 OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""

@@ -6,6 +6,7 @@ three, no stability rule, no gating by the object score, and `no_mem_embed` is n
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,16 +125,29 @@ class Sam2(nnx.Module):
 
     def one_image(self, features: ImageFeatures) -> ImageFeatures:
         """The same features with a batch axis of 1."""
-        size, dim = self.config.embedding_size, self.config.d_model
-        shape = features.embedding.shape
-        if shape == (size, size, dim):
-            return jax.tree.map(lambda x: x[None], features)
-        if shape != (1, size, size, dim):
-            raise InputError(
-                f"SAM 2 decode: expected the features of one image, embedding [1, {size}, {size}, {dim}], "
-                f"found {list(shape)}; take one with features[i]"
-            )
-        return features
+        return one_image(self.config, features)
+
+
+class PromptDecoder(NamedTuple):
+    """The part of a `Sam2` that works on prompts, without the large image encoder; `grid.decode_grid` needs no more."""
+
+    config: Sam2Config
+    sam_prompt_encoder: PromptEncoder
+    sam_mask_decoder: MaskDecoder
+
+
+def one_image(config: Sam2Config, features: ImageFeatures) -> ImageFeatures:
+    """The features of one image with a batch axis of 1. Raises `InputError` for those of several."""
+    size, dim = config.embedding_size, config.d_model
+    shape = features.embedding.shape
+    if shape == (size, size, dim):
+        return jax.tree.map(lambda x: x[None], features)
+    if shape != (1, size, size, dim):
+        raise InputError(
+            f"SAM 2 decode: expected the features of one image, embedding [1, {size}, {size}, {dim}], "
+            f"found {list(shape)}; take one with features[i]"
+        )
+    return features
 
 
 def check_config(config: Sam2Config) -> None:
