@@ -38,7 +38,7 @@ def plain(model, features, points):
 
 @pytest.mark.parametrize(("chunk", "mask_chunk", "block"), [(1, 1, None), (5, 2, 1), (16, 16, None), (8, 2, 16)])
 def test_equals_the_plain_decoder(chunk, mask_chunk, block):
-    """16 points in chunks that do and do not divide them, about half of them above the threshold; the image in blocks."""
+    """16 points in chunks that do and do not divide them, about half above the threshold; the image in blocks."""
     model, features, points = recipe_model(SMALL), random_features(0), grid_points(SMALL.image_size, 4)
     logits, ious = plain(model, features, points)
     threshold = float(np.median(ious))
