@@ -40,7 +40,8 @@ Proposals = tuple[Candidates, Array, Array]
 def _encode(state: Any, images: Array, *, definitions: Any) -> tuple[tuple[ImageFeatures, Array], ...]:
     """Images `[B, S, S, 3]` uint8 -> features and patches of each."""
     note_compilation("encode")
-    features, patches = encode_images(*nnx.merge(definitions, state), images)
+    sam2, dinov2 = nnx.merge(definitions, state)
+    features, patches = encode_images(sam2, dinov2, images)
     return tuple((features[i], patches[i]) for i in range(len(images)))
 
 

@@ -364,7 +364,11 @@ def _divide_cpu(cores: int | None) -> None:
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = os.environ.get("XLA_FLAGS", "")
-    if cores == 1 or jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in flags:
+    if (
+        cores == 1
+        or getattr(jax.config, "jax_num_cpu_devices", -1) > 0
+        or "xla_force_host_platform_device_count" in flags
+    ):
         return
     try:
         jax.config.update("jax_num_cpu_devices", cores)
