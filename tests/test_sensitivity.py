@@ -20,6 +20,7 @@ from ntt_jax.coco import select_classes
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.match import object_features, similarities
+from ntt_jax.predictor import Predictor
 from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.resize import resize_images
 from ntt_jax.results import ImageDetections
@@ -150,9 +151,7 @@ def drop(chain, fault, merge, **spoiled):
 def test_no_fault(chain, sound):
     """The tight band: the same scenes and weights give this number on any machine, up to masks' rounding."""
     assert chain.ap == pytest.approx(EXPECTED, abs=0.01)
-    predictor = pipeline.Predictor(
-        chain.sam2, chain.dinov2, chain.prototypes, demo.SMALL_DETECT, batch_size=4, canvas=640
-    )
+    predictor = Predictor(chain.sam2, chain.dinov2, chain.prototypes, demo.SMALL_DETECT, batch_size=4, canvas=640)
     found = list(predictor(chain.images[:4]))
     for i, detections in enumerate(found):
         merged, _ = sound(

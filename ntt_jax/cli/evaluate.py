@@ -74,6 +74,7 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
     from ntt_jax.run_folder import RunFolder
     from weight_port.files import sha256
 
+    options.divide_cpu(args.cores)
     bank = load_memory(memory)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     categories = classes_of(bank, dataset)

@@ -148,7 +148,7 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
             help="without an accelerator: CPU cores that share the points of every image (default: all)",
         )
     else:
-        parser.set_defaults(cores=1)
+        parser.set_defaults(cores=None)  # the same division, so that `memory` computes what `run` does, to the bit
     group.add_argument(
         "--compilation-cache",
         default=None,
@@ -341,7 +341,7 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _divide_cpu(args.cores)
+    divide_cpu(args.cores)
     devices = jax.local_devices()
     if _divided and devices[0].platform == "cpu":
         devices = devices[:1]
@@ -353,11 +353,14 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     return devices[: args.devices]
 
 
-_divided = False  # whether the devices of this process's CPU are its cores, by `_divide_cpu`
+_divided = False  # whether the devices of this process's CPU are its cores, by `divide_cpu`
 
 
-def _divide_cpu(cores: int | None) -> None:
-    """Let JAX see `cores` cores of the CPU, or all of them, as a device each, unless somebody has set their number."""
+def divide_cpu(cores: int | None) -> None:
+    """Let JAX see `cores` cores of the CPU, or all of them, as a device each, unless somebody has set their number.
+
+    Only before the first array is made, for instance by reading a memory; afterwards nothing happens.
+    """
     global _divided
     import jax
 

@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
         metavar="W",
         help="converted DINOv2 checkpoint of the memory: also show components and clusters of the references' patches",
     )
-    parser.set_defaults(dtype="float32", devices=None, cores=1, compilation_cache=None)
+    parser.set_defaults(dtype="float32", devices=None, cores=None, compilation_cache=None)
 
 
 def run(args: argparse.Namespace) -> None:

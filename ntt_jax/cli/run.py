@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     processes = options.join_processes(args)
+    options.divide_cpu(args.cores)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.run_folder import ADVICE, FolderLock
     from ntt_jax.sampling import load_references, save_references

@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.memory_file import load_memory, require_encoder
 
     names = find_images(args.images)
+    options.divide_cpu(args.cores)
     bank = load_memory(args.memory)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     chosen = choose_classes(bank, args.classes)
