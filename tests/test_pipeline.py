@@ -33,7 +33,8 @@ def prototypes(count: int = 3) -> np.ndarray:
 
 
 def images() -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
+    # With seed 0 one pixel of a mask of 561 has the logit 2e-8: its sign, and with it a score, depends on the program.
+    rng = np.random.default_rng(1)
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in SIZES]
 
 
@@ -45,13 +46,9 @@ def predicted():
 
 
 def assert_same(found, wanted):
-    """Equal detections of two programs: rounding may differ, so scores to 1e-6 and a pixel whose logit is 0.
-
-    Such a pixel (of 256 x 256, before the mask is drawn) moves its own detection's score by its share of the mask.
-    """
+    """Equal detections of two programs: rounding may differ, so scores to 1e-6 and a pixel whose logit is 0."""
     assert len(found.scores) == len(wanted.scores)
-    moved = np.abs(found.scores - wanted.scores)
-    assert np.sum(moved > 1e-6) <= 1 and moved.max(initial=0) < 2e-4
+    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
     np.testing.assert_array_equal(found.labels, wanted.labels)
     for a, b in zip(found.rles, wanted.rles, strict=True):
         assert (decode_rle(a) != decode_rle(b)).sum() <= 3

@@ -45,31 +45,38 @@ def load_predictor(
     """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
     from ntt_jax.predictor import Predictor
 
-    classes = {"prototypes": bank.memory.prototypes, "negatives": bank.memory.negatives}
-    return make_predictor(Predictor, args, config, devices, largest_side, **classes)
+    cores = options.core_devices(devices)
+    return make_predictor(
+        Predictor,
+        args,
+        config,
+        devices if cores is None else None,
+        largest_side,
+        prototypes=bank.memory.prototypes,
+        negatives=bank.memory.negatives,
+        point_devices=cores,
+    )
 
 
 def make_predictor(
     kind: "type[Predictor]",
     args: argparse.Namespace,
     config: DetectConfig,
-    devices: list[Any],
+    devices: list[Any] | None,
     largest_side: int,
-    **classes: Any,
+    **more: Any,
 ) -> Any:
-    """A `Predictor` or its like for the given checkpoints. classes: its prototypes and negatives."""
+    """A `Predictor` or its like for the given checkpoints. more: its prototypes, negatives, what only it takes."""
     from ntt_jax.loading import load_dinov2, load_sam2
-    from ntt_jax.predictor import Predictor
 
     dtype, precision = arithmetic(args.dtype)
-    cores = options.core_devices(devices) if kind is Predictor else None
     return kind(
         load_sam2(args.sam2, dtype),
         load_dinov2(args.dinov2, dtype),
         config=config,
-        **classes,
+        **more,
         batch_size=args.batch_size,
-        **({"devices": devices} if cores is None else {"point_devices": cores}),
+        devices=devices,
         matmul_precision=precision,
         canvas=min(largest_side, 640),
     )
