@@ -11,9 +11,10 @@ from sam2_weights import SMALL, recipe_model, skeleton
 
 from ntt_jax.config import SAM2_CONFIGS, HieraConfig
 from ntt_jax.errors import InputError
-from ntt_jax.sam2 import ImageFeatures, hiera
-from ntt_jax.sam2.hiera import Hiera, _attend_rows, _attend_rows_fused, max_pool, window_attention
+from ntt_jax.sam2 import ImageFeatures, windows
+from ntt_jax.sam2.hiera import Hiera
 from ntt_jax.sam2.prompt import Buffer
+from ntt_jax.sam2.windows import _attend_rows, _attend_rows_fused, max_pool, window_attention
 
 SIZE = SMALL.image_size
 
@@ -79,8 +80,8 @@ def test_window_attention(q_pool, monkeypatch):
     )
     at_once = _attend_rows(qkv.reshape(b * h // window, window, w, -1), num_heads=heads, q_pool=q_pool)
     np.testing.assert_allclose(found, at_once.reshape(found.shape), atol=1e-6)
-    monkeypatch.setattr(hiera, "fused_attention_dtype", lambda q, k: q.dtype)
-    monkeypatch.setattr(hiera, "fused_attention", lambda q, k, v, dtype: jax.nn.dot_product_attention(q, k, v))
+    monkeypatch.setattr(windows, "fused_attention_dtype", lambda q, k: q.dtype)
+    monkeypatch.setattr(windows, "fused_attention", lambda q, k, v, dtype: jax.nn.dot_product_attention(q, k, v))
     fused = _attend_rows_fused(qkv.reshape(b * h // window, window, w, -1), num_heads=heads, q_pool=q_pool)
     np.testing.assert_allclose(fused, at_once, atol=1e-6)
     q, k, v = jnp.split(qkv[1, 4:8, 8:12], 3, axis=-1)  # one window
@@ -90,6 +91,23 @@ def test_window_attention(q_pool, monkeypatch):
     q, k, v = (x.reshape(1, -1, heads, d) for x in (q, k, v))
     expected = jax.nn.dot_product_attention(q, k, v).reshape(side, side, -1)
     np.testing.assert_allclose(found[1, side : 2 * side, 2 * side :], expected, atol=1e-6)
+
+
+def test_rows_are_worked_on_by_groups(monkeypatch):
+    monkeypatch.setattr(windows, "_CPU_CHUNK", 8 * 3 * 5)
+    x, y = (jax.random.normal(jax.random.key(seed), (2, 16, 3, 5)) for seed in (0, 1))
+    found = windows.by_rows(lambda x, y: x - jnp.mean(y, axis=1, keepdims=True), x, y, multiple=8)
+    mean = jnp.mean(y.reshape(2, 2, 8, 3, 5), axis=2, keepdims=True)
+    np.testing.assert_allclose(found, (x.reshape(2, 2, 8, 3, 5) - mean).reshape(x.shape), atol=1e-6)
+
+
+def test_encoder_by_rows_equals_the_whole(model, images, features, monkeypatch):
+    """Every kind of block (whole windows, padded, over the whole map, pooling), as few rows at a time as it allows."""
+    assert {0, 4, 14} <= {block.attn.window_size for block in model.image_encoder.trunk.blocks}
+    monkeypatch.setattr(windows, "_CPU_CHUNK", 1)
+    found = jax.jit(lambda m, x: m.encode_image(x))(model, images)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(features), strict=True):
+        assert relative_error(a, b) <= 2e-6
 
 
 def test_patch_embedding_is_the_convolution(model, images):

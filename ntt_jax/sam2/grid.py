@@ -61,7 +61,7 @@ def grid_points(image_size: int, points_per_side: int) -> Array:
     return jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-ONE_CORE = {"chunk": 8, "mask_chunk": 2, "block": 256}
+ONE_CORE = {"chunk": 8, "mask_chunk": 2, "block": 128}
 """Sizes for `decode_grid` where every core of a CPU decodes points of its own, in its own second-level cache."""
 
 

@@ -49,7 +49,8 @@ class Tokens(NamedTuple):
     queries: Array  # [P, T, C] after layer 1
     tokens: Array  # [P, T, C] prompt tokens, the queries' positional part
     basis: Array  # [P, 2 K, C], D
-    rows: Array  # [blocks, P, 2 K, n], F, in the compute dtype
+    attention0: Array  # [blocks, P, K, n], A, and that of layer 1, in the compute dtype: what F (`_rows`) consists of
+    attention1: Array
     variance1: Array  # [blocks, P, n], 1 / r1^2
     variance2: Array  # [blocks, P, n], 1 / r2^2
 
@@ -117,6 +118,16 @@ def _fold(operation: Callable[[Array, Array], Array], x: Array, *, axis: int) ->
 def _sum(x: Array, axis: int) -> Array:
     return jax.lax.platform_dependent(
         x, cpu=partial(_fold, jnp.add, axis=axis), default=partial(jnp.sum, axis=axis, keepdims=True)
+    )
+
+
+def _sum_of_squares(x: Array) -> Array:
+    """[..., C, n] -> [..., 1, n]. As a product on a CPU: halves would compute x anew in every fusion that needs it."""
+    ones = jnp.ones((*x.shape[:-2], 1, x.shape[-2]), x.dtype)
+    return jax.lax.platform_dependent(
+        x,
+        cpu=lambda x: jnp.matmul(ones, x * x, precision="highest"),
+        default=lambda x: jnp.sum(x * x, axis=-2, keepdims=True),
     )
 
 
@@ -360,7 +371,7 @@ class GridDecoder:
             r1 = jax.lax.rsqrt(variance1)[:, None]
             logits = self._along_image(key1, side.query1) + self._dot("pkj,pjn->pkn", small, a0)
             a1 = self._over_tokens(r1 * logits + self._along_image(key1, side.query1_pe))
-            rows = jnp.concatenate([a0 * r1, a1], axis=1)  # [P, 2 K, n]
+            rows = _rows(a0, a1, r1)
             linear0 = r1 * self._along_image(value0, side.out0_1) + along[:, :k]
             linear1 = self._along_image(value1, side.out1_1) * r1 + along[:, k:]
             square = _sum(rows[:, :k] * (2 * linear0 + self._dot("pkj,pjn->pkn", gram0, rows)), 1)[:, 0]
@@ -368,14 +379,14 @@ class GridDecoder:
             r1 = r1[:, 0]
             square += r1 * (r1 * side.norm1[None] + 2 * side.norm1_d[None]) + constant
             variance2 = square / c + self.epsilon
-            rows = rows.astype(self.dtype)
-            return self._final_block(final, pooled, (side, rows, variance1, variance2)), (rows, variance2)
+            pooled = self._final_block(final, pooled, side, rows, variance1, variance2)
+            return pooled, (a1.astype(self.dtype), variance2)
 
         blocks = (side, a0, variance1)
-        pooled, (rows, variance2) = _over_blocks(pool2, _unattended((p, h), 1, 1, 2 * k, d), blocks)
+        pooled, (a1, variance2) = _over_blocks(pool2, _unattended((p, h), 1, 1, 2 * k, d), blocks)
         iou_token = self._final_token(queries[:, 1], basis, pooled)
         ious = jax.nn.sigmoid(self.decoder.iou_prediction_head(iou_token))
-        return Tokens(queries, tokens, basis, rows, variance1, variance2), ious
+        return Tokens(queries, tokens, basis, a0, a1, variance1, variance2), ious
 
     def _over_tokens(self, logits: Array) -> Array:
         """Softmax over the tokens of each head: [P, K, n] -> [P, K, n]."""
@@ -405,10 +416,9 @@ class GridDecoder:
         return FinalQuery(q, small, _total(q * _split((self.d * self.g2) @ kernel, self.heads)))
 
     def _final_block(
-        self, final: FinalQuery, pooled: Attended, block: tuple[ImageSide, Array, Array, Array]
+        self, final: FinalQuery, pooled: Attended, side: ImageSide, rows: Array, variance1: Array, variance2: Array
     ) -> Attended:
-        """Takes one block (image side, rows, variances) into the final attention, sums: 1, r2, rows, values."""
-        side, rows, variance1, variance2 = block
+        """Takes one block into the final attention, sums: 1, r2, rows, values."""
         r1, r2 = jax.lax.rsqrt(variance1)[:, None], jax.lax.rsqrt(variance2)[:, None]
         logits = r1 * self._dot("phd,hdn->phn", final.query, side.key2) + self._dot("phk,pkn->phn", final.small, rows)
         logits = r2 * (logits + final.constant) + self._dot("phd,hdn->phn", final.query, side.key2_pe)
@@ -416,7 +426,8 @@ class GridDecoder:
         def weigh(w: Array) -> tuple[Array, ...]:
             scaled = w * r2
             values = self._dot("phn,hdn->phd", scaled * r1, side.value2)
-            return _total(w), _total(scaled), self._dot("phn,pkn->phk", scaled, rows), values
+            # "pkn,phn", because a CPU's product of 8 rows by 128 columns takes three times as long as its transpose.
+            return _total(w), _total(scaled), self._dot("pkn,phn->pkh", rows, scaled).mT, values
 
         return _attend(pooled, logits, weigh)
 
@@ -438,11 +449,14 @@ class GridDecoder:
         (p, k, _), d = state.basis.shape, side.value2.shape[2]
         index = best + 2  # after the object-score and IoU tokens
         final = self._final_query(state.queries, state.tokens, state.basis, index)
-        pooled, _ = _over_blocks(
-            lambda pooled, block: (self._final_block(final, pooled, block), None),
-            _unattended((p, self.heads), 1, 1, k, d),
-            (side, state.rows, state.variance1, state.variance2),
-        )
+
+        def pool(pooled: Attended, block: tuple[ImageSide, Array, Array, Array, Array]) -> tuple[Attended, None]:
+            side, a0, a1, *variances = block
+            rows = _rows(a0, a1, jax.lax.rsqrt(variances[0])[:, None])
+            return self._final_block(final, pooled, side, rows, *variances), None
+
+        blocks = (side, state.attention0, state.attention1, state.variance1, state.variance2)
+        pooled, _ = _over_blocks(pool, _unattended((p, self.heads), 1, 1, k, d), blocks)
         token = self._final_token(_take(state.queries, index), state.basis, pooled)
         weights = jnp.stack([mlp(token.astype(self.dtype)) for mlp in self.decoder.output_hypernetworks_mlps], axis=1)
         return _take(weights.astype(jnp.float32), best)
@@ -470,21 +484,27 @@ class GridDecoder:
         def upscale(carry: None, block: tuple[Array, ImageSide]) -> tuple[None, Array]:
             index, side = block
             r1, r2 = (jax.lax.rsqrt(x[index, at])[:, None] for x in (state.variance1, state.variance2))
-            x = self._dot_upscaled("pok,pkn->pon", basis, state.rows[index, at])
+            rows = _rows(state.attention0[index, at], state.attention1[index, at], r1)
+            x = self._dot_upscaled("pok,pkn->pon", basis, rows)
             x = r2 * (x + r1 * side.upscaled[None] + constant) + (shift + side.feat_s1)[None]
             # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
             x = x.reshape(q, 4, -1, x.shape[-1])
-            x = x * jax.lax.rsqrt(_sum(x * x, 2) / x.shape[2] + norm.epsilon)
+            x = x * jax.lax.rsqrt(_sum_of_squares(x) / x.shape[2] + norm.epsilon)
             x = gelu(x * scale + bias)
             x = self._dot_upscaled("paoc,pacn->paon", kernel2, x)
             x = gelu(x + (side.feat_s0 + bias2[None])[None])
             # A batched product, because CPUs are slow at sums over channels.
             return carry, jnp.matmul(weights, x.reshape(q, 16, channels, -1), precision="highest")
 
-        blocks = (jnp.arange(len(state.rows)), side)
+        blocks = (jnp.arange(len(state.attention0)), side)
         _, logits = _over_blocks(upscale, None, blocks)  # [blocks, Q, 16, 1, n]
         logits = logits.reshape(len(logits), q, 2, 2, 2, 2, -1, width).transpose(1, 0, 6, 2, 4, 7, 3, 5)
         return logits.reshape(q, 4 * height, 4 * width)
+
+
+def _rows(a0: Array, a1: Array, r1: Array) -> Array:
+    """F `[P, 2 K, n]` of the attention weights of both layers `[P, K, n]` and 1 / deviation `[P, 1, n]`."""
+    return jnp.concatenate([a0 * r1, a1], axis=1)
 
 
 def _take(x: Array, index: Array) -> Array:  # [P, M, C], [P] -> [P, C]

@@ -6,7 +6,6 @@ norm, so its projection is the bias alone, and nothing is spent on it.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,73 +15,11 @@ from jax.typing import DTypeLike
 
 from ntt_jax.config import HieraConfig
 from ntt_jax.errors import InputError
-from ntt_jax.layers import Conv, LayerNorm, Linear, attention, fused_attention, fused_attention_dtype, gelu
+from ntt_jax.layers import Conv, LayerNorm, Linear, attention, gelu
 from ntt_jax.sam2.mlp import MLP
+from ntt_jax.sam2.windows import Q_STRIDE, by_rows, max_pool, window_attention
 
 PATCH_STRIDE = 4
-Q_STRIDE = 2
-
-
-def max_pool(x: Array) -> Array:
-    """2 x 2 maximum, stride 2: `[B, H, W, C] -> [B, H/2, W/2, C]`, H and W even."""
-    b, h, w, c = x.shape
-    return jnp.max(x.reshape(b, h // Q_STRIDE, Q_STRIDE, w // Q_STRIDE, Q_STRIDE, c), axis=(2, 4))
-
-
-def window_attention(qkv: Array, window: int, num_heads: int, *, q_pool: bool) -> Array:
-    """Attention inside each window, queries max-pooled 2 x 2 if `q_pool`.
-
-    qkv: `[B, H, W, 3 * C]`, H and W multiples of `window`. Returns `[B, H/s, W/s, C]`, s = 2 if `q_pool` else 1.
-    Softmax in float32. On a CPU one row of windows is done at a time, which keeps it in cache: 2 to 3 times faster.
-    """
-    b, h, w, c = qkv.shape
-    rows = qkv.reshape(b * h // window, window, w, c)
-    attend = partial(_attend_rows, num_heads=num_heads, q_pool=q_pool)
-    out = jax.lax.platform_dependent(
-        rows,
-        cpu=lambda x: jax.lax.map(lambda row: attend(row[None])[0], x),
-        default=partial(_attend_rows_fused, num_heads=num_heads, q_pool=q_pool),
-    )
-    stride = Q_STRIDE if q_pool else 1
-    return out.reshape(b, h // stride, w // stride, -1)
-
-
-def _attend_rows(qkv: Array, *, num_heads: int, q_pool: bool) -> Array:
-    """Rows of windows `[R, window, W, 3 * C]` -> `[R, window/s, W/s, C]`."""
-    r, window, width, _ = qkv.shape
-    count = width // window
-    x = qkv.reshape(r, window, count, window, 3, num_heads, -1)
-    q, k, v = x.transpose(4, 0, 2, 5, 1, 3, 6)  # [R, count, heads, window, window, d] each
-    side = window
-    if q_pool:
-        side = window // Q_STRIDE
-        q = jnp.max(q.reshape(r, count, num_heads, side, Q_STRIDE, side, Q_STRIDE, -1), axis=(4, 6))
-    q, k, v = (y.reshape(r, count, num_heads, -1, y.shape[-1]) for y in (q, k, v))
-    scale = 1.0 / math.sqrt(q.shape[-1])
-    logits = jnp.einsum("rchnd,rchmd->rchnm", q * scale, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum("rchnm,rchmd->rchnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    out = out.astype(v.dtype).reshape(r, count, num_heads, side, side, -1)
-    return out.transpose(0, 3, 1, 4, 2, 5).reshape(r, side, count * side, -1)
-
-
-def _attend_rows_fused(qkv: Array, *, num_heads: int, q_pool: bool) -> Array:
-    """`_attend_rows` in cuDNN's fused kernel where there is one that is exact enough: windows are its batch."""
-    r, window, width, _ = qkv.shape
-    count = width // window
-    x = qkv.reshape(r, window, count, window, 3, num_heads, -1).transpose(4, 0, 2, 1, 3, 5, 6)
-    q, k, v = x.reshape(3, r * count, window, window, num_heads, x.shape[-1])
-    side = window
-    if q_pool:
-        side = window // Q_STRIDE
-        q = jnp.max(q.reshape(-1, side, Q_STRIDE, side, Q_STRIDE, *q.shape[3:]), axis=(2, 4))
-    q, k, v = (y.reshape(r * count, -1, *y.shape[3:]) for y in (q, k, v))  # [windows, tokens, heads, d]
-    dtype = fused_attention_dtype(q, k)
-    if dtype is None:
-        return _attend_rows(qkv, num_heads=num_heads, q_pool=q_pool)
-    out = fused_attention(q, k, v, dtype).reshape(r, count, side, side, -1)
-    return out.transpose(0, 2, 1, 3, 4).reshape(r, side, count * side, -1)
 
 
 class PatchEmbed(nnx.Module):
@@ -125,21 +62,27 @@ class MultiScaleAttention(nnx.Module):
         self.proj = Linear(dim_out, dim_out, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out], s = 2 if q_pool else 1
-        b, h, w, _ = x.shape
+        return self.proj(self.attend(self.qkv(x)))
+
+    def attend(self, qkv: Array) -> Array:
+        """Between the projections: `[B, H, W, 3 * dim_out]` -> `[B, H/s, W/s, dim_out]`."""
+        b, h, w, _ = qkv.shape
         window, heads = self.window_size, self.num_heads
         if not window:
-            qkv = self.qkv(x).reshape(b, h * w, 3, heads, -1)
-            return self.proj(attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, h, w, -1))
-        pad_h, pad_w = -h % window, -w % window
-        if pad_h or pad_w:
-            assert self.qkv.bias is not None
-            kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-            y = jnp.pad(x @ kernel, ((0, 0), (0, pad_h), (0, pad_w), (0, 0))) + bias.reshape(1, 1, 1, -1)
-        else:
-            y = self.qkv(x)
-        out = window_attention(y, window, heads, q_pool=self.q_pool)
+            qkv = qkv.reshape(b, h * w, 3, heads, -1)
+            return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, h, w, -1)
+        out = window_attention(self._pad(qkv), window, heads, q_pool=self.q_pool)
         stride = Q_STRIDE if self.q_pool else 1
-        return self.proj(out[:, : h // stride, : w // stride])
+        return out[:, : h // stride, : w // stride]
+
+    def _pad(self, qkv: Array) -> Array:
+        """To whole windows; the projection of a padded token is the bias."""
+        assert self.qkv.bias is not None
+        for axis in (1, 2):
+            if missing := -qkv.shape[axis] % self.window_size:
+                shape = (*qkv.shape[:axis], missing, *qkv.shape[axis + 1 :])
+                qkv = jnp.concatenate([qkv, jnp.broadcast_to(self.qkv.bias[...], shape)], axis=axis)
+        return qkv
 
 
 class MultiScaleBlock(nnx.Module):
@@ -167,11 +110,27 @@ class MultiScaleBlock(nnx.Module):
         self.proj = Linear(dim, dim_out, dtype=dtype, rngs=rngs) if dim != dim_out else None
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out]
-        y = self.norm1(x)
-        if self.proj is not None:
-            x = self.proj(y)
-            x = max_pool(x) if self.q_pool else x
-        x = x + self.attn(y)
+        window, stride = self.attn.window_size, Q_STRIDE if self.q_pool else 1
+        if window and x.shape[1] % window == 0:
+            return by_rows(self._rows_of_windows, x, multiple=window)
+        attended = self.attn.attend(by_rows(self._qkv, x))
+        shortcut = x if self.proj is None else by_rows(self._shortcut, x, multiple=stride)
+        return by_rows(self._output, shortcut, attended)
+
+    def _rows_of_windows(self, x: Array) -> Array:
+        return self._output(self._shortcut(x), self.attn.attend(self._qkv(x)))
+
+    def _qkv(self, x: Array) -> Array:
+        return self.attn.qkv(self.norm1(x))
+
+    def _shortcut(self, x: Array) -> Array:
+        if self.proj is None:
+            return x
+        x = self.proj(self.norm1(x))
+        return max_pool(x) if self.q_pool else x
+
+    def _output(self, x: Array, attended: Array) -> Array:
+        x = x + self.attn.proj(attended)
         return x + self.mlp(self.norm2(x))
 
 
