@@ -61,11 +61,11 @@ class MultiScaleAttention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim_out, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim_out, dim_out, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out], s = 2 if q_pool else 1
-        return self.proj(self.attend(self.qkv(x)))
-
     def attend(self, qkv: Array) -> Array:
-        """Between the projections: `[B, H, W, 3 * dim_out]` -> `[B, H/s, W/s, dim_out]`."""
+        """Between `qkv` and `proj`: `[B, H, W, 3 * dim_out]` -> `[B, H/s, W/s, dim_out]`, s = 2 if q_pool else 1.
+
+        Only this looks beyond a row; the block calls the projections for some rows at a time.
+        """
         b, h, w, _ = qkv.shape
         window, heads = self.window_size, self.num_heads
         if not window:

@@ -22,6 +22,7 @@ def by_rows(function: Callable[..., Array], *maps: Array, multiple: int = 1) -> 
     that gives). All maps have the same number of rows, a multiple of `multiple`.
     """
     b, h, w, c = maps[0].shape
+    # Not by `platform_dependent`, which would trace every block twice.
     if jax.default_backend() != "cpu" or b * h * w * c <= _CPU_CHUNK:
         return function(*maps)
     fitting = (r for r in range(multiple, h + 1, multiple) if h % r == 0 and (r == multiple or r * w * c <= _CPU_CHUNK))
