@@ -25,6 +25,24 @@ def gelu(x: Array) -> Array:
     return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
 
 
+class ShapesOnly:
+    """In place of `nnx.Rngs` inside `nnx.eval_shape`, where no value is made.
+
+    Kernels are zeros then: to trace random numbers, or only the counting of their streams, takes longer than all else.
+    """
+
+    def __init__(self) -> None:
+        self._key = jax.random.key(0)
+
+    def params(self) -> Array:
+        return self._key
+
+
+def kernel_initializer(rngs: nnx.Rngs | ShapesOnly) -> nnx.Initializer:
+    """Flax's own for kernels `[..., in, out]`, or zeros where only shapes are wanted."""
+    return nnx.initializers.zeros if isinstance(rngs, ShapesOnly) else nnx.initializers.lecun_normal()
+
+
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis in two passes (mean, then centred variance), like torch's.
 
@@ -50,7 +68,8 @@ class Linear(nnx.Linear):
     """`nnx.Linear` whose kernel `[in, out]` is stored in the type it computes in."""
 
     def __init__(self, din: int, dout: int, *, bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(din, dout, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        init = kernel_initializer(rngs)
+        super().__init__(din, dout, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
 class Conv(nnx.Conv):
@@ -77,6 +96,7 @@ class Conv(nnx.Conv):
             (kernel, kernel),
             strides=stride,
             padding=((padding, padding), (padding, padding)),
+            kernel_init=kernel_initializer(rngs),
             dtype=dtype,
             param_dtype=dtype,
             rngs=rngs,

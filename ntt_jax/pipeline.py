@@ -38,7 +38,7 @@ def propose_masks(
     not pass), their logits `[P, m, m]` and predicted IoUs `[P]`.
     """
     if points is None:
-        points = grid_points(sam2.config.image_size, config.points_per_side)
+        points = jnp.asarray(grid_points(sam2.config.image_size, config.points_per_side))
     logits, ious, passing = decode_grid(sam2, features, points, pred_iou_threshold=config.pred_iou_threshold, **sizes)
     candidates = describe_candidates(logits, grid)
     return Candidates(candidates.weights, candidates.boxes, candidates.valid & passing), logits, ious

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
@@ -73,18 +72,26 @@ def _propose(
 def _finish(
     classes: tuple[Array, Array | None],
     patches: Array,
-    proposals: Proposals,
+    shards: Sequence[Proposals],
     size: Array,
     *,
     count: int,
     config: DetectConfig,
 ) -> tuple[Merged, Array]:
-    """`merge_proposals` of the first `count` points -> as `detect_images`, without the batch axis."""
+    """`merge_proposals` of the first `count` points, which the devices share -> as `detect_images` of one image."""
     note_compilation("finish")
     prototypes, negatives = classes
-    proposals = jax.tree.map(lambda x: x[:count], proposals)
+    proposals = _join(shards, count)
     merged = merge_proposals(patches, proposals, prototypes, size[0], size[1], config, negatives)
     return merged, proposals[1][merged.source]
+
+
+def _join(shards: Sequence[Proposals], count: int) -> Proposals:
+    """What the devices proposed, for the first `count` points: what fills up the last device's share is behind them."""
+    return jax.tree.map(lambda *x: jax.numpy.concatenate(x)[:count], *shards)
+
+
+_joined = functools.partial(jax.jit, static_argnames="count")(_join)
 
 
 @jax.jit
@@ -114,12 +121,12 @@ class PointParallel:
         mesh = device_mesh(devices)
         self._everywhere, self._first = NamedSharding(mesh, P()), SingleDeviceSharding(mesh.devices.flat[0])
         self._decoder = jax.device_put((sam2.sam_prompt_encoder, sam2.sam_mask_decoder), self._everywhere)
-        points, _, count = pad_rows(np.asarray(grid_points(sam2.config.image_size, config.points_per_side)), mesh.size)
+        points, _, self._count = pad_rows(grid_points(sam2.config.image_size, config.points_per_side), mesh.size)
         self._points = jax.device_put(points, NamedSharding(mesh, P(AXIS)))
         self._encode = functools.partial(_encode, definitions=definitions)
         grid = (dinov2.config.grid, dinov2.config.grid)
         self._propose = functools.partial(_propose, sam2_config=sam2.config, grid=grid, config=config, mesh=mesh)
-        self._finish = functools.partial(_finish, count=count, config=config)
+        self._finish = functools.partial(_finish, count=self._count, config=config)
 
     def __call__(
         self, state: Any, classes: tuple[Array, Array | None], images: Array, sizes: Array
@@ -127,10 +134,20 @@ class PointParallel:
         """The models' state, prototypes and negatives, `[B, S, S, 3]`, `[B, 2]` -> as `detect_images`."""
         found = []
         for index, (features, patches) in enumerate(self._encode(state, images)):
-            found.append(self._finish(classes, patches, self.propose(features), sizes[index]))
+            found.append(self._finish(classes, patches, self._shards(features), sizes[index]))
         return _stack(found)
 
     def propose(self, features: ImageFeatures) -> Proposals:
-        """As `propose_masks` of one image, with some of the last points again where devices do not divide them."""
+        """As `propose_masks` of one image."""
+        return _joined(self._shards(features), count=self._count)
+
+    def _shards(self, features: ImageFeatures) -> list[Proposals]:
+        """What every device proposes, brought to the first.
+
+        One by one: JAX would wait for all of them before it brought a divided array together, and `_finish` be traced
+        or its program loaded only then.
+        """
         found = self._propose(self._decoder, jax.device_put(features, self._everywhere), self._points)
-        return jax.device_put(found, self._first)
+        leaves, structure = jax.tree.flatten(found)
+        by_device = zip(*([shard.data for shard in x.addressable_shards] for x in leaves), strict=True)
+        return [jax.tree.unflatten(structure, jax.device_put(shards, self._first)) for shards in by_device]

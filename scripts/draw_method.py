@@ -169,7 +169,7 @@ def draw_features(shown: Sequence[Stages]) -> np.ndarray:
 
 def draw_candidates(one: Stages, image_size: int) -> np.ndarray:
     """The points, and fifteen candidate masks from the best to the worst predicted IoU that passes."""
-    points = np.asarray(grid_points(image_size, SMALL_DETECT.points_per_side)) / image_size
+    points = grid_points(image_size, SMALL_DETECT.points_per_side) / image_size
     tiles = [visualize.titled(dotted(fit(one.image, _SIDE), points, 1), f"{len(points)} points")]
     order = np.flatnonzero(one.passing)[np.argsort(-one.ious[one.passing], kind="stable")]
     chosen = order[np.linspace(0, len(order) - 1, min(15, len(order))).round().astype(int)]

@@ -28,7 +28,7 @@ from flax import nnx
 from ntt_jax.config import SAM2_CONFIGS, DinoV2Config, Sam2Config
 from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
-from ntt_jax.layers import ConvTranspose2x2
+from ntt_jax.layers import ConvTranspose2x2, ShapesOnly
 from ntt_jax.sam2.model import Sam2
 from weight_port.files import reason
 
@@ -67,16 +67,6 @@ class Skeleton(NamedTuple):
     rules: dict[str, Rule]
 
 
-class _NoRandomness:
-    """Stands in for `nnx.Rngs` where no value is made: counting its streams inside a trace costs ten times the rest."""
-
-    def __init__(self) -> None:
-        self._key = jax.random.key(0)
-
-    def params(self) -> jax.Array:
-        return self._key
-
-
 def skeleton(config: DinoV2Config | Sam2Config, dtype: str = "float32") -> Skeleton:
     """Shapes and rules of the module that `config` describes; nothing is allocated.
 
@@ -90,7 +80,7 @@ def skeleton(config: DinoV2Config | Sam2Config, dtype: str = "float32") -> Skele
 def _skeleton(config: DinoV2Config | Sam2Config, dtype: str) -> Skeleton:
     model: Any = DinoVisionTransformer if isinstance(config, DinoV2Config) else Sam2
     try:
-        module = nnx.eval_shape(lambda: model(config, dtype=jnp.dtype(dtype), rngs=_NoRandomness()))
+        module = nnx.eval_shape(lambda: model(config, dtype=jnp.dtype(dtype), rngs=ShapesOnly()))
     except InputError as e:
         raise InputError(str(e)) from None  # without the notes that JAX adds to whatever passes its tracing
     except Exception as e:  # a configuration may come from a stranger's file; what its sizes break cannot be foreseen

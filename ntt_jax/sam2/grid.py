@@ -52,13 +52,14 @@ from ntt_jax.sam2.grid_decoder import GridDecoder
 from ntt_jax.sam2.model import ImageFeatures, PromptDecoder, Sam2, one_image
 
 
-def grid_points(image_size: int, points_per_side: int) -> Array:
-    """The prompt grid of METHOD stage 3, step 4: `[points_per_side ** 2, 2]` pixels (x, y), x-major.
+def grid_points(image_size: int, points_per_side: int) -> np.ndarray:
+    """The prompt grid of METHOD stage 3, step 4: `[points_per_side ** 2, 2]` float32 pixels (x, y), x-major.
 
-    `linspace(0, image_size - 1, points_per_side) + 0.5`; the prompt encoder adds another 0.5.
+    `linspace(0, image_size - 1, points_per_side) + 0.5`; the prompt encoder adds another 0.5. On the host, where it
+    needs no programs of its own.
     """
-    line = jnp.asarray(np.linspace(0, image_size - 1, points_per_side) + 0.5, jnp.float32)
-    return jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    line = (np.linspace(0, image_size - 1, points_per_side) + 0.5).astype(np.float32)
+    return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 ONE_CORE = {"chunk": 8, "mask_chunk": 2, "block": 128}

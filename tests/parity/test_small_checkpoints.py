@@ -54,7 +54,7 @@ def test_sam2(images, converted):
     ours = load_sam2(converted[0])
     features = jax.jit(lambda model, x: model.encode_image(sam_input(x)))(ours, images)
     assert relative_error(features.embedding, expected["fpn2"]) < 2e-5
-    points = np.array(grid_points(SIDE, 4))[:, None]
+    points = grid_points(SIDE, 4)[:, None]
     labels = np.ones(points.shape[:2], np.int32)
     for i in range(len(images)):
         one = features[i : i + 1]
