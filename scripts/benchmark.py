@@ -54,7 +54,7 @@ GFLOP = {
     "L+L": {
         "sam2 encoder": 1620,
         "dinov2": 1014,
-        "ours decoder": 1005,
+        "ours decoder": 854,
         "torch decoder": 3676,
     }
 }

@@ -1,45 +1,49 @@
-"""The mask decoder for a grid of single points: the same masks from a third of the arithmetic.
+"""The mask decoder for a grid of single points: the same masks from a quarter of the arithmetic.
 
 The automatic pass prompts one image with a thousand single points. `MaskDecoder` would carry 4096 image tokens of 256
 channels through two layers for each of them (3.56 GFLOP per point). This module computes the same function (METHOD
 stage 3, steps 4 and 5) and never forms those tokens. Nothing is approximated: only rounding differs.
 
 Notation of `GridDecoder`, which does it. N image tokens, C channels, H heads of d, I = H d; T tokens per point; k =
-(head, token) runs over K = H T.
+(token, head) runs over K = T H, j over the J = (T - 1) H of them without the last token.
 `c(x)` is x minus its mean over channels. All per-point arrays keep N as the last axis, so that every elementwise
 step and every reduction over heads, tokens or channels runs along contiguous memory.
 
 1. Layer 0 sees the same image tokens S for every point: keys, values and queries of both its cross attentions are
-   projected once per image. Its image-to-token attention adds to pixel n the vector `sum_k A[k, n] B[k]`, where A are
-   attention weights and `B[h, t] = v[h, t] @ W_out[h]` has only K = 64 rows. So the image tokens after it are
-       X1 = g1 * (c(S + b) + A^T c(B)) * r1 + b1,
-   with r1 = 1 / sigma. The variance needs no X1 either:
-       sigma^2 C = |c(S)|^2 + sum_k A[k] * (2 E[k] + (G A)[k]),    G = c(B) c(B)^T,  E[h, t] = c(S) W_out[h]^T v[h, t],
-   and `c(S) W_out^T` is once more the same for all points.
-2. Any projection `X1 W` in layer 1 is r1 * (shared + A^T (B W)) + shared. A query q against such keys is
-   `r1 * (q . shared + (q . B W) A)`: products with K x K matrices instead of C x I ones. Values: the pooled
-   `w X1 W_v` is `(w r1) . shared + ((w r1) A^T) (B W_v)`.
-3. After layer 1 the same holds with the 2 K rows F = [r1 A; A1] over D = [c(g1 B); c(B1)]:
-       X2 = g2 * (r1 c(g1 c(S)) + c(b1 + b) + F^T D) * r2 + b2.
+   projected once per image. Its image-to-token attention adds to pixel n the vector `sum_k A[k, n] v[k] @ W_out[h]`,
+   where A are attention weights. Those of a head sum to 1, so the last token's are not needed:
+       sum_j A[j, n] B[j] + e,    B[t, h] = (v[t, h] - v[T-1, h]) @ W_out[h],    e = sum_h v[T-1, h] @ W_out[h],
+   with J = 56 rows. So the image tokens after it are
+       X1 = g1 * (c(S + b) + c(e) + A^T c(B)) * r1 + b1,
+   with r1 = 1 / sigma. The variance needs no X1 either: with S' = c(S + b) + c(e),
+       sigma^2 C = |S'|^2 + sum_j A[j] * (2 E[j] + (G A)[j]),    G = c(B) c(B)^T,  E[j] = S' . c(B[j]),
+   and `c(S + b) W_out^T` is once more the same for all points.
+2. Any projection `X1 W` in layer 1 is r1 * (shared + e W + A^T (B W)) + shared. A query q against such keys is
+   `r1 * (q . shared + q . e W + (q . B W) A)`: products with K x J matrices instead of C x I ones. Values: the pooled
+   `w X1 W_v` is `(w r1) . shared + (sum of w r1) e W_v + ((w r1) A^T) (B W_v)`.
+3. After layer 1 the same holds with the 2 J rows F = [r1 A; A1] over D = [c(g1 B); c(B1)], and e0 = c(g1 e), e1:
+       X2 = g2 * (r1 (c(g1 c(S + b)) + e0) + c(b1 + b) + e1 + F^T D) * r2 + b2.
    The quadratic form of its variance is symmetric: of the mixed quarters of D D^T one is used, twice as large.
 4. Of the final token-to-image attention the predicted IoUs need the IoU token's row only. The best of masks 1..3 is
    chosen from them; then one mask token's row is computed, and only for points whose best IoU passes the threshold.
    Those points alone are upscaled, with one hypernetwork output instead of four. The first transposed convolution
-   is a projection of X2 (item 3), so it costs a [4 C/4, 2 K] x [2 K, N] product.
+   is a projection of X2 (item 3), so it costs a [4 C/4, 2 J] x [2 J, N] product.
+5. B, D and e only ever meet another projection or each other, and `v (W_out W)` is cheaper than `(v W_out) W`: the
+   products of two weights are made once (`GridWeights`), and per point there are only d numbers for each row.
 
-MFLOP per point of the published sizes (N = 4096, C = 256, I = 128, H = 8, T = 8), image side only; both spend another
-40 on the tokens themselves:
+MFLOP per point of the published sizes (N = 4096, C = 256, I = 128, H = 8, T = 8), products only; both spend another
+50 on the tokens themselves:
                                              MaskDecoder    here
     layer 0, both cross attentions                  1107      25
-    norm after layer 0                                 -      44
-    layer 1, both cross attentions                  1107     156
-    norm after layer 1                                 -     125
-    final attention, for the IoUs                    554      37
-    every point                                                   388
-    final attention, for one mask                                  37
-    upscaling and the product with a mask's weights  822     557
-    points that pass                                              594
-    sum                                             3590     982
+    norm after layer 0                                 -      34
+    layer 1, both cross attentions                  1107     131
+    norm after layer 1                                 -      95
+    final attention, for the IoUs                    554      19
+    every point                                                   304
+    final attention, for one mask                                  19
+    upscaling and the product with a mask's weights  822     511
+    points that pass                                              530
+    sum                                             3590     834
 """
 
 import jax
@@ -49,6 +53,7 @@ from jax import Array
 
 from ntt_jax.errors import InputError
 from ntt_jax.sam2.grid_decoder import GridDecoder
+from ntt_jax.sam2.grid_image import image_side
 from ntt_jax.sam2.model import ImageFeatures, PromptDecoder, Sam2, one_image
 
 
@@ -111,7 +116,7 @@ def decode_grid(
     feat_s0, feat_s1 = features.high_res
     tokens_together = block or h * w
     rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= tokens_together))
-    side = grid.image_side(image, pe[0], feat_s1[0], feat_s0[0], rows)
+    side = image_side(grid, image, pe[0], feat_s1[0], feat_s0[0], rows)
     tokens = sam2.sam_mask_decoder.output_tokens(sparse)
 
     chunks = -(-count // chunk)
