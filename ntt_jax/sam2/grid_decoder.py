@@ -20,9 +20,7 @@ from ntt_jax.sam2.token_blocks import (
     Attended,
     attend,
     over_blocks,
-    softmax,
     sum_along,
-    sum_of_squares,
     total,
     unattended,
 )
@@ -92,7 +90,7 @@ class GridDecoder(GridWeights):
     def _over_tokens(self, logits: Array) -> Array:
         """Softmax over the tokens of each head, without the last one: [P, K, n] -> [P, J, n]."""
         p, _, n = logits.shape
-        return softmax(logits.reshape(p, -1, self.heads, n), 1)[:, :-1].reshape(p, -1, n)
+        return jax.nn.softmax(logits.reshape(p, -1, self.heads, n), axis=1)[:, :-1].reshape(p, -1, n)
 
     def _through(self, values: Sequence[Array], matrix: Array) -> Array:
         """What the rows of one or both layers become in a projection.
@@ -269,9 +267,9 @@ class GridDecoder(GridWeights):
     ) -> Attended:
         """Takes one block into the final attention."""
         r1, r2 = jax.lax.rsqrt(variance1)[:, None], jax.lax.rsqrt(variance2)[:, None]
-        logits = r1 * (self.dot("phd,hdn->phn", final.query, side.key2) + final.constant_r1)
+        logits = r1 * (self._along_image(final.query[:, None], side.key2) + final.constant_r1)
         logits = r2 * (logits + self.dot("phk,pkn->phn", final.small, rows) + final.constant)
-        logits += self.dot("phd,hdn->phn", final.query, side.key2_pe)
+        logits += self._along_image(final.query[:, None], side.key2_pe)
 
         def weigh(w: Array) -> tuple[Array, ...]:
             r2_w = w * r2
@@ -341,7 +339,7 @@ class GridDecoder(GridWeights):
             x = r2 * (x + upscaled_e1) + (shift + side.feat_s1)[None]
             # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
             x = x.reshape(q, 4, -1, x.shape[-1])
-            x = x * jax.lax.rsqrt(sum_of_squares(x) / x.shape[2] + norm.epsilon)
+            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=2, keepdims=True) + norm.epsilon)
             x = gelu(x * scale + bias)
             x = self.dot_upscaled("paoc,pacn->paon", kernel2, x)
             x = gelu(x + (side.feat_s0 + bias2[None])[None])

@@ -54,28 +54,6 @@ def sum_along(x: Array, axis: int) -> Array:
     )
 
 
-def sum_of_squares(x: Array) -> Array:
-    """[..., C, n] -> [..., 1, n]. As a product on a CPU: halves would compute x anew in every fusion that needs it."""
-    ones = jnp.ones((*x.shape[:-2], 1, x.shape[-2]), x.dtype)
-    return jax.lax.platform_dependent(
-        x,
-        cpu=lambda x: jnp.matmul(ones, x * x, precision="highest"),
-        default=lambda x: jnp.sum(x * x, axis=-2, keepdims=True),
-    )
-
-
-def softmax(x: Array, axis: int) -> Array:
-    """Softmax over an axis that is not the last one."""
-    return jax.lax.platform_dependent(
-        x, cpu=partial(_softmax_cpu, axis=axis), default=partial(jax.nn.softmax, axis=axis)
-    )
-
-
-def _softmax_cpu(x: Array, axis: int) -> Array:
-    e = jnp.exp(x - _fold(jnp.maximum, x, axis=axis))
-    return e / _fold(jnp.add, e, axis=axis)
-
-
 def _fold(operation: Callable[[Array, Array], Array], x: Array, *, axis: int) -> Array:
     """Reduce a short axis that is not the last one, keeping it with length 1, on a CPU.
 
