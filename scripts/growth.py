@@ -78,30 +78,36 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def random_prototypes(count: int, channels: int) -> jax.Array:
-    vectors = np.random.default_rng(0).standard_normal((count, channels)).astype(np.float32)
+def random_prototypes(count: int, patches: jax.Array) -> jax.Array:
+    """Unit vectors `[count, C]` around the mean of patches `[h, w, C]`, so that a single one finds something, too."""
+    mean = np.asarray(jnp.mean(patches, axis=(0, 1)))
+    vectors = np.random.default_rng(0).standard_normal((count, len(mean))).astype(np.float32)
+    vectors = mean / np.linalg.norm(mean) + vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return jnp.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def encode_patches(dinov2: DinoVisionTransformer, images: jax.Array) -> jax.Array:
+    """The first of images `[B, S, S, 3]` -> `[h, w, C]` float32."""
+    return jax.jit(lambda m, x: m(encoder_input(x, m.config.input_size)))(dinov2, images)[0].astype(jnp.float32)
 
 
 def grow_points_and_classes(sam2: Sam2, dinov2: DinoVisionTransformer, image: np.ndarray, repeats: int):
     """Decoding by points per side, and labels, NMS and merging by points and by classes."""
     images = jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None]
     features = jax.jit(lambda m, x: m.encode_image(sam_input(x)))(sam2, images)[0]
-    patches = jax.jit(lambda m, x: m(encoder_input(x, m.config.input_size)))(dinov2, images)[0].astype(jnp.float32)
+    patches = encode_patches(dinov2, images)
     height, width = image.shape[:2]
     decode, merge, classes = [], [], []
     for side in POINTS_PER_SIDE:
         config = DetectConfig(points_per_side=side, pred_iou_threshold=0.0)
-        propose = functools.partial(propose_masks, grid=patches.shape[:2], config=config)
+        propose = functools.partial(propose_masks, grid=(patches.shape[0], patches.shape[1]), config=config)
         decode.append(compiled_row(side**2, repeats, propose, sam2, features))
         proposed = jax.jit(propose)(sam2, features)
         after = functools.partial(merge_candidates, height=height, width=width, config=config)
-        merge.append(
-            compiled_row(side**2, repeats, after, patches, *proposed, random_prototypes(20, patches.shape[-1]))
-        )
+        merge.append(compiled_row(side**2, repeats, after, patches, *proposed, random_prototypes(20, patches)))
         if side == 32:
             for count in CLASSES:
-                prototypes = random_prototypes(count, patches.shape[-1])
+                prototypes = random_prototypes(count, patches)
                 classes.append(compiled_row(count, repeats, after, patches, *proposed, prototypes))
     return {
         "decoder, by points": decode,
@@ -136,7 +142,8 @@ def grow_shots(dinov2: DinoVisionTransformer, repeats: int) -> list[Row]:
 def grow_images(sam2: Sam2, dinov2: DinoVisionTransformer, image: np.ndarray, repeats: int) -> list[Row]:
     """The whole pass over one image on the host and back: resize, segment, masks at full size, run lengths."""
     config = DetectConfig(points_per_side=16)
-    predictor = Predictor(sam2, dinov2, random_prototypes(20, dinov2.config.embed_dim), config)
+    patches = encode_patches(dinov2, jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None])
+    predictor = Predictor(sam2, dinov2, random_prototypes(20, patches), config)
     rows = []
     for side in SIDES:
         grown = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))

@@ -12,7 +12,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.detection import Detections, describe_candidates, detect, merge_candidates
 from ntt_jax.errors import InputError
 from ntt_jax.match import similarities
-from ntt_jax.merge import resize_masks
+from ntt_jax.merge import class_aware_nms, resize_masks
 from ntt_jax.resize import resize_matrix
 
 
@@ -250,3 +250,33 @@ def test_bad_arguments():
             detect(*arguments, height=size[0], width=size[1])
     with pytest.raises(InputError, match="classes_per_mask"):
         detect(features, logits, ious, prototypes, height=4, width=4, config=DetectConfig(classes_per_mask=0))
+
+
+@pytest.mark.parametrize("count", [1, 1024, 2100])
+@pytest.mark.parametrize("per_candidate", [1, 2])
+def test_nms_decides_on_any_number_of_candidates_as_one_after_the_other_would(count, per_candidate):
+    generator = np.random.default_rng(count)
+    corners = generator.integers(0, 30, (count, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1) + 1], axis=1).astype(np.int32)
+    labels = np.stack([generator.permutation(3)[:per_candidate] for _ in range(count)]).astype(np.int32)
+    valid = generator.random(count) > 0.1
+    found = np.asarray(class_aware_nms(jnp.asarray(boxes), jnp.asarray(labels), jnp.asarray(valid), 3, 0.5))
+    kept: list[list[int]] = [[], [], []]
+    expected = np.zeros((count, per_candidate), bool)
+    for i in np.flatnonzero(valid):
+        for rank, label in enumerate(labels[i]):
+            if all(iou(boxes[i], boxes[j]) <= 0.5 for j in kept[label]):
+                kept[label].append(i)
+                expected[i, rank] = True
+    np.testing.assert_array_equal(found, expected)
+    assert count == 1 or 0 < expected.sum() < (valid[:, None] & np.ones_like(expected)).sum()
+
+
+def test_memory_of_nms_grows_with_the_number_of_candidates():
+    def temporaries(count):
+        shapes = [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((count, 4), (count, 1))]
+        nms = jax.jit(functools.partial(class_aware_nms, num_classes=3, iou_threshold=0.5))
+        lowered = nms.lower(*shapes, jax.ShapeDtypeStruct((count,), bool))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8192) < 2.2 * temporaries(4096)
