@@ -28,7 +28,8 @@ def gelu(x: Array) -> Array:
 class ShapesOnly:
     """In place of `nnx.Rngs` inside `nnx.eval_shape`, where no value is made.
 
-    Kernels are zeros then: to trace random numbers, or only the counting of their streams, takes longer than all else.
+    The kernels of `Linear` and `Conv` are zeros then: to trace random numbers, or only the counting of their streams,
+    takes longer than all else.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class ShapesOnly:
         return self._key
 
 
-def kernel_initializer(rngs: nnx.Rngs | ShapesOnly) -> nnx.Initializer:
+def _kernel_initializer(rngs: nnx.Rngs | ShapesOnly) -> nnx.Initializer:
     """Flax's own for kernels `[..., in, out]`, or zeros where only shapes are wanted."""
     return nnx.initializers.zeros if isinstance(rngs, ShapesOnly) else nnx.initializers.lecun_normal()
 
@@ -68,7 +69,7 @@ class Linear(nnx.Linear):
     """`nnx.Linear` whose kernel `[in, out]` is stored in the type it computes in."""
 
     def __init__(self, din: int, dout: int, *, bias: bool = True, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
-        init = kernel_initializer(rngs)
+        init = _kernel_initializer(rngs)
         super().__init__(din, dout, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
@@ -96,7 +97,7 @@ class Conv(nnx.Conv):
             (kernel, kernel),
             strides=stride,
             padding=((padding, padding), (padding, padding)),
-            kernel_init=kernel_initializer(rngs),
+            kernel_init=_kernel_initializer(rngs),
             dtype=dtype,
             param_dtype=dtype,
             rngs=rngs,

@@ -15,7 +15,7 @@ from jax import Array
 
 from ntt_jax.layers import gelu
 from ntt_jax.sam2.grid_image import ImageSide
-from ntt_jax.sam2.grid_weights import GridWeights, bias_of, kernel_of
+from ntt_jax.sam2.grid_weights import GridWeights, bias_of
 from ntt_jax.sam2.token_blocks import (
     Attended,
     attend,
@@ -188,7 +188,7 @@ class GridDecoder(GridWeights):
         pooled = self._heads_last(pooled / whole)
         through = self._heads_last(jnp.concatenate(through, axis=-1) / whole)
         pooled += self.dot("pthj,pjhd->pthd", through, _split(self._through((value0,), self.value1_rows), h))
-        pooled += _split(self.b1 @ kernel_of(attn.v_proj) + bias_of(attn.v_proj), h)[None]
+        pooled += _split(self.value1_b1, h)[None]
         queries = self._norm(layer.norm2, queries + self._output(attn, pooled))
         queries = self._norm(layer.norm3, queries + self._mlp(layer, queries))
 
@@ -287,8 +287,7 @@ class GridDecoder(GridWeights):
         through0, through1 = jnp.split(through, 2, axis=-1)
         through = jnp.concatenate([through0, e0, through1, e1], axis=-1)  # [P, H, 2 (J + 1)]
         out += self.dot("phk,pkhd->phd", through, _split(self._through(values, self.value2_rows), self.heads))
-        value = self.b2 @ kernel_of(self.final.v_proj) + bias_of(self.final.v_proj)
-        out += e1 * _split(self.value2_d, self.heads) + _split(value, self.heads)
+        out += e1 * _split(self.value2_d, self.heads) + _split(self.value2_b2, self.heads)
         out = self._output(self.final, out[:, None])[:, 0]
         return self._norm(self.decoder.transformer.norm_final_attn, query + out)
 
@@ -321,7 +320,6 @@ class GridDecoder(GridWeights):
         upscaled = self._through([value[at] for value in state.values], self.upscaled_rows)
         upscaled, upscaled_e0, upscaled_e1 = (x.mT for x in _by_weight(upscaled))  # [Q, 4 C/4, 2 J], [Q, 4 C/4, 1]
         upscaled_e1 += self.upscaled_d[..., None]
-        shift = (self.b2 @ self.up_kernel).T
         scale, bias = norm.scale[...].reshape(1, 1, -1, 1), norm.bias[...].reshape(1, 1, -1, 1)
         kernel2 = up2.kernel[...].astype(jnp.float32)  # [2, 2, C / 4, C / 8]
         channels = kernel2.shape[-1]
@@ -336,7 +334,7 @@ class GridDecoder(GridWeights):
             r1, r2 = (jax.lax.rsqrt(x[index, at])[:, None] for x in (state.variance1, state.variance2))
             rows = _rows(state.attention0[index, at], state.attention1[index, at], r1)
             x = self.dot_upscaled("pok,pkn->pon", upscaled, rows) + r1 * (side.upscaled[None] + upscaled_e0)
-            x = r2 * (x + upscaled_e1) + (shift + side.feat_s1)[None]
+            x = r2 * (x + upscaled_e1) + (self.upscaled_b2.T + side.feat_s1)[None]
             # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
             x = x.reshape(q, 4, -1, x.shape[-1])
             x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=2, keepdims=True) + norm.epsilon)

@@ -43,6 +43,7 @@ class GridWeights:
         rows = self.out0 * self.g1  # in layer 1
         self.key1_rows = _product(rows, kernel_of(t2i.k_proj))
         self.value1_rows = _product(rows, kernel_of(t2i.v_proj))
+        self.value1_b1 = _product(self.b1, kernel_of(t2i.v_proj)) + bias_of(t2i.v_proj)
         self.query1_rows = _product(rows, kernel_of(i2t.q_proj))
         self.out0_1 = centre(rows)
         rows = jnp.concatenate([self.out0_1, self.out1])  # after it
@@ -51,7 +52,10 @@ class GridWeights:
         rows, d = rows * self.g2, self.d * self.g2
         self.key2_rows, self.key2_d = (_product(x, kernel_of(self.final.k_proj)) for x in (rows, d))
         self.value2_rows, self.value2_d = (_product(x, kernel_of(self.final.v_proj)) for x in (rows, d))
-        self.upscaled_rows, self.upscaled_d = (_product(x, self.up_kernel) for x in (rows, d))
+        self.value2_b2 = _product(self.b2, kernel_of(self.final.v_proj)) + bias_of(self.final.v_proj)
+        self.upscaled_rows, self.upscaled_d, self.upscaled_b2 = (
+            _product(x, self.up_kernel) for x in (rows, d, self.b2)
+        )
 
     def _up_kernel(self) -> Array:
         """The first transposed convolution, its columns (row, column, channel).
