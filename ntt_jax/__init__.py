@@ -7,12 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ntt_jax.box_masks import Prompt
+    from ntt_jax.compiled.predictor import Predictor
+    from ntt_jax.compiled.prompt_masker import Prompt
     from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config
-    from ntt_jax.detection import detect
+    from ntt_jax.detection import Detections, detect
     from ntt_jax.errors import InputError
     from ntt_jax.loading import load_dinov2, load_sam2
-    from ntt_jax.memory import aggregate_memory
+    from ntt_jax.memory import Memory, aggregate_memory
     from ntt_jax.pipeline import segment
     from ntt_jax.segmenter import Segmenter
 
@@ -20,22 +21,57 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "DetectConfig": "config",
+    "Detections": "detection",
     "DinoV2Config": "config",
-    "Sam2Config": "config",
     "InputError": "errors",
-    "load_dinov2": "loading",
-    "load_sam2": "loading",
+    "Memory": "memory",
+    "Predictor": "compiled.predictor",
+    "Prompt": "compiled.prompt_masker",
+    "Sam2Config": "config",
+    "Segmenter": "segmenter",
     "aggregate_memory": "memory",
     "detect": "detection",
+    "load_dinov2": "loading",
+    "load_sam2": "loading",
     "segment": "pipeline",
-    "Prompt": "box_masks",
-    "Segmenter": "segmenter",
+}
+# Rooms and modules that are attributes after `import ntt_jax`, by the name that people use.
+_MODULES = {
+    **{
+        name: name
+        for name in (
+            "ablation",
+            "compiled",
+            "config",
+            "datasets",
+            "demo",
+            "detection",
+            "errors",
+            "evaluation",
+            "files",
+            "images",
+            "loading",
+            "memory",
+            "models",
+            "pipeline",
+            "references",
+            "report",
+            "runs",
+            "segmenter",
+            "upstream",
+        )
+    },
+    "parallel": "compiled.parallel",
+    "predictor": "compiled.predictor",
 }
 
 __all__ = [
     "DetectConfig",
+    "Detections",
     "DinoV2Config",
     "InputError",
+    "Memory",
+    "Predictor",
     "Prompt",
     "Sam2Config",
     "Segmenter",
@@ -49,10 +85,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'ntt_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"ntt_jax.{_EXPORTS[name]}"), name)
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"ntt_jax.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"ntt_jax.{_MODULES[name]}")
+    raise AttributeError(f"module 'ntt_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_MODULES})

@@ -3,9 +3,9 @@
 import os
 from typing import cast
 
-from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
-from ntt_jax.sam2.model import Sam2
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import port
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from jax import Array
 
 from ntt_jax.config import DetectConfig
-from ntt_jax.detection import Candidates, Detections, Merged, describe_candidates, merge_candidates
-from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.detection.full_size import resize_masks
+from ntt_jax.detection.merge import Candidates, Detections, Merged, describe_candidates, merge_candidates
 from ntt_jax.errors import InputError
-from ntt_jax.merge import resize_masks
-from ntt_jax.preprocess import encoder_input, sam_input
-from ntt_jax.resize import pil_resize_bicubic
-from ntt_jax.sam2.grid import decode_grid, grid_points
-from ntt_jax.sam2.model import ImageFeatures, PromptDecoder, Sam2
+from ntt_jax.images.preprocess import encoder_input, sam_input
+from ntt_jax.images.resize import pil_resize_bicubic
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.point_grid.decode_grid import decode_grid, grid_points
+from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
 
 
 def propose_masks(

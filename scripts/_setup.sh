@@ -16,7 +16,7 @@ TORCH_VERSION=2.13.0
 # compared with the originals, and what computes for long, is compiled as users compile it.
 QUICK_COMPILATION="--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters --xla_backend_optimization_level=0"
 QUICK_COMPILATION+=" --xla_llvm_disable_expensive_passes=true"
-AS_USERS_COMPILE=(tests/golden tests/parity tests/test_demo.py tests/test_sensitivity.py tests/test_tutorial.py)
+AS_USERS_COMPILE=(tests/golden tests/parity tests/demo/test_demo.py tests/test_sensitivity.py tests/test_tutorial.py)
 
 # Two processes, since most of the time is single-threaded; each takes the next file, in the order of tests/conftest.py.
 run_tests() {

@@ -32,15 +32,15 @@ import torch
 from flax import nnx
 from torch_reference import TorchPass
 
+from ntt_jax.compiled.point_parallel import PointParallel
+from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import COMPILER_OPTIONS, DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
-from ntt_jax.detection import merge_candidates
-from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.detection.merge import merge_candidates
+from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
+from ntt_jax.images.rle import decode_rle
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import propose_masks
-from ntt_jax.point_parallel import PointParallel
-from ntt_jax.predictor import Predictor
-from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
-from ntt_jax.rle import decode_rle
-from ntt_jax.sam2.model import Sam2
 from weight_port import convert_state_dict
 
 SIZES = {
@@ -49,7 +49,7 @@ SIZES = {
     "L+L": ("sam2_hiera_large", "dinov2_vitl14"),
 }
 # GFLOP per image at the published sizes, for operations per second. Decoders: 1024 points that all pass, in the order
-# of operations of each engine (ntt_jax/sam2/grid.py counts them).
+# of operations of each engine (ntt_jax/models/sam2/point_grid counts them).
 GFLOP = {
     "L+L": {
         "sam2 encoder": 1620,

@@ -18,21 +18,22 @@ import numpy as np
 from jax import Array
 from PIL import Image, ImageDraw
 
-from ntt_jax import visualize
-from ntt_jax.builder import ReferenceEncoder, build_memory, read_reference
-from ntt_jax.coco import select_classes
-from ntt_jax.demo import SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
-from ntt_jax.detection import best_rows, label_rows, overlap_rows
-from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+from ntt_jax.datasets.dataset import select_classes
+from ntt_jax.demo.demo import SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
+from ntt_jax.detection.full_size import resize_masks
+from ntt_jax.detection.match import normalise, object_features, similarities
+from ntt_jax.detection.merge import best_rows, label_rows, overlap_rows
 from ntt_jax.files import write_bytes
+from ntt_jax.images import drawing as visualize
+from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.match import normalise, object_features, similarities
-from ntt_jax.merge import resize_masks
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
+from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import propose_masks
-from ntt_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD, encoder_input, resize_for_sam, sam_input
-from ntt_jax.sam2.grid import grid_points
-from ntt_jax.sam2.model import Sam2
-from ntt_jax.sampling import ReferenceSet, sample_references
+from ntt_jax.references.build import build_memory, read_reference
+from ntt_jax.references.sampling import ReferenceSet, sample_references
 
 SCENES, REFERENCE_SCENES, SHOTS = 16, 60, 3
 MAX_BYTES = 150_000

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ntt_jax.demo.training import dinov2, sam2
+from ntt_jax.demo.training.loop import save_weights
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.training import dinov2, sam2
-from ntt_jax.training.loop import save_weights
 from weight_port import convert
 
 _SEED = 5

@@ -26,18 +26,18 @@ import numpy as np
 from measured import circumstances
 from PIL import Image
 
-from ntt_jax.builder import ReferenceEncoder
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import DetectConfig
-from ntt_jax.demo import convert_checkpoints
-from ntt_jax.detection import merge_candidates
-from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.demo.demo import convert_checkpoints
+from ntt_jax.demo.scenes import base_classes, make_scene
+from ntt_jax.detection.merge import merge_candidates
+from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.memory import memory_from_instance_means
+from ntt_jax.memory.aggregate import memory_from_instance_means
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import propose_masks
-from ntt_jax.predictor import Predictor
-from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
-from ntt_jax.sam2.model import Sam2
-from ntt_jax.scenes import base_classes, make_scene
 
 POINTS_PER_SIDE = (8, 16, 32, 64)
 CLASSES = (1, 10, 80, 400, 1203)

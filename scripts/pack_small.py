@@ -12,12 +12,12 @@ import torch
 from flax import nnx
 
 from ntt_jax.config import DinoV2Config, from_dict
-from ntt_jax.dinov2 import DinoVisionTransformer
-from ntt_jax.sam2.model import Sam2
-from ntt_jax.training.loop import load_weights
+from ntt_jax.demo.training.loop import load_weights
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import export_state_dict
 
-ASSETS = Path(__file__).resolve().parents[1] / "ntt_jax" / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "ntt_jax" / "demo" / "assets"
 LARGEST = 8_000_000
 
 

@@ -16,24 +16,27 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from ntt_jax.ablation import ManyPredictor, distinct_references, sample_many, stack_prototypes
-from ntt_jax.builder import Negatives, ReferenceEncoder, build_memory
-from ntt_jax.coco import CocoDataset, load_coco, select_classes
+from ntt_jax.ablation.detections import SharedDetections
+from ntt_jax.ablation.memories import distinct_references, sample_many, stack_prototypes
+from ntt_jax.ablation.predictor import ManyPredictor
+from ntt_jax.ablation.scoring import evaluate_shared
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import from_dict
-from ntt_jax.demo import REFERENCE_SCENES, SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
-from ntt_jax.dinov2 import DinoVisionTransformer
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.datasets.dataset import CocoDataset, select_classes
+from ntt_jax.demo.demo import REFERENCE_SCENES, SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
+from ntt_jax.demo.scenes import NOVEL_SPLITS, SceneConfig, make_scene, novel_classes
+from ntt_jax.demo.scenes.export import write_coco
+from ntt_jax.demo.training.loop import load_weights
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import write_json
-from ntt_jax.images import read_image
+from ntt_jax.images.reading import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.negatives import as_coco, false_positives, negative_set
-from ntt_jax.sam2.model import Sam2
-from ntt_jax.sampling import ReferenceSet
-from ntt_jax.scenes import NOVEL_SPLITS, SceneConfig, make_scene, novel_classes
-from ntt_jax.scenes.export import write_coco
-from ntt_jax.scoring import evaluate_shared
-from ntt_jax.shared_detections import SharedDetections
-from ntt_jax.training.loop import load_weights
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.references.build import Negatives, build_memory
+from ntt_jax.references.negatives import as_coco, false_positives, negative_set
+from ntt_jax.references.sampling import ReferenceSet
 
 _NUMBERS = [(kind, name) for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75")]
 

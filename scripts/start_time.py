@@ -24,8 +24,8 @@ from PIL import Image
 from torch_reference import TorchPass
 
 from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig
-from ntt_jax.memory import memory_from_instance_means
-from ntt_jax.memory_file import MemoryBank, save_memory
+from ntt_jax.memory.aggregate import memory_from_instance_means
+from ntt_jax.memory.bank import MemoryBank, save_memory
 from weight_port import convert
 
 CLASSES = 20

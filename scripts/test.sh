@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv from nothing and runs everything that must pass: ruff, pyright and the tests, those that compare with
-# Meta's own PyTorch modules included. Arguments go to pytest: `bash scripts/test.sh tests/test_cli.py -k resume`.
+# Meta's own PyTorch modules included. Arguments go to pytest: `bash scripts/test.sh tests/cli/test_commands.py -k resume`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_setup.sh

@@ -19,8 +19,8 @@ from oracle_dinov2 import build_meta, fill  # noqa: E402
 from oracle_sam2 import ImagePath  # noqa: E402
 
 from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config  # noqa: E402
-from ntt_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD, resize_for_sam  # noqa: E402
-from ntt_jax.rle import encode_masks  # noqa: E402
+from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, resize_for_sam  # noqa: E402
+from ntt_jax.images.rle import encode_masks  # noqa: E402
 
 
 class TorchPass:

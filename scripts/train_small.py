@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
 
     started = time.monotonic()
-    from ntt_jax.training.data import array_shapes, novel_arrays, training_arrays, training_classes
+    from ntt_jax.demo.training.data import array_shapes, novel_arrays, training_arrays, training_classes
 
     cache = args.cache or args.out.parent / "scenes"
     novel = novel_arrays(cache, args.novel_scenes, args.seed, args.workers)
@@ -67,8 +67,8 @@ def main() -> None:
     from flax import nnx
 
     from ntt_jax.config import to_dict
-    from ntt_jax.training import dinov2, sam2
-    from ntt_jax.training.loop import Schedule, builder, load_weights, train
+    from ntt_jax.demo.training import dinov2, sam2
+    from ntt_jax.demo.training.loop import Schedule, builder, load_weights, train
 
     print(f"devices: {jax.devices()}", flush=True)
     training = sam2 if args.model == "sam2" else dinov2

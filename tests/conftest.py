@@ -12,20 +12,20 @@ TESTS = pathlib.Path(__file__).resolve().parent
 # Begun first, the longest before the others, so that two processes that take file after file end together.
 LONG = (
     "test_sensitivity.py",
-    "test_cli_kill.py",
-    "test_training.py",
-    "test_cli.py",
+    "cli/test_kill.py",
+    "demo/test_training.py",
+    "cli/test_commands.py",
     "parity/test_photos.py",
-    "test_demo.py",
-    "test_sam2.py",
+    "demo/test_demo.py",
+    "models/test_sam2.py",
     "test_pipeline.py",
-    "test_segmenter.py",
+    "segmenter/test_segmenter.py",
     "test_tutorial.py",
-    "test_detection.py",
-    "test_dinov2.py",
-    "test_ablation.py",
-    "test_grid.py",
-    "test_report_page.py",
+    "detection/test_detection.py",
+    "models/test_dinov2.py",
+    "ablation/test_ablation.py",
+    "models/test_point_grid.py",
+    "report/test_page.py",
 )
 
 SHARED = pathlib.Path(os.environ.get("NTT_SHARED", TESTS.parents[1] / "shared"))

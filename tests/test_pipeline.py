@@ -7,13 +7,13 @@ import pytest
 from dinov2_weights import recipe_model as recipe_dinov2
 from sam2_weights import recipe_model as recipe_sam2
 
+from ntt_jax.compiled.parallel import pmapped
+from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig, DinoV2Config, HieraConfig, Sam2Config
 from ntt_jax.errors import InputError
-from ntt_jax.parallel import pmapped
+from ntt_jax.images.preprocess import resize_for_sam
+from ntt_jax.images.rle import decode_rle, encode_masks
 from ntt_jax.pipeline import compile_count, detect_shard, segment
-from ntt_jax.predictor import Predictor
-from ntt_jax.preprocess import resize_for_sam
-from ntt_jax.rle import decode_rle, encode_masks
 
 SAM2 = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
 DINOV2 = DinoV2Config("tiny", embed_dim=48, depth=1, num_heads=3, image_size=112, input_size=112)

@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ntt_jax import builder, demo, detection, pipeline
-from ntt_jax.coco import select_classes
+from ntt_jax import pipeline
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.datasets.dataset import select_classes
+from ntt_jax.demo import demo
+from ntt_jax.demo.training.dinov2 import SMALL_DINOV2
+from ntt_jax.detection import merge as detection
+from ntt_jax.detection.match import object_features, similarities
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
+from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
+from ntt_jax.images.resize import resize_images
+from ntt_jax.images.rle import encode_masks
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.match import object_features, similarities
-from ntt_jax.predictor import Predictor
-from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
-from ntt_jax.resize import resize_images
-from ntt_jax.results import ImageDetections
-from ntt_jax.rle import encode_masks
-from ntt_jax.sampling import sample_references
-from ntt_jax.training.dinov2 import SMALL_DINOV2
+from ntt_jax.references import build as builder
+from ntt_jax.references.sampling import sample_references
 
 pytest.importorskip("torch")  # reads the shipped checkpoints
 SCENES = 14

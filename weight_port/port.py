@@ -297,7 +297,7 @@ def convert_state_dict(
         dtype: "float32" or "bfloat16", as for `ntt_jax.load_sam2`.
 
     Returns:
-        `ntt_jax.sam2.model.Sam2` or `ntt_jax.dinov2.DinoVisionTransformer`.
+        `ntt_jax.models.sam2.sam2_base.Sam2` or `ntt_jax.models.dinov2.DinoVisionTransformer`.
 
     Raises:
         InputError: a missing, extra or mis-shaped tensor, a wrong type or a number that is not finite.

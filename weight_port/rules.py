@@ -26,10 +26,10 @@ import numpy as np
 from flax import nnx
 
 from ntt_jax.config import SAM2_CONFIGS, DinoV2Config, Sam2Config
-from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
-from ntt_jax.layers import ConvTranspose2x2, ShapesOnly
-from ntt_jax.sam2.model import Sam2
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.layers import ConvTranspose2x2, ShapesOnly
+from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port.files import reason
 
 _RENAMED = {"kernel": "weight", "scale": "weight", "embedding": "weight"}

@@ -11,11 +11,11 @@ from ntt_jax.cli import evaluate, memory, models, options
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoCategory, CocoDataset, CocoImage
-    from ntt_jax.memory import Memory
-    from ntt_jax.run_folder import RunFolder
-    from ntt_jax.sampling import ReferenceSet
-    from ntt_jax.shared_detections import SharedDetections
+    from ntt_jax.ablation.detections import SharedDetections
+    from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, CocoImage
+    from ntt_jax.memory.aggregate import Memory
+    from ntt_jax.references.sampling import ReferenceSet
+    from ntt_jax.runs.folder import RunFolder
 
 EPILOG = """\
 examples:
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     from ntt_jax.files import write_json
-    from ntt_jax.run_folder import FolderLock
+    from ntt_jax.runs.lock import FolderLock
 
     with FolderLock(args.out) as lock:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for numbers of shots and seeds."""
-    from ntt_jax.ablation import distinct_references, sample_many, stack_prototypes
-    from ntt_jax.ablation_tables import by_shots
-    from ntt_jax.coco import select_classes
+    from ntt_jax.ablation.memories import distinct_references, sample_many, stack_prototypes
+    from ntt_jax.ablation.tables import by_shots
     from ntt_jax.datasets import load_dataset
+    from ntt_jax.datasets.dataset import select_classes
 
     sources, dataset = load_dataset(args.reference_annotations), load_dataset(args.annotations)
     seeds = range(args.seed, args.seed + args.seeds)
@@ -140,11 +140,11 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for one memory without each of its references."""
     import numpy as np
 
-    from ntt_jax.ablation import leave_one_out
-    from ntt_jax.ablation_tables import by_reference
+    from ntt_jax.ablation.memories import leave_one_out
+    from ntt_jax.ablation.tables import by_reference
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.learned import from_bank
-    from ntt_jax.memory_file import load_memory, require_encoder
+    from ntt_jax.memory.bank import load_memory, require_encoder
+    from ntt_jax.segmenter.classes import from_bank
     from weight_port.files import sha256
 
     bank, dataset = load_memory(args.memory), load_dataset(args.annotations)
@@ -184,10 +184,10 @@ def _score(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Metrics of every memory on `dataset`, and what else the outcome says. memories: makes the
     `count` memories, arguments of `ManyPredictor`."""
-    from ntt_jax import runner
+    from ntt_jax.ablation.scoring import evaluate_shared
     from ntt_jax.evaluation import prepare_ground_truth
-    from ntt_jax.run_folder import RunFolder
-    from ntt_jax.scoring import evaluate_shared
+    from ntt_jax.runs import images as runner
+    from ntt_jax.runs.folder import RunFolder
     from weight_port.files import sha256
 
     runner.check_images(dataset, args.images)
@@ -219,8 +219,8 @@ def _segment(
     args: argparse.Namespace, run: "RunFolder", dataset: "CocoDataset", memories: dict[str, Any], todo: set[int]
 ) -> None:
     """Segment the images `todo` with all memories and record what each found."""
-    from ntt_jax import runner
-    from ntt_jax.ablation import ManyPredictor
+    from ntt_jax.ablation.predictor import ManyPredictor
+    from ntt_jax.runs import images as runner
 
     def load(devices: list[Any], largest_side: int) -> Any:
         return models.make_predictor(
@@ -237,8 +237,8 @@ def _segment(
 
 def shared_detections(run: "RunFolder", dataset: "CocoDataset") -> "Iterator[SharedDetections]":
     """The recorded detections by ascending image id, read from the disk one by one; skipped images are left out."""
+    from ntt_jax.ablation.detections import SharedDetections
     from ntt_jax.files import show_path
-    from ntt_jax.shared_detections import SharedDetections
 
     for image_id in sorted(dataset.images):
         if not run.records.skipped(image_id):
@@ -248,9 +248,10 @@ def shared_detections(run: "RunFolder", dataset: "CocoDataset") -> "Iterator[Sha
 
 def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "ReferenceSet") -> "Memory":
     """The memory of all references, kept in RUN_DIR/references as they are encoded."""
-    from ntt_jax.builder import recorded_memory
-    from ntt_jax.run_folder import FolderLock, RunFolder
-    from ntt_jax.sampling import check_references
+    from ntt_jax.references.sampling import check_references
+    from ntt_jax.runs.folder import RunFolder
+    from ntt_jax.runs.lock import FolderLock
+    from ntt_jax.runs.memory import recorded_memory
 
     check_references(references, dataset)
     folder = args.out / "references"
@@ -269,7 +270,7 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "Refere
 
 def report(folder: Path, outcome: dict[str, Any]) -> None:
     """Print the tables; warn of what a person may have missed."""
-    from ntt_jax import ablation_tables
+    from ntt_jax.ablation import tables as ablation_tables
 
     if skipped := outcome["skipped"]:
         models.warn(f"{len(skipped)} images were skipped and count as missed; ablation.json lists them")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     options.make_output_folder(args.out)
     devices = options.start_jax(args)
-    from ntt_jax.demo import run_demo
+    from ntt_jax.demo.demo import run_demo
 
     run_demo(
         args.out,

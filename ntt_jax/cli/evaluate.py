@@ -13,9 +13,10 @@ from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoCategory, CocoDataset, CocoImage
-    from ntt_jax.memory_file import MemoryBank
-    from ntt_jax.run_folder import FolderLock, RunFolder
+    from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, CocoImage
+    from ntt_jax.memory.bank import MemoryBank
+    from ntt_jax.runs.folder import RunFolder
+    from ntt_jax.runs.lock import FolderLock
 
 EPILOG = """\
 example:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     processes = options.join_processes(args)
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.run_folder import FolderLock
+    from ntt_jax.runs.lock import FolderLock
 
     with FolderLock(args.out, processes) as lock:
         evaluate(args, lock, load_dataset(args.annotations), args.memory)
@@ -68,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
     """Evaluate the memory file `memory` on `dataset` in the locked folder, as the options of this command say."""
-    from ntt_jax import runner
     from ntt_jax.evaluation import prepare_ground_truth
-    from ntt_jax.memory_file import load_memory, require_encoder
-    from ntt_jax.run_folder import RunFolder
+    from ntt_jax.memory.bank import load_memory, require_encoder
+    from ntt_jax.runs import images as runner
+    from ntt_jax.runs.folder import RunFolder
     from weight_port.files import sha256
 
     options.divide_cpu(args.cores)
@@ -129,7 +130,7 @@ def segment(
     load: makes the target pass for these devices and this largest side of an image. what: for the progress. record: as
     for `runner.segment_images`.
     """
-    from ntt_jax import runner
+    from ntt_jax.runs import images as runner
 
     devices, started = options.start_jax(args), time.time()
     largest = max(max(image.height, image.width) for image in dataset.images.values())

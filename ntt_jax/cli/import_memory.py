@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     from ntt_jax.cli import memory
-    from ntt_jax.coco import select_classes
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.memory_file import MemoryBank, load_memory, save_memory
+    from ntt_jax.datasets.dataset import select_classes
+    from ntt_jax.memory.bank import MemoryBank, load_memory, save_memory
     from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
     from weight_port.files import sha256
 

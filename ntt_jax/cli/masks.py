@@ -13,10 +13,10 @@ from ntt_jax.config import arithmetic
 if TYPE_CHECKING:
     import numpy as np
 
-    from ntt_jax.box_masks import PromptMasker
-    from ntt_jax.coco import CocoImage
-    from ntt_jax.prompted import PromptedAnnotations
-    from ntt_jax.run_folder import RunFolder
+    from ntt_jax.compiled.prompt_masker import PromptMasker
+    from ntt_jax.datasets.dataset import CocoImage
+    from ntt_jax.references.prompted import PromptedAnnotations
+    from ntt_jax.runs.folder import RunFolder
 
 EPILOG = """\
 examples:
@@ -57,11 +57,12 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax import runner
     from ntt_jax.files import write_json
-    from ntt_jax.prompted import load_prompted, with_masks
-    from ntt_jax.rle import Rle
-    from ntt_jax.run_folder import FolderLock, RunFolder
+    from ntt_jax.images.rle import Rle
+    from ntt_jax.references.prompted import load_prompted, with_masks
+    from ntt_jax.runs import images as runner
+    from ntt_jax.runs.folder import RunFolder
+    from ntt_jax.runs.lock import FolderLock
     from weight_port.files import sha256
 
     prompted = load_prompted(args.boxes, replace=args.replace)
@@ -98,10 +99,10 @@ def _make(args: argparse.Namespace, run: "RunFolder", prompted: "PromptedAnnotat
     if not todo:
         return
     options.start_jax(args)
-    from ntt_jax import runner
-    from ntt_jax.box_masks import PromptMasker
+    from ntt_jax.compiled.prompt_masker import PromptMasker
+    from ntt_jax.images.prefetch import map_ahead
     from ntt_jax.loading import load_sam2
-    from ntt_jax.prefetch import map_ahead
+    from ntt_jax.runs import images as runner
 
     dtype, precision = arithmetic(args.dtype)
     masker = PromptMasker(load_sam2(args.sam2, dtype), matmul_precision=precision)
@@ -126,12 +127,12 @@ def _masks(
     pixels: "np.ndarray",
 ) -> list[list[Any]]:
     """Position, run lengths and predicted IoU of each mask of one image; draws them where that is asked for."""
-    from ntt_jax.rle import encode_masks
+    from ntt_jax.images.rle import encode_masks
 
     indices, prompts = zip(*prompted.prompts[image.id], strict=True)
     masks, ious = masker(pixels, prompts)
     if args.pictures is not None:
-        from ntt_jax.visualize import overlay, prompt_marks, save_picture
+        from ntt_jax.images.drawing import overlay, prompt_marks, save_picture
 
         annotations = list(prompted.dataset.annotations.values())
         names = [prompted.dataset.categories[annotations[i].category_id].name for i in indices]

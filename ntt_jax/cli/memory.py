@@ -12,13 +12,13 @@ import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.processes import Processes
+from ntt_jax.runs.processes import Processes
 
 if TYPE_CHECKING:
-    from ntt_jax.builder import Negatives
-    from ntt_jax.coco import CocoDataset
-    from ntt_jax.run_folder import RunFolder
-    from ntt_jax.sampling import ReferenceSet
+    from ntt_jax.datasets.dataset import CocoDataset
+    from ntt_jax.references.build import Negatives
+    from ntt_jax.references.sampling import ReferenceSet
+    from ntt_jax.runs.folder import RunFolder
 
 EPILOG = """\
 example:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
     """Read a reference file, ours or upstream's pickle (recognised by its first byte or its name)."""
     from ntt_jax.files import read_bytes
-    from ntt_jax.sampling import MAX_REFERENCE_BYTES, parse_references
+    from ntt_jax.references.sampling import MAX_REFERENCE_BYTES, parse_references
     from ntt_jax.upstream.references import parse_upstream_references
 
     data = read_bytes(path, max_bytes=MAX_REFERENCE_BYTES, what="reference file")
@@ -103,10 +103,10 @@ def load_negatives(args: argparse.Namespace, references: "ReferenceSet", images:
     """The negative references that the options of `add_negatives` name. images: folder of the references' images."""
     if args.negatives is None:
         return None
-    from ntt_jax.builder import Negatives
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.negatives import negative_set
-    from ntt_jax.runner import check_images
+    from ntt_jax.references.build import Negatives
+    from ntt_jax.references.negatives import negative_set
+    from ntt_jax.runs.images import check_images
 
     dataset, folder = load_dataset(args.negatives), args.negative_images or images
     chosen = negative_set(dataset, references)
@@ -127,10 +127,12 @@ def build(
     negatives: "Negatives | None" = None,
 ) -> None:
     """Encode the references with `--dinov2` and write the memory file `out` (process 0 does, when all are encoded)."""
-    from ntt_jax.builder import places, recorded_memory
-    from ntt_jax.memory_file import MemoryBank, save_memory
-    from ntt_jax.run_folder import FolderLock, RunFolder
-    from ntt_jax.sampling import check_references
+    from ntt_jax.memory.bank import MemoryBank, save_memory
+    from ntt_jax.references.build import places
+    from ntt_jax.references.sampling import check_references
+    from ntt_jax.runs.folder import RunFolder
+    from ntt_jax.runs.lock import FolderLock
+    from ntt_jax.runs.memory import recorded_memory
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)
     check_references(references, dataset)
@@ -189,7 +191,7 @@ def encode(
 ) -> None:
     """Encode a share of the numbered references and record those that are to do."""
     devices = options.start_jax(args)
-    from ntt_jax.builder import record_means
+    from ntt_jax.runs.memory import record_means
 
     encoder = models.load_encoder(args, devices)
     what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"

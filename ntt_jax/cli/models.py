@@ -12,14 +12,14 @@ from ntt_jax.cli import options
 from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
-from ntt_jax.processes import Processes
+from ntt_jax.runs.processes import Processes
 
 if TYPE_CHECKING:
-    from ntt_jax.builder import ReferenceEncoder
-    from ntt_jax.memory_file import MemoryBank
-    from ntt_jax.predictor import Predictor
+    from ntt_jax.compiled.predictor import Predictor
+    from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+    from ntt_jax.memory.bank import MemoryBank
     from ntt_jax.report.page import ReferenceSource
-    from ntt_jax.run_folder import FolderLock
+    from ntt_jax.runs.lock import FolderLock
 
 
 FILES = ("sam2", "dinov2", "memory", "annotations", "images", "reference_annotations", "reference_images")
@@ -43,7 +43,7 @@ def load_predictor(
     args: argparse.Namespace, bank: "MemoryBank", config: DetectConfig, devices: list[Any], largest_side: int
 ) -> "Predictor":
     """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
-    from ntt_jax.predictor import Predictor
+    from ntt_jax.compiled.predictor import Predictor
 
     cores = options.core_devices(devices)
     return make_predictor(
@@ -84,7 +84,7 @@ def make_predictor(
 
 def load_encoder(args: argparse.Namespace, devices: list[Any]) -> "ReferenceEncoder":
     """The compiled encoder of references with the given checkpoint."""
-    from ntt_jax.builder import ReferenceEncoder
+    from ntt_jax.compiled.reference_encoder import ReferenceEncoder
     from ntt_jax.loading import load_dinov2
 
     dtype, precision = arithmetic(args.dtype)
@@ -101,7 +101,7 @@ def show_patches(
             "--dinov2: the patches are those of the references, so memory, references and images are needed"
         )
     from ntt_jax.cli.progress import Progress
-    from ntt_jax.memory_file import require_encoder
+    from ntt_jax.memory.bank import require_encoder
 
     require_encoder(bank, *read_encoder(args.dinov2))
     options.start_jax(args)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import models, options
 
 if TYPE_CHECKING:
-    from ntt_jax.cli.report_files import Scored
-    from ntt_jax.results import ImageDetections
+    from ntt_jax.evaluation.results import ImageDetections
+    from ntt_jax.report.run_files import Scored
 
 EPILOG = """\
 example: a run over images of the training set, its mistakes, and a memory that knows them
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> None:
     options.check_output_file(args.out)
     if args.pictures is not None:
         options.make_output_folder(args.pictures, "--pictures")
-    from ntt_jax.cli import report_files
     from ntt_jax.files import write_json
-    from ntt_jax.negatives import as_coco, false_positives
+    from ntt_jax.references.negatives import as_coco, false_positives
+    from ntt_jax.report import run_files as report_files
 
     files = report_files.find_files(args.run_dir, {"annotations": args.annotations, "images": args.images}, None)
     images = report_files.find_images(files) if args.pictures is not None else None
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> None:
 
 def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetections]") -> None:
     """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
-    from ntt_jax.cli.segment_files import draw_overlay
-    from ntt_jax.images import read_image
-    from ntt_jax.visualize import save_picture
+    from ntt_jax.images.drawing import save_picture
+    from ntt_jax.images.reading import read_image
+    from ntt_jax.segmenter.folder import draw_overlay
 
     names = tuple(f"not {category.name}" for category in scored.ground_truth.categories)
     for record in chosen:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
-from ntt_jax.processes import AUTOMATIC, Processes, join
+from ntt_jax.runs.processes import AUTOMATIC, Processes, join
 
 CACHE_OFF = "none"
 

@@ -11,8 +11,8 @@ from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoDataset
-    from ntt_jax.memory_file import MemoryBank
+    from ntt_jax.datasets.dataset import CocoDataset
+    from ntt_jax.memory.bank import MemoryBank
 
 EPILOG = """\
 examples:
@@ -63,10 +63,10 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.cli.report_files import find_sources
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.memory_file import load_memory
+    from ntt_jax.memory.bank import load_memory
     from ntt_jax.report.page import reference_cards, write_reference_page
+    from ntt_jax.report.run_files import find_sources
 
     dataset = load_dataset(args.annotations)
     bank = load_memory(args.memory) if args.memory is not None else encode(args, dataset)
@@ -88,12 +88,12 @@ def run(args: argparse.Namespace) -> None:
 def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
     """The memory of `--references`, made with `--dinov2`."""
     from ntt_jax.cli import memory
-    from ntt_jax.memory_file import MemoryBank
+    from ntt_jax.memory.bank import MemoryBank
 
     references = memory.load(args.references, dataset)
     config, _ = models.read_encoder(args.dinov2)
     devices = options.start_jax(args)
-    from ntt_jax.builder import build_memory
+    from ntt_jax.references.build import build_memory
 
     compiled = models.load_encoder(args, devices)
     with Progress("references", sum(len(c.references) for c in references.classes), unit="references") as progress:
@@ -114,7 +114,7 @@ def readable(card: dict[str, Any], bank: "MemoryBank") -> dict[str, Any]:
 
 def show(cards: list[dict[str, Any]], bank: "MemoryBank", *, everything: bool, width: int) -> None:
     """Print a table, worst first within each class, and one line that sums up."""
-    from ntt_jax.doctor import VERDICTS
+    from ntt_jax.references.doctor import VERDICTS
 
     counts = {verdict: sum(card["verdict"] == verdict for card in cards) for verdict in VERDICTS}
     shown = [card for card in cards if everything or card["verdict"] != "good"]

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         options.check_output_file(args.out)
     options.check_folder(args.run_dir, "RUN_DIR")
     options.check_paths(args, "dinov2")
-    from ntt_jax.cli import report_files
+    from ntt_jax.report import run_files as report_files
     from ntt_jax.report.page import write_report
 
     given = {name: getattr(args, name) for name in OPTIONS}

@@ -9,9 +9,9 @@ from ntt_jax.cli import evaluate, memory, models, options, sample
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.builder import Negatives
-    from ntt_jax.coco import CocoDataset
-    from ntt_jax.sampling import ReferenceSet
+    from ntt_jax.datasets.dataset import CocoDataset
+    from ntt_jax.references.build import Negatives
+    from ntt_jax.references.sampling import ReferenceSet
 
 EPILOG = """\
 example:
@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> None:
     processes = options.join_processes(args)
     options.divide_cpu(args.cores)
     from ntt_jax.datasets import load_dataset
-    from ntt_jax.run_folder import ADVICE, FolderLock
-    from ntt_jax.sampling import load_references, save_references
+    from ntt_jax.references.sampling import load_references, save_references
+    from ntt_jax.runs.folder import ADVICE
+    from ntt_jax.runs.lock import FolderLock
 
     references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
     with FolderLock(args.out, processes) as lock:
@@ -92,8 +93,8 @@ def is_current(
     """Whether an earlier start has made this memory; `InputError` if it has made another one."""
     if not memory_file.exists():
         return False
-    from ntt_jax.memory_file import load_memory
-    from ntt_jax.run_folder import ADVICE, differences
+    from ntt_jax.memory.bank import load_memory
+    from ntt_jax.runs.folder import ADVICE, differences
 
     _, source_sha256 = models.read_encoder(args.dinov2)
     made = load_memory(memory_file).provenance

@@ -8,8 +8,8 @@ from ntt_jax.cli import models, options
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoCategory, CocoDataset
-    from ntt_jax.sampling import ReferenceSet
+    from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
+    from ntt_jax.references.sampling import ReferenceSet
 
 EPILOG = """\
 examples:
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.files import write_json
-    from ntt_jax.sampling import references_as_coco, save_references
+    from ntt_jax.references.sampling import references_as_coco, save_references
 
     dataset = load_dataset(args.annotations)
     references = choose(args, dataset)
@@ -115,9 +115,9 @@ def run(args: argparse.Namespace) -> None:
 
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     """The references that the options of `add_choice` ask for; classes that are short are named on stderr."""
-    from ntt_jax.coco import select_classes
-    from ntt_jax.datasets.reference_lists import read_reference_lists
-    from ntt_jax.sampling import sample_references
+    from ntt_jax.datasets.dataset import select_classes
+    from ntt_jax.references.published_lists import read_reference_lists
+    from ntt_jax.references.sampling import sample_references
 
     classes, fewer = select_classes(dataset, args.classes), args.allow_fewer
     if args.drop_empty:
@@ -134,7 +134,7 @@ def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
 
 def with_references(dataset: "CocoDataset", classes: "tuple[CocoCategory, ...]") -> "tuple[CocoCategory, ...]":
     """The classes that have a usable reference; the others are named on stderr. Raises `InputError` if none has."""
-    from ntt_jax.sampling import is_valid_reference
+    from ntt_jax.references.sampling import is_valid_reference
 
     usable = {
         annotation.category_id

@@ -11,7 +11,7 @@ from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from ntt_jax.memory_file import MemoryBank
+    from ntt_jax.memory.bank import MemoryBank
 
 EPILOG = """\
 examples:
@@ -78,8 +78,8 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.cli.segment_files import find_images, segment_files
-    from ntt_jax.memory_file import load_memory, require_encoder
+    from ntt_jax.memory.bank import load_memory, require_encoder
+    from ntt_jax.segmenter.folder import find_images, segment_files
 
     names = find_images(args.images)
     options.divide_cpu(args.cores)

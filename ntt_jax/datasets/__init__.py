@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ntt_jax.files import PathLike, read_bytes
 
 if TYPE_CHECKING:
-    from ntt_jax.coco import CocoDataset
+    from ntt_jax.datasets.dataset import CocoDataset
 
 
 def load_dataset(path: PathLike) -> "CocoDataset":
@@ -17,7 +17,7 @@ def load_dataset(path: PathLike) -> "CocoDataset":
     Raises `InputError`: one line with the file and what is wrong with it.
     """
     # `coco` itself takes class lists from this package.
-    from ntt_jax.coco import MAX_ANNOTATION_BYTES, parse_coco
+    from ntt_jax.datasets.coco import MAX_ANNOTATION_BYTES, parse_coco
     from ntt_jax.datasets.voc import image_lists, load_voc, year_folder
 
     files = image_lists(path)

@@ -19,11 +19,11 @@ from xml.parsers import expat
 
 import numpy as np
 
-from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, make_dataset
 from ntt_jax.datasets.class_lists import VOC_CLASSES
+from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, make_dataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, read_bytes, show_path
-from ntt_jax.images import MAX_PIXELS, SUFFIXES, read_index_image
+from ntt_jax.images.reading import MAX_PIXELS, SUFFIXES, read_index_image
 
 MAX_LIST_BYTES = 64 * 1024**2
 MAX_XML_BYTES = 4 * 1024**2

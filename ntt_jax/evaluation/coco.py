@@ -14,14 +14,14 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ntt_jax.coco import CocoAnnotation, CocoCategory, CocoDataset
 from ntt_jax.datasets.class_lists import is_coco20i_fold
-from ntt_jax.datasets.federated import FederatedLists
+from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset
+from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.protocols import add_semantic, measure
+from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.files import show_path
-from ntt_jax.results import ImageDetections, coco_results
-from ntt_jax.rle import rle_areas
+from ntt_jax.images.rle import rle_areas
 
 KINDS = ("bbox", "segm")
 """What is compared: boxes or masks. COCOeval's `iouType`."""

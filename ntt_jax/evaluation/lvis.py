@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntt_jax.datasets.federated import FREQUENCIES
+from ntt_jax.datasets.lvis import FREQUENCIES
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps
 from ntt_jax.evaluation.matching import match_objects
-from ntt_jax.results import ImageDetections, coco_results
-from ntt_jax.rle import rle_areas
+from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.images.rle import rle_areas
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.coco import GroundTruth

@@ -10,9 +10,9 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.lvis import LvisScorer
+from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.evaluation.semantic import SemanticScorer
 from ntt_jax.evaluation.voc import VocScorer
-from ntt_jax.results import ImageDetections
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.coco import GroundTruth

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntt_jax.evaluation.average_precision import defined_mean
-from ntt_jax.results import ImageDetections
-from ntt_jax.rle import decode_rle
+from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.images.rle import decode_rle
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.coco import GroundTruth

@@ -20,7 +20,7 @@ from ntt_jax.evaluation.average_precision import (
     overlaps,
     precision_recall,
 )
-from ntt_jax.results import ImageDetections
+from ntt_jax.evaluation.results import ImageDetections
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.coco import GroundTruth

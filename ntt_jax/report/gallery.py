@@ -9,12 +9,12 @@ from PIL import Image
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
-from ntt_jax.images import read_image
-from ntt_jax.preprocess import crop_box
+from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.images.drawing import overlay
+from ntt_jax.images.preprocess import crop_box
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import sample_rle
 from ntt_jax.report.matching import Rows, image_rows
-from ntt_jax.results import ImageDetections
-from ntt_jax.rle import sample_rle
-from ntt_jax.visualize import overlay
 
 PICTURE_BYTES = 36_000
 """A picture is made smaller or coarser until it has at most about this many bytes: 200 of them take 10 MB in a page."""

@@ -18,7 +18,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
 from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
 from ntt_jax.evaluation.matching import match_objects
-from ntt_jax.results import ImageDetections
+from ntt_jax.evaluation.results import ImageDetections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 FOUND, TOUCHED = 0.5, 0.1

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ntt_jax.memory import foreground_kmeans, foreground_pca
-from ntt_jax.memory_file import MemoryBank
+from ntt_jax.memory.analysis import foreground_kmeans, foreground_pca
+from ntt_jax.memory.bank import MemoryBank
 
 MAX_PAIRS = 15
 MAX_MATRIX = 60

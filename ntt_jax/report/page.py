@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 
 import ntt_jax
-from ntt_jax import doctor
-from ntt_jax.coco import CocoDataset
+from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
+from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.files import PathLike, write_bytes
-from ntt_jax.images import read_image
-from ntt_jax.memory_file import MemoryBank
+from ntt_jax.images.drawing import distinct_colours
+from ntt_jax.images.reading import read_image
+from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.references import doctor
+from ntt_jax.references.sampling import ReferenceSet
 from ntt_jax.report import analysis, gallery
 from ntt_jax.report.matching import KINDS, Rows, match
 from ntt_jax.report.memory_view import memory_view
-from ntt_jax.results import ImageDetections
-from ntt_jax.sampling import ReferenceSet
-from ntt_jax.visualize import distinct_colours
 
 SCRIPTS = ("base.js", "tables.js", "charts.js", "masks.js", "gallery.js", "viewer.js", "references.js", "sections.js")
 MAX_THUMBNAILS = 300

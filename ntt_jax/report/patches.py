@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ntt_jax.builder import read_reference
-from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
-from ntt_jax.memory import foreground_kmeans, foreground_pca, kmeans_start
-from ntt_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from ntt_jax.images.drawing import distinct_colours, enlarge
+from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from ntt_jax.memory.analysis import foreground_kmeans, foreground_pca, kmeans_start
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.references.build import read_reference
 from ntt_jax.report.gallery import data_uri
 from ntt_jax.report.page import ReferenceSource
-from ntt_jax.visualize import distinct_colours, enlarge
 
 PER_CLASS, MAX_CLASSES, MAX_PICTURES = 4, 60, 80
 PICTURE_BYTES = 12_000

@@ -21,7 +21,7 @@ import numpy as np
 from ntt_jax.config import DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, show_path
-from ntt_jax.memory import Memory, instance_mean, memory_from_instance_means
+from ntt_jax.memory.aggregate import Memory, instance_mean, memory_from_instance_means
 
 _FEATURES, _MASKS, _MEANS, _POOLED = "mem_feats", "mem_masks", "mem_feats_ins_avg", "mem_feats_avg"
 _COUNTS = ("mem_fill_counts", "fill_counts")

@@ -5,10 +5,10 @@ import pickle
 import pickletools
 from typing import Any, NoReturn
 
-from ntt_jax.coco import CocoDataset
+from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, read_bytes, show_path
-from ntt_jax.sampling import ClassReferences, Reference, ReferenceSet
+from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet
 
 MAX_PICKLE_BYTES = 64 * 1024**2
 MAX_REFERENCES = 1_000_000

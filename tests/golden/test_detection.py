@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ntt_jax.config import DetectConfig
-from ntt_jax.detection import Detections, describe_candidates, detect, merge_candidates
-from ntt_jax.match import object_features, similarities
-from ntt_jax.merge import class_aware_nms, resize_masks
+from ntt_jax.detection.full_size import resize_masks
+from ntt_jax.detection.match import object_features, similarities
+from ntt_jax.detection.merge import Detections, describe_candidates, detect, merge_candidates
+from ntt_jax.detection.nms import class_aware_nms
 
 SCORE_TOLERANCE = 5e-6  # the recorded results are float32 sums in another order
 TIE = 1e-5

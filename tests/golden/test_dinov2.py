@@ -10,8 +10,8 @@ import pytest
 from dinov2_weights import recipe_model
 
 from ntt_jax.config import DINOV2_CONFIGS
-from ntt_jax.images import read_image
-from ntt_jax.preprocess import encoder_input, normalise, resize_for_sam
+from ntt_jax.images.preprocess import encoder_input, normalise, resize_for_sam
+from ntt_jax.images.reading import read_image
 
 
 def relative_error(found, expected) -> float:

@@ -8,7 +8,14 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ntt_jax.preprocess import IMAGENET_MEAN, IMAGENET_STD, mask_to_grid, reference_crop, resize_for_sam, sam_input
+from ntt_jax.images.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    mask_to_grid,
+    reference_crop,
+    resize_for_sam,
+    sam_input,
+)
 
 
 def polygon_mask(polygons, height, width):

@@ -3,8 +3,9 @@
 import json
 import pathlib
 
-from ntt_jax.coco import load_coco, select_classes
-from ntt_jax.sampling import Reference, check_references, sample_references
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.datasets.dataset import select_classes
+from ntt_jax.references.sampling import Reference, check_references, sample_references
 from ntt_jax.upstream.references import import_upstream_references
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sam2_weights
 
-from ntt_jax.box_masks import Prompt, PromptMasker
+from ntt_jax.compiled.prompt_masker import Prompt, PromptMasker
 from weight_port import convert_state_dict
 
 torch = pytest.importorskip("torch")

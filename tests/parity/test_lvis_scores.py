@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from random_detections import lvis_content, parse, random_detections
 
-from ntt_jax.coco import select_classes
+from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.results import coco_results
+from ntt_jax.evaluation.results import coco_results
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from torch_reference import TorchPass  # noqa: E402
 
 from ntt_jax.cli import main  # noqa: E402
 from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DetectConfig  # noqa: E402
-from ntt_jax.images import read_image  # noqa: E402
-from ntt_jax.memory_file import load_memory  # noqa: E402
-from ntt_jax.rle import decode_rle  # noqa: E402
+from ntt_jax.images.reading import read_image  # noqa: E402
+from ntt_jax.images.rle import decode_rle  # noqa: E402
+from ntt_jax.memory.bank import load_memory  # noqa: E402
 from weight_port import convert  # noqa: E402
 
 SAM2, DINOV2 = SAM2_CONFIGS["sam2_hiera_tiny"], DINOV2_CONFIGS["dinov2_vits14"]

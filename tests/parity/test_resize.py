@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_jax.resize import antialias_resize, resize_host, resize_images, resize_matrix
+from ntt_jax.images.resize import antialias_resize, resize_host, resize_images, resize_matrix
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ import pytest
 from sam2_weights import SMALL, checkpoint_shapes, recipe_model
 
 from ntt_jax.config import SAM2_CONFIGS
-from ntt_jax.sam2.model import ImageFeatures
+from ntt_jax.models.sam2.sam2_base import ImageFeatures
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")

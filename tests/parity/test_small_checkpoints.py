@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ntt_jax import demo
 from ntt_jax.config import from_dict
+from ntt_jax.demo import demo
+from ntt_jax.demo.scenes import make_scene, novel_classes
+from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.preprocess import encoder_input, resize_for_sam, sam_input
-from ntt_jax.sam2.grid import grid_points
-from ntt_jax.scenes import make_scene, novel_classes
+from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("sam2")
 pytest.importorskip("dinov2")
 ImagePath = pytest.importorskip("oracle_sam2").ImagePath
 
-ASSETS = resources.files("ntt_jax") / "assets"
+ASSETS = resources.files("ntt_jax.demo") / "assets"
 SIDE = json.loads((ASSETS / f"{demo.SAM2_NAME}.json").read_text())["image_size"]
 
 

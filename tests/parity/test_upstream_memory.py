@@ -13,7 +13,7 @@ from coco_files import check_message
 from ntt_jax.cli import main
 from ntt_jax.config import DinoV2Config
 from ntt_jax.errors import InputError
-from ntt_jax.memory_file import load_memory
+from ntt_jax.memory.bank import load_memory
 from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
 
 torch = pytest.importorskip("torch")

@@ -11,9 +11,9 @@ from flax import nnx
 from weight_checkpoints import DINOV2_GIVEN, SAM2_GIVEN, TINY_DINOV2, TINY_SAM2, save, state_dict
 
 from ntt_jax.config import from_dict
-from ntt_jax.dinov2 import DinoVisionTransformer
 from ntt_jax.errors import InputError
-from ntt_jax.sam2.model import Sam2
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import port, rules
 from weight_port.__main__ import main
 from weight_port.orbax_folder import export_orbax

@@ -1,0 +1,242 @@
+"""The compiled target pass: `Predictor` runs METHOD stage 3 over any number of images of any sizes.
+
+    host    PIL resize to the model's side                                threads, ahead of the device
+    device  `detect_images`: both encoders, decoder, matching, merging    one program, whatever the images' sizes
+    device  `draw_masks`: the returned masks at full size                 one program per canvas (640, powers of two)
+    host    COCO run lengths                                              a thread, behind the device
+
+With `point_devices` the second line is three programs (`point_parallel`).
+"""
+
+import copy
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
+from ntt_jax.compiled.point_parallel import PointParallel
+from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
+from ntt_jax.detection.merge import Merged
+from ntt_jax.errors import InputError
+from ntt_jax.images.preprocess import resize_for_sam
+from ntt_jax.images.rle import Rle, encode_masks
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.pipeline import as_classes, detect_images, draw_masks, note_compilation
+
+CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
+_CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class HostDetections:
+    """The detections of one image on the host, best first.
+
+    height, width in pixels; boxes `[n, 4]` float32 x1, y1, x2, y2, inclusive; scores `[n]` float32; labels `[n]` int32
+    class index; rles: n COCO run-length masks of the image's size.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    rles: list[Rle]
+
+
+# The compiled entry points. They belong to no object, so that predictors of equal shapes share them.
+
+
+@functools.partial(
+    jax.jit, static_argnames=("detect", "definitions", "config", "mesh"), compiler_options=COMPILER_OPTIONS
+)
+def _detect_batch(
+    state: Any,
+    classes: tuple[Array, Array | None],
+    images: Array,
+    sizes: Array,
+    *,
+    detect: Callable[..., Any],
+    definitions: Any,
+    config: DetectConfig,
+    mesh: Mesh,
+) -> Any:
+    """`detect` (`detect_images` or its like) over the images of a mesh."""
+    note_compilation(detect.__name__)
+
+    def shard(shared: Any, images: Array, sizes: Array) -> Any:
+        state, (prototypes, negatives) = shared
+        return detect(*nnx.merge(definitions, state), prototypes, images, sizes, config, negatives)
+
+    return over_mesh(shard, mesh)((state, classes), images, sizes)
+
+
+@functools.partial(jax.jit, static_argnames=("canvas", "rows", "packed"))
+def _draw_rows(
+    logits: Array, image: Array, start: Array, count: Array, size: Array, *, canvas: int, rows: int, packed: bool
+) -> Array:
+    """`draw_masks` for rows [start, start + rows) of one image of `[B, D, m, m]`."""
+    note_compilation(f"draw_masks {canvas}")
+    part = jax.lax.dynamic_slice(logits, (image, start, 0, 0), (1, rows, *logits.shape[2:]))[0]
+    return draw_masks(part, count, size, canvas, packed=packed)
+
+
+class Predictor:
+    """The compiled target pass: an iterable of images in, their detections out, in order.
+
+    Args:
+      sam2, dinov2: the models. prototypes: `[K, C]`. config: constants of the method.
+      negatives: `[K, N, C]`, what looks like a class and is none (`match.similarities`).
+      batch_size: images per device and step.
+      devices: those to use, the default one if None. Each works on its own share of every batch.
+      matmul_precision: "highest" for float32 products; "tensorfloat32" trades exactness for speed on GPUs that have it.
+      point_devices: devices that share the points of every image (`point_parallel`), in place of `devices`: the cores
+        of a CPU that is divided into devices.
+      canvas: longest image side to expect; masks are drawn on a canvas of at least this side. Without it, the first
+        larger image compiles the drawing program anew (never the main one).
+
+    Raises:
+      InputError: prototypes or negatives of another encoder, a batch size below 1, no devices, or both kinds of them.
+    """
+
+    def __init__(
+        self,
+        sam2: Sam2,
+        dinov2: DinoVisionTransformer,
+        prototypes: Any,
+        config: DetectConfig | None = None,
+        *,
+        negatives: Any = None,
+        batch_size: int = 1,
+        devices: Sequence[Any] | None = None,
+        matmul_precision: str = "highest",
+        point_devices: Sequence[Any] | None = None,
+        canvas: int = 0,
+    ):
+        self.config = DetectConfig() if config is None else config
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, found {batch_size}")
+        if devices is not None and point_devices is not None:
+            raise InputError("devices, point_devices: give one of them; images or their points are divided, not both")
+        mesh = device_mesh(devices if point_devices is None else point_devices[:1])
+        self.batch_size = batch_size * mesh.size
+        self.image_size = sam2.config.image_size
+        self._canvas = canvas
+        self._precision = matmul_precision
+        self._packed = mesh.devices.flat[0].platform != "cpu"
+        # Split once: handing a state to a compiled function is cheaper than handing it a module.
+        definitions, state = nnx.split((sam2, dinov2))
+        self._sharded, self._shared = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
+        self._state = jax.device_put(state, self._shared)
+        self._classes = self._place(prototypes, negatives, [dinov2.config.embed_dim])
+        self._program: Callable[..., Any] = functools.partial(
+            _detect_batch, detect=detect_images, definitions=definitions, config=self.config, mesh=mesh
+        )
+        if point_devices is not None and len(point_devices) > 1:
+            self._program = PointParallel(sam2, dinov2, self.config, definitions, point_devices)
+
+    def __call__(self, images: Iterable[np.ndarray]) -> Iterator[HostDetections]:
+        """Detections of each image `[H, W, 3]` uint8 RGB, lazily and in order.
+
+        At most three batches are in memory. An exception from `images` is raised after the detections of the images
+        before it have been given out. Raises `InputError` for an image of another shape or type.
+        """
+        images = iter(images)
+        pending: deque[Future[list[HostDetections]]] = deque()
+        with ThreadPoolExecutor(4) as workers, ThreadPoolExecutor(1) as collector:
+            failure: BaseException | None = None
+            while failure is None:
+                batch: list[np.ndarray] = []
+                try:
+                    for image in islice(images, self.batch_size):
+                        batch.append(_check_image(image))
+                except Exception as error:
+                    failure = error
+                if not batch:
+                    break
+                sizes = [(image.shape[0], image.shape[1]) for image in batch]
+                resized = list(workers.map(functools.partial(resize_for_sam, size=self.image_size), batch))
+                pending.append(collector.submit(self._collect, self._dispatch(resized, sizes), sizes))
+                while len(pending) > 2:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+            if failure is not None:
+                raise failure
+
+    def with_prototypes(self, prototypes: Any, negatives: Any = None) -> "Predictor":
+        """A predictor of other prototypes `[K, C]` and negatives `[K, N, C]` that shares this one's models and compiled
+        programs (same sizes: nothing is compiled). Raises `InputError` for those of another encoder."""
+        other = copy.copy(self)
+        other._classes = self._place(prototypes, negatives, self._classes[0].shape[1:])
+        return other
+
+    def _place(self, prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
+        return jax.device_put(as_classes(prototypes, negatives, size), self._shared)
+
+    def _dispatch(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> tuple[Merged, Array]:
+        missing = self.batch_size - len(images)
+        batch = np.stack(images + [images[-1]] * missing)
+        shape = np.array(sizes + [(1, 1)] * missing, np.int32)
+        with jax.default_matmul_precision(self._precision):
+            return self._program(self._state, self._classes, *jax.device_put((batch, shape), self._sharded))
+
+    def _collect(self, outputs: tuple[Merged, Array], sizes: list[tuple[int, int]]) -> list[HostDetections]:
+        merged, logits = outputs
+        # In order of the batch; each shard's masks are drawn where its logits are.
+        shards = sorted(logits.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        merged = jax.tree.map(np.asarray, merged)
+        found = []
+        for index, (height, width) in enumerate(sizes):
+            shard, row = divmod(index, self.batch_size // len(shards))
+            count = int(np.sum(merged.valid[index]))
+            found.append(
+                HostDetections(
+                    height,
+                    width,
+                    merged.boxes[index, :count].astype(np.float32),
+                    merged.scores[index, :count],
+                    merged.labels[index, :count],
+                    self._masks(shards[shard].data, row, count, height, width),
+                )
+            )
+        return found
+
+    def _masks(self, logits: Array, image: int, count: int, height: int, width: int) -> list[Rle]:
+        side = max(height, width, self._canvas)
+        canvas = next((c for c in CANVAS_SIDES if c >= side), None)
+        if canvas is None:
+            raise InputError(f"image of {width} x {height} pixels: sides above {CANVAS_SIDES[-1]} are not supported")
+        total = logits.shape[1]
+        rows = max(1, min(total, _CANVAS_PIXELS // canvas**2))
+        size = np.array([height, width], np.int32)
+        rles: list[Rle] = []
+        for start in range(0, count, rows):
+            first = min(start, total - rows)
+            end = min(start + rows, count)
+            drawn = _draw_rows(logits, image, first, end - first, size, canvas=canvas, rows=rows, packed=self._packed)
+            part = np.asarray(drawn)[start - first : end - first, :height]
+            if self._packed:
+                part = np.unpackbits(part, axis=-1)
+            rles.extend(encode_masks(part[:, :, :width].view(np.bool_)))
+        return rles
+
+
+def _check_image(image: Any) -> np.ndarray:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        found = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+        raise InputError(f"expected an image as a numpy array uint8 [H, W, 3], found {found}")
+    if not min(image.shape):
+        raise InputError("expected an image with pixels, found an empty one")
+    return image

@@ -1,0 +1,174 @@
+"""An annotated data set in memory, whatever file it came from, and the choice of its classes."""
+
+import difflib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ntt_jax.datasets.class_lists import CLASS_LISTS
+from ntt_jax.datasets.lvis import FederatedLists
+from ntt_jax.errors import InputError
+from ntt_jax.files import PathLike, describe, show_path
+from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """One image entry. Sizes in pixels; `file_name` is relative and stays inside its folder."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class CocoCategory:
+    """One category entry."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CocoAnnotation:
+    """One annotation entry.
+
+    bbox: x, y, width, height in pixels (not necessarily inside the image). area: as in the file, None where it has
+    none. isimpossible: no reference, and VOC's "difficult". segmentation: the JSON value, or a function that reads the
+    mask, bool `[H, W]`, from its own file; decoded by `CocoDataset.rle`. None where there is none (boxes only).
+    """
+
+    id: int
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    area: float | None
+    iscrowd: bool
+    isimpossible: bool
+    segmentation: Any
+
+
+@dataclass(frozen=True)
+class CocoDataset:
+    """A checked data set. Mappings are read-only.
+
+    path, sha256: of the annotation file, or of everything that was read in its stead. images, annotations: by id, in
+    the file's order. categories: by id, ascending. image_annotations: annotations of every image id, in the file's
+    order. protocol: whose rules results are measured by, "coco", "voc" or "lvis". federated: what LVIS knows beside.
+    """
+
+    path: str
+    sha256: str
+    images: Mapping[int, CocoImage]
+    annotations: Mapping[int, CocoAnnotation]
+    categories: Mapping[int, CocoCategory]
+    image_annotations: Mapping[int, tuple[CocoAnnotation, ...]]
+    protocol: str = "coco"
+    federated: FederatedLists | None = None
+
+    def rle(self, annotation: CocoAnnotation) -> Rle:
+        """The annotation's mask, compressed. Raises `InputError` naming file and entry if the segmentation is unsound
+        (what reading the file has not looked at: coordinates and runs) or absent."""
+        image = self.images[annotation.image_id]
+        where = f"{show_path(self.path)}: annotation {annotation.id}"
+        if annotation.segmentation is None:
+            raise InputError(
+                f"{where}: has no segmentation, but its mask is needed (`ntt-jax masks` makes masks of boxes)"
+            )
+        if callable(annotation.segmentation):
+            return encode_masks(np.asarray(annotation.segmentation())[None])[0]
+        return segmentation_to_rle(annotation.segmentation, image.height, image.width, where)
+
+    def mask(self, annotation: CocoAnnotation) -> np.ndarray:
+        """The annotation's mask, bool `[H, W]`. Raises as `rle`."""
+        return decode_rle(self.rle(annotation))
+
+    def image_path(self, folder: PathLike, image_id: int) -> pathlib.Path:
+        """Where an image's file is, given the folder that holds the data set's images."""
+        return pathlib.Path(folder) / self.images[image_id].file_name
+
+
+def make_dataset(
+    path: PathLike,
+    sha256: str,
+    images: dict[int, CocoImage],
+    annotations: dict[int, CocoAnnotation],
+    categories: dict[int, CocoCategory],
+    *,
+    protocol: str = "coco",
+    federated: FederatedLists | None = None,
+) -> CocoDataset:
+    """A data set from checked entries by id, whose ids fit together."""
+    per_image: dict[int, list[CocoAnnotation]] = {image_id: [] for image_id in images}
+    for annotation in annotations.values():
+        per_image[annotation.image_id].append(annotation)
+    return CocoDataset(
+        path=os.fspath(path),
+        sha256=sha256,
+        images=MappingProxyType(images),
+        annotations=MappingProxyType(annotations),
+        categories=MappingProxyType({i: categories[i] for i in sorted(categories)}),
+        image_annotations=MappingProxyType({i: tuple(v) for i, v in per_image.items()}),
+        protocol=protocol if federated is None else "lvis",
+        federated=federated,
+    )
+
+
+def select_classes(dataset: CocoDataset, classes: str | Sequence[str | int]) -> tuple[CocoCategory, ...]:
+    """The chosen categories, ascending by category id: a category's position here is its class index.
+
+    classes: "all" (every category of the file), a list of `CLASS_LISTS` ("novel", "coco20i-0", ...), category names or
+    ids, or several of these separated by commas or in a sequence. A name wins over an id written the same way.
+
+    Raises `InputError` on an unknown or ambiguous class (with the names that come close) and on an empty choice.
+    """
+    tokens = [t.strip() for t in classes.split(",")] if isinstance(classes, str) else list(classes)
+    by_name: dict[str, list[int]] = {}
+    for category in dataset.categories.values():
+        by_name.setdefault(category.name, []).append(category.id)
+    chosen: set[int] = set()
+    for token in tokens:
+        if token == "all":
+            chosen.update(dataset.categories)
+        elif isinstance(token, str) and token in CLASS_LISTS:
+            if missing := [name for name in CLASS_LISTS[token] if name not in by_name]:
+                raise InputError(
+                    f'class list "{token}": {show_path(dataset.path)} has no category {missing[0]!r}'
+                    f' ({len(missing)} of its {len(CLASS_LISTS[token])} classes are missing); use "all" or names'
+                )
+            chosen.update(_category_id(name, by_name, dataset) for name in CLASS_LISTS[token])
+        elif token != "":
+            chosen.add(_category_id(token, by_name, dataset))
+    if not chosen:
+        raise InputError(f"no class chosen: {describe(classes)}; {_listing(dataset)}")
+    return tuple(dataset.categories[i] for i in sorted(chosen))
+
+
+def _category_id(token: str | int, by_name: dict[str, list[int]], dataset: CocoDataset) -> int:
+    if isinstance(token, str) and token in by_name:
+        if len(by_name[token]) > 1:
+            ids = ", ".join(map(str, by_name[token]))
+            raise InputError(f"class {token!r}: {show_path(dataset.path)} has several of this name; use an id ({ids})")
+        return by_name[token][0]
+    if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) <= 19:
+        token = int(token)
+    if type(token) is int and token in dataset.categories:
+        return token
+    close = difflib.get_close_matches(str(token), [*by_name, "all", *CLASS_LISTS], n=3) if len(str(token)) < 100 else []
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise InputError(f"unknown class {describe(token)}: {hint}{_listing(dataset)}")
+
+
+def _listing(dataset: CocoDataset) -> str:
+    names = [c.name for c in dataset.categories.values()]
+    shown = ", ".join(describe(n, 30)[1:-1] for n in names[:10]) + (", ..." if len(names) > 10 else "")
+    return (
+        f'classes are "all", {", ".join(CLASS_LISTS)}, or names or ids from "categories" of {show_path(dataset.path)}'
+        f" ({len(names)}: {shown})"
+    )

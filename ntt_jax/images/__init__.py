@@ -1,0 +1,1 @@
+"""Pictures as arrays: reading, resizing, normalising, drawing; masks as run lengths."""

@@ -1,0 +1,184 @@
+"""The durable run: every image of a data set through the target pass, each result on the disk before the next batch.
+
+The images are taken in the annotation file's order in groups of one device's batch. An image keeps its place in its
+group whatever was finished before, whatever cannot be read and however the groups are shared out among devices and
+processes, so every run computes every image in the same place of the same batch, and ends in the same bytes.
+"""
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ntt_jax.datasets.dataset import CocoDataset, CocoImage
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation import GroundTruth, evaluate_detections
+from ntt_jax.evaluation.results import ImageDetections, write_results
+from ntt_jax.files import show_path, write_json
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.reading import read_image
+from ntt_jax.runs.folder import RunFolder
+from ntt_jax.runs.processes import Processes
+from ntt_jax.runs.records import RunRecords
+
+if TYPE_CHECKING:
+    from ntt_jax.compiled.predictor import HostDetections
+
+# Stands in for an image that cannot be read, so that the others of its batch stay where they are.
+_BLANK = np.zeros((64, 64, 3), np.uint8)
+
+# What reading says when a network file system or a disk is gone.
+_LOST = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENODEV", "ENXIO")
+    if hasattr(errno, name)
+}
+
+
+Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
+"""The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
+
+
+class Observer(Protocol):
+    """Who hears how the run gets on (`cli.progress.Progress`)."""
+
+    def step(self, count: int = 1) -> None:
+        """`count` more images are finished and saved."""
+
+    def note(self, message: str) -> None:
+        """Something a person should read now."""
+
+
+def check_images(dataset: CocoDataset, folder: Path) -> None:
+    """Raise `InputError` if there is nothing to do: no image in the annotation file, or none of them in `folder`."""
+    if not dataset.images:
+        raise InputError(f"{show_path(dataset.path)}: lists no image")
+    if not any(dataset.image_path(folder, image_id).exists() for image_id in dataset.images):
+        first = next(iter(dataset.images.values())).file_name
+        raise InputError(
+            f"{show_path(folder)}: none of the {len(dataset.images)} images of {show_path(dataset.path)} is here "
+            f"(the first is {show_path(first)}); give the folder that their names start from"
+        )
+
+
+def unfinished(records: RunRecords, dataset: CocoDataset, folder: Path) -> set[int]:
+    """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
+    return {
+        image.id
+        for image in dataset.images.values()
+        if image.id not in records
+        or (records.skipped(image.id) and not isinstance(read_checked(dataset, folder, image), str))
+    }
+
+
+def shares(processes: Processes, dataset: CocoDataset, todo: set[int], batch_size: int) -> list[list[CocoImage]]:
+    """Every process's share of the images: those of every group of `batch_size` with one of `todo` in it."""
+    return processes.shares(list(dataset.images.values()), lambda image: image.id in todo, batch_size)
+
+
+def segment_images(
+    run: RunFolder,
+    dataset: CocoDataset,
+    folder: Path,
+    predict: Predict,
+    *,
+    share: Sequence[CocoImage],
+    todo: set[int],
+    window: int,
+    observer: Observer,
+    record: Callable[[CocoImage, Any], dict[str, Any]] | None = None,
+) -> None:
+    """Segment the images of a share that are in `todo` and append one record for each to `run.records`.
+
+    predict: the target pass; gives one result per image, in order. share: of this process (`shares`). window: images
+    worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation file
+    says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
+    record: makes the record of an image of what `predict` found; as `ImageDetections` by default.
+    """
+    record = record or _record
+    fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
+
+    def pixels() -> Iterator[np.ndarray]:
+        ahead = map_ahead(lambda image: read_checked(dataset, folder, image), share, ahead=window)
+        for image, read in zip(share, ahead, strict=True):
+            fed.append((image, read if isinstance(read, str) else None))
+            yield _BLANK if isinstance(read, str) else read
+
+    finished: list[dict[str, Any]] = []
+
+    def save() -> None:
+        batch = finished.copy()
+        finished.clear()  # first, so that nothing is written twice if the writing is interrupted
+        run.records.append(batch)
+        observer.step(len(batch))
+
+    try:
+        for count, found in enumerate(predict(pixels()), 1):
+            image, reason = fed.popleft()
+            if image.id in todo:
+                if reason is not None:
+                    observer.note(f"skipped: {reason}")
+                finished.append(record(image, found) if reason is None else {"image_id": image.id, "skipped": reason})
+            if count % window == 0:
+                save()
+    finally:
+        save()
+
+
+def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
+    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size)."""
+    path = dataset.image_path(folder, image.id)
+    try:
+        read = read_image(path)
+    except InputError as error:
+        # The image may be sound: without its file system, every one after it would be called unreadable too.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
+            raise OSError(error.__cause__.errno, error.__cause__.strerror, str(path)) from error
+        if not folder.is_dir():
+            raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
+        return str(error)
+    if read.shape[:2] != (image.height, image.width):
+        size = f"{read.shape[1]} x {read.shape[0]}"
+        return f"{show_path(path)}: is {size} pixels, its annotations are for {image.width} x {image.height}"
+    return read
+
+
+def _record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
+    return ImageDetections(
+        image.id, image.height, image.width, found.boxes, found.scores, found.labels, tuple(found.rles)
+    ).to_json()
+
+
+def detections(run: RunFolder, dataset: CocoDataset) -> Iterator[ImageDetections]:
+    """The recorded detections by ascending image id, read from the disk one by one; skipped images are left out."""
+    for image_id in sorted(dataset.images):
+        if not run.records.skipped(image_id):
+            record = run.records.read(image_id)
+            yield ImageDetections.from_json(record, f"{show_path(run.folder)}: record of image {image_id}")
+
+
+def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]:
+    """The images that were skipped and why, by ascending id: `{"image_id", "file_name", "reason"}`."""
+    records = [run.records.read(image_id) for image_id in sorted(dataset.images) if run.records.skipped(image_id)]
+    return [
+        {"image_id": r["image_id"], "file_name": dataset.images[r["image_id"]].file_name, "reason": r["skipped"]}
+        for r in records
+    ]
+
+
+def write_outcome(run: RunFolder, dataset: CocoDataset, ground_truth: GroundTruth) -> dict[str, Any]:
+    """Write results.json and metrics.json of a run whose images all have a record; returns the metrics.
+
+    Both depend on the records and the run's identity alone, not on when and on what the run was computed. The objects
+    of skipped images count as missed.
+    """
+    category_ids = [category.id for category in ground_truth.categories]
+    write_results(run.results, detections(run, dataset), category_ids)
+    metrics = evaluate_detections(ground_truth, detections(run, dataset))
+    metrics["skipped"] = skipped_images(run, dataset)
+    metrics["provenance"] = run.identity
+    write_json(run.metrics, metrics)
+    return metrics

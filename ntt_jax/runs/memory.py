@@ -1,0 +1,51 @@
+"""The means of references as records of a run, and the memory that they make."""
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.memory.aggregate import Memory
+from ntt_jax.references.build import Negatives, collect_memory, encode_all, places, sources
+from ntt_jax.references.sampling import ReferenceSet
+from ntt_jax.runs.folder import RunFolder
+
+
+def record_means(
+    run: RunFolder,
+    encoder: ReferenceEncoder,
+    dataset: CocoDataset,
+    folder: Path,
+    references: ReferenceSet,
+    *,
+    negatives: Negatives | None = None,
+    share: Sequence[int],
+    todo: set[int],
+    step: Callable[[int], None],
+) -> None:
+    """Encode the references of these numbers (`places`, then those of the negatives) and record those in `todo`.
+
+    The durable half of `build_memory`: each is appended to `run.records`, so whatever ends it early, finished batches
+    are saved. `recorded_memory` is the other half.
+    """
+    everything, numbers = sources(dataset, folder, references, negatives), list(share)
+    for batch in encode_all(encoder, [everything[number] for number in numbers]):
+        done, numbers = numbers[: len(batch)], numbers[len(batch) :]
+        records = [
+            {"reference": number, "mean": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
+            for number, mean in zip(done, batch, strict=True)
+            if number in todo
+        ]
+        run.records.append(records)
+        step(len(records))
+
+
+def recorded_memory(run: RunFolder, references: ReferenceSet, negatives: ReferenceSet | None = None) -> Memory:
+    """The memory of references that have all been recorded: bit for bit that of `build_memory`."""
+    count = len(places(references)) + (0 if negatives is None else len(places(negatives)))
+    records = (run.records.read(number) for number in range(count))
+    means = (np.frombuffer(base64.b64decode(record["mean"]), "<f4") for record in records)
+    return collect_memory(references, means, negatives)

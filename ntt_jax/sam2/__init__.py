@@ -1,5 +1,0 @@
-"""SAM 2, image path: `model.Sam2` and its parts, one file per part of Meta's package."""
-
-from ntt_jax.sam2.model import ImageFeatures, Sam2
-
-__all__ = ["ImageFeatures", "Sam2"]

@@ -1,0 +1,155 @@
+"""The work of `ntt-jax segment`: image files in, one COCO file, a PNG per mask and an overlay per image out."""
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ntt_jax.cli.progress import Progress
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.files import write_json
+from ntt_jax.images.drawing import overlay, save_picture
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import decode_rle, rle_areas
+from ntt_jax.segmenter.inputs import images_of_folder
+
+if TYPE_CHECKING:
+    from ntt_jax.compiled.predictor import Predictor
+    from ntt_jax.memory.bank import MemoryBank
+
+OVERLAY_SIDE = 2048
+"""Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
+
+
+def find_images(paths: list[Path]) -> dict[str, Path]:
+    """The images to work on by the names they get in the output: as given, or relative to the folder they lie in.
+
+    A file that is named itself may have any suffix.
+
+    Names differ in more than their suffix (a number is added where needed), so each can name a picture or a folder.
+    Raises `InputError` for a folder without images.
+    """
+    found: dict[str, Path] = {}
+    taken: set[PurePosixPath] = set()
+    for path in paths:
+        inside = images_of_folder(path) if path.is_dir() else [path]
+        files = {p.relative_to(path).as_posix() if path.is_dir() else p.name: p for p in inside}
+        for name, file in files.items():
+            plain = unique = PurePosixPath(name)
+            number = 2
+            while unique.with_suffix("") in taken:
+                unique, number = plain.with_stem(f"{plain.stem}_{number}"), number + 1
+            taken.add(unique.with_suffix(""))
+            found[str(unique)] = file
+    return found
+
+
+def segment_files(
+    predictor: "Predictor",
+    names: dict[str, Path],
+    bank: "MemoryBank",
+    out: Path,
+    *,
+    classes: set[int],
+    threshold: float,
+    pictures: Collection[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Segment the files, write `pictures` of them as they come, then detections.json, whose content is returned.
+
+    pictures: "masks", "overlays", both, or none.
+    """
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": n} for i, n in zip(bank.category_ids, bank.class_names, strict=True)],
+        "skipped": [],
+    }
+    fed: deque[tuple[int, str, np.ndarray]] = deque()
+
+    def images() -> Iterator[np.ndarray]:
+        for image_id, (name, read) in enumerate(zip(names, map_ahead(_read, names.values(), ahead=8), strict=True), 1):
+            if isinstance(read, str):
+                progress.note(f"skipped: {read}")
+                content["skipped"].append({"file_name": name, "reason": read})
+                progress.step()
+            else:
+                fed.append((image_id, name, read))
+                yield read
+
+    for found in predictor(images()):
+        image_id, name, image = fed.popleft()
+        keep = [i for i, s in enumerate(found.scores) if s >= threshold and int(found.labels[i]) in classes]
+        content["images"].append({"id": image_id, "file_name": name, "height": found.height, "width": found.width})
+        kept = ImageDetections(
+            image_id,
+            found.height,
+            found.width,
+            found.boxes[keep],
+            found.scores[keep],
+            found.labels[keep],
+            tuple(found.rles[i] for i in keep),
+        )
+        for entry in coco_results(kept, bank.category_ids):
+            area = int(rle_areas([entry["segmentation"]])[0])
+            number = len(content["annotations"]) + 1
+            content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
+        write_pictures(out, name, image, kept, bank.class_names, pictures)
+        progress.step()
+    if not content["images"]:
+        raise InputError(f"none of the {len(names)} images could be read; the first: {content['skipped'][0]['reason']}")
+    write_json(out / "detections.json", content)
+    return content
+
+
+def _read(path: Path) -> np.ndarray | str:
+    """The image, or in one line why it cannot be read."""
+    try:
+        return read_image(path)
+    except InputError as error:
+        return str(error)
+
+
+def write_pictures(
+    out: Path,
+    name: str,
+    image: np.ndarray,
+    detections: ImageDetections,
+    class_names: tuple[str, ...],
+    pictures: Collection[str],
+) -> None:
+    """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
+    stem = PurePosixPath(name).with_suffix("")
+    if "masks" in pictures:
+        write_masks(out / "masks" / stem, detections, class_names)
+    if "overlays" in pictures:
+        picture = out / "overlays" / f"{stem}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, draw_overlay(image, detections, class_names))
+
+
+def write_masks(folder: Path, detections: ImageDetections, class_names: tuple[str, ...]) -> None:
+    """One PNG per mask, white on black, named by number and class; the PNGs that are in the folder go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True), 1):
+        safe = re.sub(r"[^\w.-]+", "_", class_names[label])
+        save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
+
+
+def draw_overlay(image: np.ndarray, detections: ImageDetections, class_names: tuple[str, ...]) -> np.ndarray:
+    """The image, made smaller if it is large, with masks, outlines and captions: `[h, w, 3]` uint8."""
+    step = -(-max(image.shape) // OVERLAY_SIDE)
+    small = np.ascontiguousarray(image[::step, ::step])
+    drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
+    for index, rle in enumerate(detections.rles):
+        drawn[index] = decode_rle(rle)[::step, ::step]
+    names = [class_names[label] for label in detections.labels]
+    captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
+    return overlay(small, drawn, detections.labels, captions)

@@ -1,0 +1,270 @@
+"""Images, masks, references and constants as people hand them over. Host only."""
+
+import dataclasses
+import functools
+import json
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ntt_jax.compiled.prompt_masker import Prompt
+from ntt_jax.config import DetectConfig
+from ntt_jax.errors import InputError
+from ntt_jax.files import describe, show_path
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.preprocess import mask_to_grid, reference_crop
+from ntt_jax.images.reading import SUFFIXES, read_image
+from ntt_jax.images.rle import encode_masks, rle_boxes
+from ntt_jax.memory.aggregate import check_reference
+
+Crop = tuple[np.ndarray, np.ndarray]
+"""A reference as the encoder gets it: `[E, E, 3]` float32 normalised, mask `[g, g]` float32 in [0, 1]."""
+_ALL_CLASSES = ("classes_per_mask", -1)
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is one image, good or not, and not a collection of them."""
+    return isinstance(value, (str, os.PathLike, Image.Image)) or hasattr(value, "__array__")
+
+
+def as_image(value: Any) -> np.ndarray:
+    """An image `[H, W, 3]` uint8 RGB from an array of that form, a path, or a PIL image.
+
+    Raises `InputError` for anything else, and for a file that cannot be read.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return read_image(value)
+    array = from_pillow(value, "RGB") if isinstance(value, Image.Image) else _as_array(value)
+    if array is None or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        found = describe(value) if array is None else f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"expected an image as uint8 [H, W, 3], a path or a PIL image, found {found}")
+    return array
+
+
+def as_mask(value: Any) -> np.ndarray:
+    """A mask of one instance, bool `[H, W]`, from an array, a path, or a PIL image: 0, or one other value (or colour).
+
+    More values are refused: shades of a JPEG or soft edges have no certain border, numbers may mean many instances.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        array = read_image(value)
+    else:
+        array = from_pillow(value, None) if isinstance(value, Image.Image) else _as_array(value)
+    if array is not None and array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
+        array = array.astype(np.int32) @ np.array([65536, 256, 1], np.int32)  # one number per colour
+    if array is None or array.ndim != 2 or array.dtype.kind not in "biuf":
+        found = describe(value) if array is None else f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"expected a mask as bool or 0/1 [H, W], a path or a PIL image, found {found}")
+    inside = array != 0
+    values = array[inside]
+    if values.size and not np.all(values == values[0]):
+        raise InputError(
+            "the mask holds several values beside 0; expected the mask of one instance, such as (mask == 3) or "
+            "(mask > 127)"
+        )
+    return inside
+
+
+def as_box(value: Any) -> tuple[float, float, float, float]:
+    """A COCO box as four finite floats x, y, width, height in pixels. Raises `InputError`."""
+    try:
+        x, y, width, height = (float(v) for v in value)
+        if not isinstance(value, (str, bytes)) and np.all(np.isfinite([x, y, width, height])):
+            return x, y, width, height
+    except (TypeError, ValueError, OverflowError):
+        pass
+    found = [str(v)[:20] for v in value] if isinstance(value, (list, tuple, np.ndarray)) else describe(value)
+    raise InputError(f"expected a box of four finite numbers x, y, width, height in pixels, found {str(found)[:120]}")
+
+
+def from_pillow(image: Image.Image, mode: str | None) -> np.ndarray:
+    """The pixels of a PIL image, in "RGB" or, None, as they are (grey, palette index, colour without alpha).
+
+    Raises `InputError` if it cannot be decoded, or has no 8-bit RGB form.
+    """
+    if mode is not None and image.mode.startswith(("I", "F")):
+        raise InputError(f'a PIL image of mode "{image.mode}" has no certain 8-bit range; convert it to "RGB"')
+    try:
+        if image.mode == "P" and mode is not None and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
+        if mode is not None or (image.mode not in ("1", "L", "P") and not image.mode.startswith(("I", "F"))):
+            image = image.convert("RGB")
+        return np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"the PIL image cannot be decoded: {' '.join(str(error).split())[:120]}") from error
+
+
+def images_ahead(images: Iterable[Any], ahead: int) -> Iterator[tuple[Any, np.ndarray]]:
+    """Each image with where it came from: its path, or the array itself. Files are read by threads, in order.
+
+    Raises `InputError` at the turn of an image that cannot be used, naming its place.
+    """
+
+    def jobs() -> Iterator[Callable[[], tuple[Any, np.ndarray]]]:
+        try:
+            for index, image in enumerate(images):
+                # Pillow decodes on first use, which two threads must not do to one image: here, not in the threads.
+                image = _placed(index, as_image, image) if isinstance(image, Image.Image) else image
+                yield functools.partial(_placed, index, _with_source, image)
+        except Exception as error:  # at its turn, after the images before it
+            yield functools.partial(_raise, error)
+
+    return map_ahead(operator.call, jobs(), ahead=ahead)
+
+
+def images_of_folder(path: Path) -> list[Path]:
+    """The image files in a folder and below, by path, numbers in it by value: frame 2 before frame 10.
+
+    Raises `InputError` if there are none.
+    """
+    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), key=_by_number)
+    if not found:
+        raise InputError(f"{show_path(path)}: the folder holds no image (looked for {', '.join(SUFFIXES)})")
+    return found
+
+
+def _by_number(path: Path) -> tuple[list[Any], str]:
+    # Odd places are always digits, so that numbers meet numbers.
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+
+
+def as_prompt(value: Any) -> Prompt | None:
+    """What a reference gives in place of a mask: a box of four numbers, a list of points, a `Prompt`; None for a mask.
+
+    Raises `InputError` for what looks like a box or points and is none.
+    """
+    if isinstance(value, Prompt):
+        return value
+    if hasattr(value, "__array__") and not isinstance(value, Image.Image) and np.ndim(value) == 1:
+        value = np.asarray(value).tolist()
+    if not isinstance(value, (list, tuple)):
+        return None
+    if value and all(isinstance(v, (list, tuple, np.ndarray)) for v in value):
+        return Prompt(points=tuple(value))
+    return Prompt(box=as_box(value))
+
+
+def reference_crops(
+    name: str,
+    references: Sequence[Any],
+    *,
+    input_size: int,
+    grid: int,
+    make_masks: Callable[[np.ndarray, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]],
+) -> Iterator[Crop]:
+    """The references of the class `name`, `(image, mask)` or `(image, mask, box)`, as the encoder gets them.
+
+    Without a box it is the mask's own, the COCO way: x, y of the first pixel, width and height in pixels. In place of a
+    mask there may be a box or points (`as_prompt`): make_masks (`PromptMasker`) makes the mask; the box stays the one
+    that was given. Raises `InputError` naming class and position at the turn of one that cannot be used.
+    """
+
+    def read(where: str, image: Any, mask: Any, box: Any = None) -> Crop:
+        with _naming(where):
+            pixels, prompt = as_image(image), as_prompt(mask)
+            if prompt is not None:
+                inside = make_masks(pixels, [prompt])[0][0]
+                box = prompt.box if box is None else box
+                if not inside.any():
+                    raise InputError("SAM 2 finds nothing there; give a mask, or other points or another box")
+            else:
+                inside = as_mask(mask)
+            if inside.shape != pixels.shape[:2]:
+                found, expected = (f"{a.shape[1]} x {a.shape[0]}" for a in (inside, pixels))
+                raise InputError(f"the mask is {found} pixels, its image {expected}; they must be of one size")
+            if not inside.any():
+                raise InputError("the mask is empty; it must mark the pixels of the object")
+            edges = as_box(rle_boxes(encode_masks(inside[None]))[0] if box is None else box)
+            crop, soft = reference_crop(pixels, inside, edges, input_size)
+        on_grid = mask_to_grid(soft, grid)
+        check_reference(on_grid, where)
+        return crop, on_grid
+
+    def jobs() -> Iterator[Callable[[], Crop]]:
+        for index, reference in enumerate(references):
+            where = f"{index} of class {describe(name)}"
+            if not isinstance(reference, (tuple, list)) or len(reference) not in (2, 3):
+                found = f"{len(reference)} values" if isinstance(reference, (tuple, list)) else describe(reference)
+                raise InputError(
+                    f"reference {where}: expected (image, mask), (image, box) or (image, mask, box), found {found}"
+                )
+            image, mask, *box = reference
+            with _naming(where):  # PIL images here, as in `images_ahead`
+                image = as_image(image) if isinstance(image, Image.Image) else image
+                mask = as_mask(mask) if isinstance(mask, Image.Image) else mask
+            yield functools.partial(read, where, image, mask, *box)
+
+    return map_ahead(operator.call, jobs(), ahead=4)
+
+
+def origin(reference: Sequence[Any]) -> dict[str, Any]:
+    """Where a reference came from, as JSON data: the names of its files, without their folders, and its box."""
+    image, mask, *box = reference
+    prompt = as_prompt(mask)
+    names = {
+        key: Path(value).name.encode("utf-8", "replace").decode()
+        for key, value in (("image", image), ("mask", mask))
+        if isinstance(value, (str, os.PathLike))
+    }
+    given: dict[str, Any] = {"box": list(as_box(box[0]))} if box and box[0] is not None else {}
+    if prompt is not None:
+        given |= {"prompt": {"box": prompt.box, "points": list(prompt.points), "labels": prompt.labels}}
+    return json.loads(json.dumps({**names, **given}))
+
+
+def merged_config(config: DetectConfig | None, thresholds: dict[str, Any]) -> DetectConfig:
+    """The constants with single ones replaced by name. Raises `InputError` for unknown names and impossible values."""
+    config = DetectConfig() if config is None else config
+    known = {field.name: type(field.default) for field in dataclasses.fields(DetectConfig)}
+    if unknown := sorted(set(thresholds) - set(known)):
+        raise InputError(f"Segmenter: unknown argument {unknown[0]!r}; constants are {', '.join(known)}")
+    config = dataclasses.replace(config, **thresholds)
+    for name, kind in known.items():
+        value = getattr(config, name)
+        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+        if not fits or not (math.isfinite(value) if kind is float else value >= 1 or (name, value) == _ALL_CLASSES):
+            expected = "a number" if kind is float else "an integer of at least 1"
+            raise InputError(f"Segmenter: {name}: expected {expected}, found {describe(value)}")
+    if config.negative_sigma <= 0:
+        raise InputError(f"Segmenter: negative_sigma: expected a number above 0, found {config.negative_sigma}")
+    return config
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    return np.asarray(value) if hasattr(value, "__array__") else None
+
+
+def _with_source(image: Any) -> tuple[Any, np.ndarray]:
+    pixels = as_image(image)
+    return image if isinstance(image, (str, os.PathLike)) else pixels, pixels
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def _placed(index: int, function: Callable[[Any], Any], image: Any) -> Any:
+    try:
+        return function(image)
+    except InputError as error:
+        # The message of a file starts with its path, which says more than a number.
+        if isinstance(image, (str, os.PathLike)):
+            raise
+        raise InputError(f"image {index}: {error}") from None
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"reference {where}: {error}") from None

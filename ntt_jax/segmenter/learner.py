@@ -1,0 +1,98 @@
+"""From what people hand over to what a `Segmenter` has learned: every reference is encoded alone, by one program."""
+
+import functools
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ntt_jax.compiled.prompt_masker import Prompt, PromptMasker
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.errors import InputError
+from ntt_jax.files import describe
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.references.build import Negatives, read_reference
+from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
+from ntt_jax.segmenter.classes import Classes, LearnedClass, known, place_for
+from ntt_jax.segmenter.inputs import Crop, origin, reference_crops
+
+
+class Learner:
+    """Encodes references, and makes masks where boxes or points are given in their place.
+
+    sam2, dinov2: the models. devices: the first is used. matmul_precision: as for `Predictor`.
+    """
+
+    def __init__(
+        self, sam2: Sam2, dinov2: DinoVisionTransformer, *, devices: Sequence[Any] | None, matmul_precision: str
+    ):
+        # Alone, not in batches: a reference's mean must not depend on which others are encoded with it.
+        first = None if devices is None else list(devices)[:1]
+        self._encoder = ReferenceEncoder(dinov2, devices=first, matmul_precision=matmul_precision)
+        self._sam2, self._precision = sam2, matmul_precision
+        self._masker: PromptMasker | None = None
+        self._making = threading.Lock()
+
+    def grown(self, classes: Classes, name: Any, references: Any, category_id: int | None = None) -> LearnedClass:
+        """The class `name` of `classes`, or a new one, with more references. Raises `InputError`, naming one."""
+        place = place_for(classes, name, category_id)
+        return place.grown(*self._learn(name, references))
+
+    def warned(self, classes: Classes, name: Any, references: Any) -> LearnedClass:
+        """The class `name` of `classes` with more negative references. Raises `InputError`, naming one."""
+        one = known(classes, name, "negative references")
+        try:
+            return one.warned(*self._learn(name, references))
+        except InputError as error:
+            raise InputError(f"negative references: {error}") from None
+
+    def from_coco(
+        self, dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None
+    ) -> dict[str, LearnedClass]:
+        """The classes of a reference set, and of a set of negative ones. Raises `InputError`, naming a reference."""
+        check_references(references, dataset)
+        classes: dict[str, LearnedClass] = {}
+        for k, one in enumerate(references.classes):
+            if one.name in classes:
+                raise InputError(f"fit_coco: two of the classes are called {describe(one.name)}; rename one")
+            learned = LearnedClass(one.category_id, (), ()).grown(*self._read(dataset, folder, one.references))
+            if negatives is not None:
+                given = negatives.references.classes[k].references
+                learned = learned.warned(*self._read(negatives.dataset, negatives.folder, given))
+            classes[one.name] = learned
+        return classes
+
+    def masks(self, image: np.ndarray, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """`PromptMasker`, made when first needed."""
+        with self._making:
+            if self._masker is None:
+                self._masker = PromptMasker(self._sam2, matmul_precision=self._precision)
+        return self._masker(image, prompts)
+
+    def _learn(self, name: Any, references: Any) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
+        """Means and origins of references as people give them."""
+        if isinstance(references, (str, Path, Mapping)) or not isinstance(references, Iterable):
+            raise InputError(f"class {describe(name)}: expected a list of (image, mask), found {describe(references)}")
+        given = list(references)
+        if not given:
+            raise InputError(f"class {describe(name)}: expected at least one reference (image, mask), found none")
+        size = {"input_size": self._encoder.config.input_size, "grid": self._encoder.config.grid}
+        means = self._encode(reference_crops(name, given, **size, make_masks=self.masks))
+        return means, tuple(map(origin, given))
+
+    def _read(
+        self, dataset: CocoDataset, folder: Path, references: Sequence[Reference]
+    ) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
+        """Means and origins of annotations."""
+        size = {"input_size": self._encoder.config.input_size, "grid": self._encoder.config.grid}
+        read = functools.partial(read_reference, dataset, folder, **size)
+        means = self._encode(map_ahead(read, references, ahead=4))
+        return means, tuple([r.image_id, r.annotation_id] for r in references)
+
+    def _encode(self, crops: Iterable[Crop]) -> tuple[np.ndarray, ...]:
+        return tuple(self._encoder([crop], [mask])[0] for crop, mask in crops)

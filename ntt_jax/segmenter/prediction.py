@@ -1,0 +1,160 @@
+"""What `Segmenter.predict` found in one image: arrays, names, COCO entries, a picture. Host only."""
+
+import functools
+import io
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ntt_jax.compiled.predictor import HostDetections, Predictor
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.images.drawing import overlay
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import Rle, decode_rle
+from ntt_jax.segmenter.inputs import images_ahead
+
+_NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prediction:
+    """The detections of one image, best first.
+
+    height, width: of the image, in pixels. boxes: `[n, 4]` float32 x1, y1, x2, y2 in pixels, corners inclusive.
+    scores: `[n]` float32. labels: `[n]` int32, indices into `classes`. rles: n masks as COCO run lengths.
+    classes, category_ids: names and COCO category ids of all K classes of the segmenter, in class index order.
+    source: the path or the array the image came from; `draw` reads it again, so a changed file changes the picture.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    rles: tuple[Rle, ...]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    source: str | os.PathLike[str] | np.ndarray = field()
+
+    @classmethod
+    def select(
+        cls,
+        found: HostDetections,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        source: str | os.PathLike[str] | np.ndarray,
+        *,
+        score_threshold: float,
+        max_detections: int,
+        wanted: Sequence[int] | None = None,
+    ) -> "Prediction":
+        """The best `max_detections` of those that score at least `score_threshold` and have a wanted class index."""
+        keep = found.scores >= np.float32(score_threshold)
+        if wanted is not None:
+            keep &= np.isin(found.labels, wanted)
+        keep = np.flatnonzero(keep)[:max_detections]
+        return cls(
+            found.height,
+            found.width,
+            found.boxes[keep],
+            found.scores[keep],
+            found.labels[keep],
+            tuple(found.rles[i] for i in keep),
+            tuple(classes),
+            tuple(category_ids),
+            source,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).items())
+        return f"Prediction({self.width} x {self.height} pixels, {len(self)} detections{': ' if names else ''}{names})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class of each detection, n names."""
+        return tuple(self.classes[label] for label in self.labels)
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray:
+        """All masks, bool `[n, H, W]`; decoded when first asked for, then kept. `rles` hold them in far less memory."""
+        masks = np.zeros((len(self), self.height, self.width), np.bool_)
+        for mask, rle in zip(masks, self.rles, strict=True):
+            mask[:] = decode_rle(rle)
+        return masks
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of COCO's results format, best first: image_id, category_id, bbox x y w h, score, segmentation."""
+        if type(image_id) is not int or image_id < 0:
+            raise InputError(f"to_coco: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
+        record = ImageDetections(
+            image_id, self.height, self.width, self.boxes, self.scores, self.labels, rles=self.rles
+        )
+        return coco_results(record, self.category_ids)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` with xyxy, mask, confidence, class_id and data["class_name"].
+
+        Raises `InputError` if that library is not installed; nothing else here needs it.
+        """
+        try:
+            import supervision  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError(f'to_supervision needs the library: "pip install supervision" ({error})') from error
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32),
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
+
+    def image(self) -> np.ndarray:
+        """The image itself, `[H, W, 3]` uint8. Raises `InputError` if its file is gone or of another size by now."""
+        if isinstance(self.source, np.ndarray):
+            return self.source
+        image = read_image(self.source)
+        if image.shape[:2] != (self.height, self.width):
+            found, expected = f"{image.shape[1]} x {image.shape[0]}", f"{self.width} x {self.height}"
+            raise InputError(f"{Path(self.source)}: the image is now {found} pixels, it was {expected}; predict again")
+        return image
+
+    def draw(self, *, opacity: float = 0.45) -> Image.Image:
+        """The image with masks, outlines and captions, at full size. Save it with `.save("picture.png")`."""
+        captions = [f"{name} {score:.2f}" for name, score in zip(self.class_names, self.scores, strict=True)]
+        return Image.fromarray(overlay(self.image(), self.masks, self.labels, captions, opacity=opacity))
+
+    def _repr_png_(self) -> bytes:
+        picture = self.draw()
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def predict_lazily(
+    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any]
+) -> Iterator[Prediction]:
+    """What `predictor` finds in each image that people hand over, in order; `ahead` images are read in advance.
+
+    finish: makes a `Prediction` of `HostDetections` and its `source`. Raises `InputError` at the turn of an image that
+    cannot be used.
+    """
+    sources: deque[Any] = deque()
+
+    def pixels() -> Iterator[np.ndarray]:
+        for source, image in images_ahead(images, ahead):
+            sources.append(source)
+            yield image
+
+    for found in predictor(pixels()):
+        yield finish(found, source=sources.popleft())

@@ -1,0 +1,345 @@
+"""`Segmenter`: classes from a few references each, then their instances in any images. The whole method for people.
+
+Every reference is encoded alone, by one compiled program, and its mean feature is kept. Whatever classes and references
+were added or removed on the way, the memory is the one of fitting what is there now at once, bit for bit.
+"""
+
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import ntt_jax
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.config import DetectConfig
+from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.errors import InputError
+from ntt_jax.files import PathLike, describe, show_path
+from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
+from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
+from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.references.build import Negatives
+from ntt_jax.references.negatives import negative_set
+from ntt_jax.references.sampling import ReferenceSet, load_references
+from ntt_jax.segmenter.classes import (
+    LearnedClass,
+    fingerprint,
+    from_bank,
+    indices_of,
+    padded_classes,
+    require_weights,
+    without,
+    without_negative,
+)
+from ntt_jax.segmenter.inputs import as_image, as_prompt, images_of_folder, is_image, merged_config
+from ntt_jax.segmenter.learner import Learner
+from ntt_jax.segmenter.prediction import Prediction, predict_lazily
+
+
+class Segmenter:
+    """Find every instance of classes that are given by a few references each.
+
+        segmenter = Segmenter(sam2, dinov2)
+        segmenter.fit({"bird": [(image, mask), ...], "boat": [...]})
+        segmenter.predict("photo.jpg").draw()
+
+    An image is uint8 RGB `[H, W, 3]`, a path, or a PIL image; EXIF orientation is ignored. A reference is
+    `(image, mask)` or `(image, mask, box)`, with the mask of ONE instance: `[H, W]`, a path or a PIL image, 0 where
+    background and one other value on the object. The box is COCO's x, y, width, height in pixels; without it, the
+    mask's own (first pixel, number of pixels). Annotations drawn as polygons have boxes with fractions, which can move
+    the crop by a pixel: give theirs, or use `fit_coco`, to get the memory of `ntt-jax memory` exactly.
+
+    In place of the mask there may be a box, points `[(x, y), ...]` on the object, or a `Prompt`: SAM 2 makes the mask
+    (`masks` shows it).
+
+    Class indices follow the order in which classes were first added. Prototypes depend on a class's own references in
+    their order and on nothing else, so the order of the classes changes the labels' numbers, not what is found. (Two
+    classes that are exactly alike at one object tie: the first one gets it.)
+
+    Args:
+      sam2, dinov2: the models, from `load_sam2` and `load_dinov2`.
+      config: constants of the method, the published ones by default; thresholds: single ones of them by name, as
+        `max_detections=20, nms_iou_threshold=0.6` (`DetectConfig` lists them).
+      batch_size, devices, matmul_precision, point_devices, canvas: as for `Predictor`; a batch is filled up, so one
+        image costs as much as `batch_size` images.
+
+    Raises:
+      InputError: models in the wrong order, unknown or impossible constants.
+    """
+
+    def __init__(
+        self,
+        sam2: Sam2,
+        dinov2: DinoVisionTransformer,
+        config: DetectConfig | None = None,
+        *,
+        batch_size: int = 1,
+        devices: Sequence[Any] | None = None,
+        matmul_precision: str = "highest",
+        point_devices: Sequence[Any] | None = None,
+        canvas: int = 640,
+        **thresholds: Any,
+    ):
+        for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
+            if not isinstance(model, kind):
+                raise InputError(f"Segmenter: {name}: expected a {kind.__name__}, found a {type(model).__name__}")
+        self.config = merged_config(config, thresholds)
+        self._models = sam2, dinov2
+        self._options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "devices": devices,
+            "matmul_precision": matmul_precision,
+            "point_devices": point_devices,
+            "canvas": canvas,
+        }
+        self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision)
+        self._ahead = max(2, batch_size)
+        self._predictor: Predictor | None = None
+        self._classes: dict[str, LearnedClass] = {}
+        self._memory: Memory | None = None
+        self._provenance: dict[str, Any] = {}
+
+    # What has been learned
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Number of references of every class, in class index order."""
+        return {name: len(one.means) for name, one in self._classes.items()}
+
+    @property
+    def negatives(self) -> dict[str, int]:
+        """Number of negative references of every class, in class index order."""
+        return {name: len(one.negatives) for name, one in self._classes.items()}
+
+    @property
+    def memory(self) -> Memory:
+        """Prototypes, means and negatives of the K classes. Raises `InputError` before the first `fit` or `add`."""
+        if self._memory is None:
+            raise InputError("the segmenter knows no class yet; call fit or add first")
+        return self._memory
+
+    def __repr__(self) -> str:
+        names = ", ".join(
+            f"{name} ({len(one.means)}{f', {len(one.negatives)} negative' if one.negatives else ''})"
+            for name, one in self._classes.items()
+        )
+        return f"Segmenter({self._models[0].config.name}, {self._models[1].config.name}; {names or 'no classes yet'})"
+
+    def fit(
+        self, references: Mapping[str, Iterable[Any]], negatives: Mapping[str, Iterable[Any]] | None = None
+    ) -> "Segmenter":
+        """Learn these classes, each from its references, in place of all earlier ones. Returns the segmenter.
+
+        negatives: of some of the classes, as `add_negative` takes them.
+        Raises `InputError`, naming class and reference, if one cannot be used; then nothing has changed.
+        """
+        if not isinstance(references, Mapping) or not references:
+            raise InputError(
+                f"fit: expected {{class name: [(image, mask), ...]}} with a class, found {describe(references)}"
+            )
+        classes: dict[str, LearnedClass] = {}
+        for name, given in references.items():
+            classes[name] = self._learner.grown(classes, name, given)
+        negatives = {} if negatives is None else negatives
+        if not isinstance(negatives, Mapping):
+            raise InputError(f"negatives: expected {{class name: [(image, mask), ...]}}, found {describe(negatives)}")
+        for name, given in negatives.items():
+            classes[name] = self._learner.warned(classes, name, given)
+        self._set(classes, {})
+        return self
+
+    def add(self, name: str, references: Iterable[Any], *, category_id: int | None = None) -> "Segmenter":
+        """Learn one more class, or append references to one; no other reference is encoded again.
+
+        category_id: for `to_coco` and the memory file; of a new class one above the highest by default, from 1.
+        Raises `InputError` as `fit`, and for a category id that is taken; then nothing has changed.
+        """
+        self._set({**self._classes, name: self._learner.grown(self._classes, name, references, category_id)}, None)
+        return self
+
+    def add_negative(self, name: str, references: Iterable[Any]) -> "Segmenter":
+        """Append negative references to a class: instances that look like it and are none, given as references are.
+
+        What looks more like one of them than like the class scores lower (`match.similarities`, METHOD section 4).
+        Raises `InputError` as `add`, and for an unknown class; then nothing has changed.
+        """
+        self._set({**self._classes, name: self._learner.warned(self._classes, name, references)}, None)
+        return self
+
+    def remove_negative(self, name: str, index: int | None = None) -> "Segmenter":
+        """Forget all negative references of a class, or one of them by its position, as if it had never been there.
+
+        Raises `InputError` for an unknown class or position.
+        """
+        self._set(without_negative(self._classes, name, index), None)
+        return self
+
+    def remove(self, name: str, index: int | None = None) -> "Segmenter":
+        """Forget a class, or one reference of it by its position; the memory is as if it had never been there.
+
+        Raises `InputError` for an unknown class or position, and for a class's only reference.
+        """
+        self._set(without(self._classes, name, index), None)
+        return self
+
+    def fit_coco(
+        self,
+        annotations: CocoDataset | PathLike,
+        images: PathLike,
+        references: ReferenceSet | PathLike,
+        *,
+        negatives: CocoDataset | PathLike | None = None,
+        negative_images: PathLike | None = None,
+    ) -> "Segmenter":
+        """Learn the classes of a reference set, in place of all earlier ones, by ascending category id.
+
+        The same memory as `ntt-jax memory` makes. Args: annotations, or what `load_dataset` read of them; the folder of
+        their images; a reference file of `ntt-jax sample`, or what `sample_references` returned; negatives: annotations
+        of what looks like a class and is none, and the folder of their images, the same one by default.
+
+        Raises `InputError`, naming the reference, if one cannot be used; then nothing has changed.
+        """
+        dataset = annotations if isinstance(annotations, CocoDataset) else load_dataset(annotations)
+        chosen = references if isinstance(references, ReferenceSet) else load_references(references)
+        provenance = {"annotations_sha256": dataset.sha256, "shots": chosen.shots, "seed": chosen.seed}
+        unlike = None
+        if negatives is not None:
+            others = negatives if isinstance(negatives, CocoDataset) else load_dataset(negatives)
+            unlike = Negatives(others, Path(negative_images or images), negative_set(others, chosen))
+            provenance["negatives_sha256"] = others.sha256
+        self._set(self._learner.from_coco(dataset, Path(images), chosen, unlike), provenance)
+        return self
+
+    def masks(self, image: Any, prompts: Iterable[Any]) -> np.ndarray:
+        """The masks that SAM 2 makes of boxes and points in one image, to look at before they become references.
+
+        prompts: each a box x, y, width, height, a list of points, or a `Prompt`, in pixels. Returns bool `[n, H, W]`; a
+        mask may be empty. Raises `InputError` for an image or prompt that cannot be used.
+        """
+        found = [as_prompt(prompt) for prompt in prompts]
+        if None in found:
+            raise InputError(f"masks: expected boxes, lists of points or Prompts, found {describe(prompts)}")
+        return self._learner.masks(as_image(image), [prompt for prompt in found if prompt])[0]
+
+    # Finding
+
+    def predict(
+        self,
+        images: Any,
+        *,
+        score_threshold: float = 0.0,
+        max_detections: int | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> Any:
+        """Find the instances of all classes.
+
+        Args:
+          images: one image -> one `Prediction`; a list or tuple of images -> a list; the path of a folder -> a list,
+            by path, of all images in it and the folders below; any other iterable -> an iterator, which works while it
+            is asked for results and reads a few images ahead, so memory stays bounded however many there are.
+          score_threshold: detections that score lower are left out.
+          max_detections: at most this many per image, the best ones; up to `config.max_detections`.
+          classes: names of the classes to return, all by default. The others compete all the same: what looks more like
+            one of them is not found.
+            None of the three compiles anything anew.
+
+        The first call compiles; afterwards neither number nor sizes of images do, except that the drawing of the masks
+        is compiled once for each of the sides 640 (or `canvas`), 1024, 2048, ... that a larger image needs. Classes may
+        come and go: up to 8, 16, 32, ... share a program; so do negative references, up to 8, 16, ... of a class.
+
+        Raises:
+          InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
+        """
+        limit = self.config.max_detections
+        if max_detections is not None:
+            if not isinstance(max_detections, int) or not 1 <= max_detections <= limit:
+                raise InputError(
+                    f"max_detections: expected 1 to {limit}, found {max_detections!r:.40}; for more, make the"
+                    " Segmenter with a larger max_detections"
+                )
+            limit = max_detections
+        if not isinstance(score_threshold, (int, float, np.number)) or not np.isfinite(score_threshold):
+            raise InputError(f"score_threshold: expected a number, found {score_threshold!r:.40}")
+        predictor = self._ready_predictor()
+        ids = tuple(one.category_id for one in self._classes.values())
+        finish = functools.partial(
+            Prediction.select,
+            classes=tuple(self._classes),
+            category_ids=ids,
+            score_threshold=float(score_threshold),
+            max_detections=limit,
+            wanted=None if classes is None else indices_of(self._classes, classes),
+        )
+        run = functools.partial(predict_lazily, predictor, finish, self._ahead)
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            return list(run(images_of_folder(Path(images))))
+        if is_image(images):
+            (found,) = run([images])
+            return found
+        if isinstance(images, (list, tuple)):
+            return list(run(images))
+        if isinstance(images, Iterable):
+            # A camera may write each image over the one before, which has not been used by then: copies.
+            return run(np.array(image) if isinstance(image, np.ndarray) else image for image in images)
+        raise InputError(f"predict: expected images, a folder or an iterable of images, found {describe(images)}")
+
+    # Keeping
+
+    def save(self, path: PathLike) -> None:
+        """Write the memory file (`memory_file`), which `load` and the command line read. No image is in it."""
+        memory, classes = self.memory, self._classes
+        negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
+        provenance = {
+            **self._provenance,
+            "references": {str(one.category_id): list(one.origins) for one in classes.values()},
+            **({"negatives": negatives} if any(negatives.values()) else {}),
+            "encoder_weights": fingerprint(self._models[1]),
+            "tool": f"ntt-jax {ntt_jax.__version__}",
+        }
+        ids = tuple(one.category_id for one in classes.values())
+        save_memory(path, MemoryBank(memory, tuple(classes), ids, self._models[1].config, provenance))
+
+    @classmethod
+    def load(cls, path: PathLike, sam2: Sam2, dinov2: DinoVisionTransformer, *args: Any, **options: Any) -> "Segmenter":
+        """A segmenter with the classes of a memory file, of `save` or of `ntt-jax memory`; further arguments as `cls`.
+
+        Raises `InputError` for a file that is not sound, or made with another encoder: another configuration, or, where
+        `save` made the file, other weights (of the same type: float32 and bfloat16 cannot be told apart).
+        """
+        bank = load_memory(path)
+        segmenter = cls(sam2, dinov2, *args, **options)
+        try:
+            require_encoder(bank, dinov2.config)
+            require_weights(bank, dinov2)
+        except InputError as error:
+            raise InputError(f"{show_path(path)}: {error}") from None
+        segmenter._set(from_bank(bank), bank.provenance)
+        return segmenter
+
+    # Inside
+
+    def _set(self, classes: dict[str, LearnedClass], provenance: dict[str, Any] | None) -> None:
+        """Make these the classes: the memory first, which may refuse them. provenance None: they have been edited."""
+        memory = None
+        if classes:
+            with jax.default_matmul_precision("highest"):
+                means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
+                memory = memory_from_instance_means(means, list(classes), negatives)
+        if provenance is None:  # how a set was sampled is no longer true; what made the features is
+            kept = ("encoder_sha256", "annotations_sha256")
+            provenance = {key: self._provenance[key] for key in kept if key in self._provenance}
+        self._classes, self._memory, self._provenance = classes, memory, provenance
+        if self._predictor is not None and memory is not None:
+            self._predictor = self._predictor.with_prototypes(*padded_classes(memory, self.config.classes_per_mask))
+
+    def _ready_predictor(self) -> Predictor:
+        prototypes, negatives = padded_classes(self.memory, self.config.classes_per_mask)
+        if self._predictor is None:
+            self._predictor = Predictor(*self._models, prototypes, self.config, negatives=negatives, **self._options)
+        return self._predictor

@@ -1,0 +1,281 @@
+"""The durable run around a target pass that can be checked by eye: its detections are read off the image itself."""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+from cli_files import write_scenes
+from PIL import Image
+
+from ntt_jax.compiled.predictor import HostDetections
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import encode_masks
+from ntt_jax.runs import images as runner
+from ntt_jax.runs.folder import RunFolder
+from ntt_jax.runs.lock import FolderLock
+from ntt_jax.runs.processes import Processes
+from ntt_jax.runs.records import record_files
+
+IDENTITY = {"what": "a test"}
+
+
+class Observer:
+    """Counts what is saved and keeps what is said."""
+
+    def __init__(self):
+        self.saved, self.notes = 0, []
+
+    def step(self, count=1):
+        self.saved += count
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+class Stopped(Exception):
+    """The target pass fails."""
+
+
+def bright_pixels(image):
+    """One detection: the pixels that stand out, with a score that no other image has."""
+    mask = image.max(axis=2) > 195
+    mask[0, 0] = True
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = np.array([[columns[0], rows[0], columns[-1], rows[-1]]], np.float32)
+    score = np.array([image.astype(np.float64).mean() / 255], np.float32)
+    return HostDetections(*image.shape[:2], box, score, np.zeros(1, np.int32), encode_masks(mask[None]))
+
+
+def target_pass(window, fail_after=None, seen=None):
+    """Works on whole windows, as the compiled pass does, reading ahead of what it gives out."""
+
+    def predict(images):
+        images = iter(images)
+        for count in itertools.count():
+            batch = list(itertools.islice(images, window))
+            if not batch:
+                return
+            if seen is not None:
+                seen.append([image.mean() for image in batch])
+            for index, image in enumerate(batch):
+                if fail_after is not None and count * window + index == fail_after:
+                    raise Stopped
+                yield bright_pixels(image)
+
+    return predict
+
+
+@pytest.fixture
+def data(tmp_path):
+    dataset = load_coco(write_scenes(tmp_path, 11, 5))
+    return dataset, tmp_path / "images"
+
+
+def segment(run, dataset, images, predict, todo, window, observer):
+    """All of `todo` by this process alone, `window` images at a time."""
+    (share,) = runner.shares(Processes(), dataset, todo, window)
+    runner.segment_images(run, dataset, images, predict, share=share, todo=todo, window=window, observer=observer)
+
+
+def work(lock, dataset, images, *, window=3, restart=False, **options):
+    with RunFolder(lock, IDENTITY, restart=restart) as run:
+        observer = Observer()
+        todo = runner.unfinished(run.records, dataset, images)
+        predict = target_pass(window, **options)
+        try:
+            segment(run, dataset, images, predict, todo, window, observer)
+        finally:
+            observer.finished = {i for i in dataset.images if i in run.records}
+        truth = prepare_ground_truth(dataset, list(dataset.categories.values())[:1])
+        return runner.write_outcome(run, dataset, truth), observer
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 32])
+def test_every_image_gets_its_own_detections(tmp_path, data, window):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+    with FolderLock(tmp_path / "out") as lock:
+        metrics, observer = work(lock, dataset, images, window=window)
+    assert observer.saved == 11 and metrics["images"] == metrics["detections"] == 11
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["image_id"] for entry in results] == sorted(dataset.images)
+    for entry in results:
+        with Image.open(images / dataset.images[entry["image_id"]].file_name) as picture:
+            expected = bright_pixels(np.asarray(picture))
+        assert np.float32(entry["score"]) == expected.scores[0]
+        assert entry["segmentation"] == expected.rles[0]
+        x1, y1, x2, y2 = expected.boxes[0]
+        assert entry["bbox"] == [x1, y1, x2 - x1, y2 - y1]  # METHOD 3.8: inclusive corners, no + 1
+
+
+@pytest.mark.parametrize("fail_after", range(11))
+def test_stopped_anywhere_it_goes_on_in_the_same_places(tmp_path, data, fail_after):
+    dataset, images = data
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    whole_batches, batches = [], []
+    with FolderLock(tmp_path / "whole") as lock:
+        work(lock, dataset, images, seen=whole_batches)
+    with FolderLock(tmp_path / "stopped") as lock:
+        with pytest.raises(Stopped):
+            work(lock, dataset, images, fail_after=fail_after)
+        with RunFolder(lock, IDENTITY) as run:
+            # Even the finished images of the batch in which it stopped are saved.
+            assert len(run.records.own) == fail_after
+        _, observer = work(lock, dataset, images, seen=batches)
+    assert observer.saved == 11 - fail_after
+    # The batches are those of the whole run, from the one on in which it stopped.
+    assert batches == whole_batches[fail_after // 3 :]
+    for name in ("results.json", "metrics.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_unreadable_images_are_skipped_and_move_nothing(tmp_path, data):
+    dataset, images = data
+    entries = list(dataset.images.values())
+    (tmp_path / "out").mkdir()
+    keep = (images / entries[1].file_name).read_bytes()
+    (images / entries[1].file_name).unlink()
+    (images / entries[3].file_name).write_bytes(b"no image")
+    Image.new("RGB", (9, 9)).save(images / entries[10].file_name)
+    batches = []
+    with FolderLock(tmp_path / "out") as lock:
+        metrics, observer = work(lock, dataset, images, seen=batches)
+        assert [len(batch) for batch in batches] == [3, 3, 3, 2]
+        expected = {entries[i].file_name for i in (1, 3, 10)}
+        assert {s["file_name"] for s in metrics["skipped"]} == expected
+        assert len(observer.notes) == 3 and observer.saved == 11 and metrics["detections"] == 8
+        # Started again nothing is done; a picture that has been put right is, and nothing else.
+        _, observer = work(lock, dataset, images, seen=(again := []))
+        assert again == [] and observer.saved == 0
+        (images / entries[1].file_name).write_bytes(keep)
+        metrics, observer = work(lock, dataset, images, seen=(again := []))
+        assert len(again) == 1 and observer.saved == 1 and metrics["detections"] == 9
+
+
+def test_no_detection_at_all(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+
+    def nothing(pictures):
+        for picture in pictures:
+            yield HostDetections(*picture.shape[:2], np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32), [])
+
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+        todo = runner.unfinished(run.records, dataset, images)
+        segment(run, dataset, images, nothing, todo, 2, Observer())
+        metrics = runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())))
+    assert metrics["detections"] == 0 and metrics["bbox"]["AP"] == 0 and metrics["images"] == 11
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == []
+
+
+def test_a_run_folder_that_is_removed_is_noticed(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+
+        def remove(pictures):
+            for picture in pictures:
+                run.records.own.path.unlink(missing_ok=True)
+                yield bright_pixels(picture)
+
+        with pytest.raises(InputError, match="was removed while the run was writing"):
+            segment(run, dataset, images, remove, set(dataset.images), 2, Observer())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_system_that_goes_away_is_not_the_fault_of_the_images(tmp_path, data, monkeypatch, number):
+    """No image is called unreadable; what was done before is saved, and the run ends as if nothing had happened."""
+    dataset, images = data
+    for name in ("whole", "lost"):
+        (tmp_path / name).mkdir()
+    with FolderLock(tmp_path / "whole") as lock:
+        work(lock, dataset, images)
+    lost = dataset.image_path(images, list(dataset.images)[5])
+
+    def read(path):
+        if path != lost:
+            return read_image(path)
+        try:
+            raise OSError(number, os.strerror(number), str(path))
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the image: {error.strerror}") from error
+
+    with FolderLock(tmp_path / "lost") as lock:
+        monkeypatch.setattr(runner, "read_image", read)
+        with pytest.raises(OSError) as caught:
+            work(lock, dataset, images)
+        assert caught.value.errno == number and caught.value.filename == str(lost)
+        monkeypatch.undo()
+        with RunFolder(lock, IDENTITY) as run:
+            assert len(run.records.own) == 3  # the window before the one that could not be read
+            assert not any(run.records.skipped(i) for i in dataset.images if i in run.records)
+        work(lock, dataset, images)
+    assert (tmp_path / "lost" / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
+
+
+def test_an_image_folder_that_goes_away(tmp_path, data):
+    dataset, images = data
+    (tmp_path / "out").mkdir()
+
+    def remove(pictures):
+        for picture in pictures:
+            if images.exists():
+                images.rename(tmp_path / "unmounted")
+            yield bright_pixels(picture)
+
+    with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
+        with pytest.raises(InputError, match="the image folder has gone"):
+            segment(run, dataset, images, remove, set(dataset.images), 1, Observer())
+        assert len(run.records.own) and not any(run.records.skipped(i) for i in dataset.images if i in run.records)
+
+
+def test_an_image_folder_without_any_of_the_images(tmp_path, data):
+    dataset, images = data
+    runner.check_images(dataset, images)
+    with pytest.raises(InputError, match="none of the 11 images"):
+        runner.check_images(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("counts", [(2, 2, 2), (3, 1, 2), (1, 4, 1)])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_that_come_and_go(tmp_path, data, counts, batch_size):
+    """Started three times with other numbers of processes, the last alone to its end: each image once, in its place."""
+    dataset, images = data
+    whole, together = tmp_path / "whole", tmp_path / "together"
+    whole.mkdir(), together.mkdir()
+    with FolderLock(whole) as lock:
+        work(lock, dataset, images, window=batch_size, seen=(whole_batches := []))
+    batches = []
+    for number, count in enumerate(counts):
+        parts = [FolderLock(together, Processes(index, count)) for index in range(count)]
+        runs = [RunFolder(lock, IDENTITY) for lock in parts]
+        todos = [runner.unfinished(run.records, dataset, images) for run in runs]
+        assert all(todo == todos[0] for todo in todos)
+        stop = 2 if number < len(counts) - 1 else None
+        for index, run in enumerate(runs):
+            share = runner.shares(run.processes, dataset, todos[0], batch_size)[index]
+            predict = target_pass(batch_size, fail_after=stop, seen=(seen := []))
+            options = {"share": share, "todo": todos[0], "window": batch_size, "observer": Observer()}
+            with contextlib.suppress(Stopped):
+                runner.segment_images(run, dataset, images, predict, **options)
+            batches += seen
+        for run, lock in zip(runs, parts, strict=True):
+            run.records.refresh()
+            if number == len(counts) - 1 and run.processes.index == 0:
+                runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())[:1]))
+            run.records.close()
+            lock.__exit__()
+    assert all(batch in whole_batches for batch in batches)
+    lines = [line for path in record_files(together) for line in path.read_text().splitlines()]
+    ids = [json.loads(line[9:])["image_id"] for line in lines]
+    assert sorted(ids) == sorted(dataset.images)
+    for name in ("results.json", "metrics.json"):
+        assert (whole / name).read_bytes() == (together / name).read_bytes()
