@@ -95,7 +95,7 @@ def test_a_folder_has_one_owner_at_a_time(tmp_path):
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import sys, time, pathlib; from ntt_jax.run_folder import FolderLock\n"
+        "import sys, time, pathlib; from ntt_jax.runs.lock import FolderLock\n"
         "lock = FolderLock(pathlib.Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
