@@ -22,12 +22,13 @@ from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.demo.demo import SMALL_DETECT, Benchmark, convert_checkpoints, make_benchmark
 from ntt_jax.detection.full_size import resize_masks
-from ntt_jax.detection.match import normalise, object_features, similarities
+from ntt_jax.detection.match import object_features, similarities
 from ntt_jax.detection.merge import best_rows, label_rows, overlap_rows
 from ntt_jax.files import write_bytes
 from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.memory.aggregate import normalise
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 from ntt_jax.models.sam2.sam2_base import Sam2

@@ -1,5 +1,6 @@
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import pytest
@@ -42,6 +43,19 @@ def golden() -> pathlib.Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip("recorded outputs are not on this machine (set NTT_SHARED)")
     return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Callable[[str], pathlib.Path]:
+    """A recorded output by its file's name: the few of tests/golden/recorded are on every clone."""
+
+    def find(name: str) -> pathlib.Path:
+        for folder in (TESTS / "golden" / "recorded", SHARED / "golden"):
+            if (folder / name).is_file():
+                return folder / name
+        pytest.skip(f"{name} is not on this machine (set NTT_SHARED)")
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from jax import Array
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.images.resize import resize_matrix
+from ntt_jax.memory.aggregate import normalise
 
 # Rank-ordered classes of a candidate below this share of its best similarity are set to 0 when all classes are kept.
 _ALL_CLASSES_FLOOR = 0.6
@@ -53,16 +54,6 @@ def object_features(weights: Array, features: Array) -> tuple[Array, Array]:
     # The mean's division by the area is dropped: it does not change the direction.
     total = jnp.einsum("pk,kc->pc", weights.reshape(weights.shape[0], -1), features, precision="highest")
     return normalise(total)
-
-
-def normalise(vectors: Array) -> tuple[Array, Array]:
-    """L2-normalise `[..., C]`; zero vectors stay zero, without a NaN in value or gradient. Returns (unit, valid)."""
-    # Scaled by the largest entry first, so that squares neither overflow nor vanish.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
-    valid = (largest > 0) & jnp.isfinite(largest)
-    safe = jnp.where(valid, vectors / jnp.where(valid, largest, 1.0), 1.0)
-    unit = safe / jnp.sqrt(jnp.sum(safe * safe, axis=-1, keepdims=True))
-    return jnp.where(valid, unit, 0.0), valid[..., 0]
 
 
 def similarities(

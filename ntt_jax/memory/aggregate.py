@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ntt_jax.detection.match import normalise
 from ntt_jax.errors import InputError
 
 
@@ -45,6 +44,16 @@ class Memory:
         if self.negatives is None:
             return jnp.zeros(len(self.prototypes), jnp.int32)
         return jnp.sum(jnp.any(self.negatives != 0, axis=-1), axis=-1, dtype=jnp.int32)
+
+
+def normalise(vectors: Array) -> tuple[Array, Array]:
+    """L2-normalise `[..., C]`; zero vectors stay zero, without a NaN in value or gradient. Returns (unit, valid)."""
+    # Scaled by the largest entry first, so that squares neither overflow nor vanish.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
+    valid = (largest > 0) & jnp.isfinite(largest)
+    safe = jnp.where(valid, vectors / jnp.where(valid, largest, 1.0), 1.0)
+    unit = safe / jnp.sqrt(jnp.sum(safe * safe, axis=-1, keepdims=True))
+    return jnp.where(valid, unit, 0.0), valid[..., 0]
 
 
 def instance_mean(features: Array, mask: Array) -> Array:

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ntt_jax.detection.match import normalise
-from ntt_jax.memory.aggregate import Memory
+from ntt_jax.memory.aggregate import Memory, normalise
 
 
 def pooled_mean(features: Array, masks: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,9 @@ def check(found, want):
         (80, "kmulti_expanded", "k-1_480x640_", -1),
     ],
 )
-def test_stage_static(golden: pathlib.Path, classes, outputs, prefix, per_mask):
-    features, logits, ious, prototypes = candidates(np.load(golden / f"dev_stage_{classes}cls_inputs.npz"))
-    height, width, want = expected(np.load(golden / f"dev_stage_{classes}cls_{outputs}_outputs.npz"), prefix)
+def test_stage_static(recorded: Callable[[str], pathlib.Path], classes, outputs, prefix, per_mask):
+    features, logits, ious, prototypes = candidates(np.load(recorded(f"dev_stage_{classes}cls_inputs.npz")))
+    height, width, want = expected(np.load(recorded(f"dev_stage_{classes}cls_{outputs}_outputs.npz")), prefix)
     config = DetectConfig(classes_per_mask=per_mask)
     run = jax.jit(functools.partial(detect, height=height, width=width, config=config))
     check(run(features, logits, ious, prototypes), want)
@@ -84,8 +85,8 @@ def detect_any_size(features, logits, ious, prototypes, height, width, config):
 
 
 @pytest.mark.parametrize("size", ["480x640", "200x150", "1333x800"])
-def test_edge_cases_one_program_for_all_sizes(golden: pathlib.Path, size):
-    data = np.load(golden / f"dev_edge_{size}.npz")
+def test_edge_cases_one_program_for_all_sizes(recorded: Callable[[str], pathlib.Path], size):
+    data = np.load(recorded(f"dev_edge_{size}.npz"))
     height, width, want = expected(data, "")
     merged, masks = detect_any_size(*candidates(data), jnp.int32(height), jnp.int32(width), DetectConfig())
     assert not np.asarray(masks)[:, height:].any() and not np.asarray(masks)[:, :, width:].any()
@@ -94,8 +95,8 @@ def test_edge_cases_one_program_for_all_sizes(golden: pathlib.Path, size):
 
 
 @pytest.mark.parametrize("classes", [20, 80])
-def test_intermediates(golden: pathlib.Path, classes):
-    data = np.load(golden / f"dev_stage_{classes}cls_inputs.npz")
+def test_intermediates(recorded: Callable[[str], pathlib.Path], classes):
+    data = np.load(recorded(f"dev_stage_{classes}cls_inputs.npz"))
     features, logits, ious, prototypes = candidates(data)
     described = jax.jit(functools.partial(describe_candidates, grid=(37, 37)))(jnp.asarray(logits))
     empty = data["kinds"] == 0
@@ -119,8 +120,8 @@ def test_intermediates(golden: pathlib.Path, classes):
     assert kept == [int(i) for i in data["nms_keep_k1"] if there[i]]
 
 
-def test_similarities_of_the_negative_set(golden: pathlib.Path):
-    data = np.load(golden / "dev_negative.npz")
+def test_similarities_of_the_negative_set(recorded: Callable[[str], pathlib.Path]):
+    data = np.load(recorded("dev_negative.npz"))
     features, logits, _, prototypes = candidates(data)
     described = jax.jit(functools.partial(describe_candidates, grid=(37, 37)))(jnp.asarray(logits))
     objects, _ = object_features(described.weights, jnp.asarray(features))

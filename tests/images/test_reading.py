@@ -199,7 +199,9 @@ def test_a_fresh_process_reads_every_format(tmp_path: pathlib.Path) -> None:
     # What cameras and telephones write as .jpg: several JPEGs in one file.
     save(tmp_path / "MPO", Image.fromarray(RGB), format="MPO", save_all=True, append_images=[Image.fromarray(RGB)])
     names = [str(tmp_path / kind) for kind in ("TIFF", "PNG", "MPO", *FILES)]
-    code = "import sys; from ntt_jax.images.reading import read_image; print({read_image(p).shape for p in sys.argv[1:]})"
+    code = (
+        "import sys; from ntt_jax.images.reading import read_image; print({read_image(p).shape for p in sys.argv[1:]})"
+    )
     command = [sys.executable, "-W", "error", "-c", code, *names]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.stdout, result.stderr) == ("{(20, 30, 3)}\n", "")
