@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Callable
 
+from ntt_jax.datasets.class_lists import COCO_CLASSES
 from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.references.sampling import Reference, check_references, sample_references
@@ -33,9 +34,7 @@ def test_equals_upstream_on_every_clone(recorded: Callable[[str], pathlib.Path])
     images, classes = (sorted({entry[key] for entry in annotations}) for key in ("image_id", "category_id"))
     document = {
         "images": [{"id": i, "file_name": f"{i}.jpg", "height": 100, "width": 100} for i in images],
-        "categories": [
-            {"id": c, "name": f"class {c}"} for c in sorted({entry["category_id"] for entry in annotations})
-        ],
+        "categories": [{"id": c, "name": COCO_CLASSES[c]} for c in classes],
         "annotations": annotations,
     }
     dataset = parse_coco(json.dumps(document).encode(), "recorded")
