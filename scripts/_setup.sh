@@ -41,6 +41,19 @@ find_python() {
   return 1
 }
 
+# The newest Python that the newest JAX is tested with.
+find_newest() {
+  local version candidate
+  for version in 3.13 3.12; do
+    for candidate in "python$version" "$HOME"/.pyenv/versions/"$version"*/bin/python; do
+      # A shim on PATH may be there without an interpreter behind it, so it must prove that it runs.
+      [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ] &&
+        echo "$candidate" && return
+    done
+  done
+  return 1
+}
+
 setup_venv() {
   local venv=$1 kind=$2 python key
   VENV_PYTHON=$venv/bin/python

@@ -11,6 +11,7 @@ from flax import nnx
 from ntt_jax.config import DINOV2_CONFIGS, DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.layers import Mlp
 
 TINY = DinoV2Config(name="tiny", embed_dim=32, depth=1, num_heads=4, image_size=70, input_size=70)
 TINY_REG = dataclasses.replace(TINY, num_register_tokens=4, interpolate_offset=0.0, interpolate_antialias=True)
@@ -150,6 +151,7 @@ def test_initial_weights():
     """Meta's, but LayerScale: linear kernels and table at deviation 0.02, tokens near zero, factors 1."""
     model = fresh_model(dataclasses.replace(TINY_REG, embed_dim=128, depth=2))
     block = model.blocks[1]
+    assert isinstance(block.mlp, Mlp)
     for kernel in (block.attn.qkv.kernel, block.attn.proj.kernel, block.mlp.fc1.kernel, model.pos_embed):
         assert abs(float(jnp.std(kernel[...])) - 0.02) < 0.002
     assert not np.allclose(block.attn.proj.kernel[...], model.blocks[0].attn.proj.kernel[...])

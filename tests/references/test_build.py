@@ -83,7 +83,7 @@ def test_a_memory_that_was_stopped_goes_on(scenes, encoder, tmp_path):
     chosen = references(dataset)
     compiled = ReferenceEncoder(encoder, batch_size=2)
     expected = build_memory(compiled, dataset, folder, chosen)
-    numbers = range(len(places(chosen)))
+    numbers, memory = range(len(places(chosen))), None
     for count, limit in ((2, 1), (1, None)):
         locks = [FolderLock(tmp_path, Processes(index, count)) for index in range(count)]
         runs = [RunFolder(lock, {"what": "a test"}, key="reference") for lock in locks]

@@ -92,7 +92,7 @@ def work(lock, dataset, images, *, window=3, restart=False, **options):
         try:
             segment(run, dataset, images, predict, todo, window, observer)
         finally:
-            observer.finished = {i for i in dataset.images if i in run.records}
+            vars(observer)["finished"] = {i for i in dataset.images if i in run.records}
         truth = prepare_ground_truth(dataset, list(dataset.categories.values())[:1])
         return runner.write_outcome(run, dataset, truth), observer
 
@@ -250,7 +250,8 @@ def test_processes_that_come_and_go(tmp_path, data, counts, batch_size):
     """Started three times with other numbers of processes, the last alone to its end: each image once, in its place."""
     dataset, images = data
     whole, together = tmp_path / "whole", tmp_path / "together"
-    whole.mkdir(), together.mkdir()
+    whole.mkdir()
+    together.mkdir()
     with FolderLock(whole) as lock:
         work(lock, dataset, images, window=batch_size, seen=(whole_batches := []))
     batches = []

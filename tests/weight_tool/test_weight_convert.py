@@ -19,7 +19,7 @@ from weight_checkpoints import (
 )
 
 import weight_port
-from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS
+from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DinoV2Config
 from ntt_jax.errors import InputError
 from ntt_jax.loading import load_dinov2, load_sam2
 from weight_port import port, rules
@@ -182,6 +182,7 @@ def test_model_names():
     with pytest.raises(InputError, match=r"--model nonsense: no such model; choose one of dinov2_vits14"):
         read_config(small, "x", model="nonsense")
     config, (remark,) = read_config(small | {"blocks.12.norm1.weight": (384,)}, "x")  # 13 blocks: a custom depth
+    assert isinstance(config, DinoV2Config)
     assert (config.depth, config.num_heads) == (13, 6) and "num_heads 6" in remark
 
 
