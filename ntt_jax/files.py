@@ -1,14 +1,22 @@
-"""Reading and writing files on the host: size limits, strict JSON, whole-or-nothing writes, one-line error texts."""
+"""Files on the host, theirs and ours: looked at before they are opened, read within limits, written whole or not at all.
+
+Every file that this project reads goes through `open_input` (regular files only, so that nothing waits for a pipe),
+every file that it writes through `replacing` (beside, then renamed) or, where it grows in place, `open_in_place`. None
+of the two that write follows a symbolic link: what a link points at is somebody's own.
+"""
 
 import contextlib
 import json
 import os
+import pathlib
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.text import describe as describe
+from ntt_jax.text import one_line
 
 PathLike = str | os.PathLike[str]
 
@@ -22,60 +30,205 @@ def show_path(path: PathLike) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def describe(value: Any, limit: int = 60) -> str:
-    """A short, single-line account of any value of an untrusted file; never raises, whatever the nesting or size."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    if value is None or isinstance(value, (bool, int, float)):
-        return "null" if value is None else repr(value)
-    if isinstance(value, str):
-        return ascii(value) if len(value) <= limit else f"{value[:limit]!a}..."
-    if isinstance(value, (list, tuple)):
-        if 0 < len(value) <= 4 and all(v is None or isinstance(v, (bool, int, float)) for v in value):
-            return "[" + ", ".join(describe(v) for v in value) + "]"
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of {len(value)} keys"
-    return f"a {type(value).__name__}"
+def open_input(path: PathLike, *, what: str = "file", max_bytes: int | None = None, empty: bool = False) -> IO[bytes]:
+    """A regular file, opened to be read from its start. `what` names its kind in messages ("annotation file").
 
+    Pipes, devices, sockets and folders are refused before they are opened and never waited for. Links are followed:
+    data sets and caches are made of them. empty: whether an empty file will do.
 
-def read_bytes(path: PathLike, *, max_bytes: int, what: str) -> bytes:
-    """The whole file. `what` names its kind in messages ("annotation file").
-
-    Raises `InputError` if it is missing, not a regular file (a folder, a pipe), unreadable, empty, or larger than
-    `max_bytes`.
+    Raises `InputError`, naming the file, if it is missing, not regular, unreadable, empty or of more than `max_bytes`.
     """
     shown = show_path(path)
     try:
-        info = os.stat(path)
-        if not stat.S_ISREG(info.st_mode):
-            kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise InputError(f"{shown}: expected a file ({what}), found {kind}")
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
+        _require_regular(os.stat(path), f"{shown}: expected a file ({what})")
+        flags = os.O_RDONLY | _flag("O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK", "O_BINARY")
+        descriptor = os.open(path, flags)
+        try:
+            info = os.fstat(descriptor)  # another file may have taken its place
+            _require_regular(info, f"{shown}: expected a file ({what})")
+            if info.st_size == 0 and not empty:
+                raise InputError(f"{shown}: expected a {what}, found an empty file")
+            if max_bytes is not None and info.st_size > max_bytes:
+                raise InputError(f"{shown}: the {what} is larger than the limit of {max_bytes:,} bytes")
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
         if isinstance(error, InputError):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-        raise InputError(f"{shown}: cannot read the {what}: {reason}") from error
+        raise InputError(f"{shown}: cannot read the {what}: {reason(error)}") from error
+
+
+def read_bytes(path: PathLike, *, max_bytes: int, what: str, holes: bool = True) -> bytes:
+    """The whole file. Raises `InputError` as `open_input`, and when the file grows beyond `max_bytes` meanwhile.
+
+    holes: whether parts of it may never have been written. They read as zeros, which no text has: give False for text,
+    so that a file that says it is gigabytes and takes none is not read.
+    """
+    with open_input(path, what=what, max_bytes=max_bytes) as file:
+        try:
+            if not holes and _has_hole(file):
+                raise InputError(f"{show_path(path)}: the {what} has parts that were never written; copy it again")
+            data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise InputError(f"{show_path(path)}: cannot read the {what}: {reason(error)}") from error
     if not data:
-        raise InputError(f"{shown}: expected a {what}, found an empty file")
+        raise InputError(f"{show_path(path)}: expected a {what}, found an empty file")
     if len(data) > max_bytes:
-        raise InputError(f"{shown}: the {what} is larger than the limit of {max_bytes:,} bytes")
+        raise InputError(f"{show_path(path)}: the {what} is larger than the limit of {max_bytes:,} bytes")
     return data
 
 
+def check_output(path: PathLike) -> None:
+    """Raise `InputError` unless `path` is free to be written: nothing is there, or a regular file to be replaced."""
+    shown = show_path(path)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise InputError(f"{shown}: cannot be written: {reason(error)}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{shown}: is a folder, expected the name of the file to write")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{shown}: is {_kind(found.st_mode)}, which is not replaced; remove it or give another name")
+
+
+def open_in_place(path: PathLike, *, create: bool = True, write: bool = True) -> int:
+    """A descriptor of a file of ours that changes in place (a lock, records); made if it is not there.
+
+    Nothing of the file is changed by opening it. Raises `InputError` for whatever else lies under its name (a link, a
+    pipe, a folder) and for a file with a second name: what would be changed may be somebody's own. Raises
+    `FileNotFoundError` without `create`, other `OSError` as the file system does.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _require_ours(os.lstat(path), path)
+    flags = (os.O_RDWR if write else os.O_RDONLY) | (os.O_CREAT if create else 0)
+    flags |= _flag("O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK", "O_BINARY")
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        _require_ours(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def make_folder(folder: PathLike, inside: PathLike) -> None:
+    """Make `folder` below the folder `inside`, with what lies between. Raises `InputError` where a link or a file is.
+
+    A link below our own folder would lead what is written there, and what is cleared away there, to somebody else's.
+    """
+    root, target = os.path.abspath(inside), os.path.abspath(folder)
+    if os.path.commonpath([root, target]) != root:
+        raise InputError(f"{show_path(folder)}: lies outside {show_path(inside)}")
+    place = root
+    for part in os.path.relpath(target, root).split(os.sep):
+        place = os.path.join(place, part)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(place)
+            mode = os.lstat(place).st_mode
+        except (OSError, ValueError) as error:
+            raise InputError(f"{show_path(place)}: cannot make the folder: {reason(error)}") from error
+        if not stat.S_ISDIR(mode):
+            raise InputError(f"{show_path(place)}: is {_kind(mode)}, expected a folder; remove it or give another one")
+
+
+def remove_temporaries(folder: PathLike) -> None:
+    """Remove what a process that was killed while it wrote a file has left; folders of such names are not ours."""
+    for left in pathlib.Path(folder).glob(TEMPORARY):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one short line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return one_line(str(text), 200)
+
+
+def _flag(*names: str) -> int:
+    """Flags of `os.open` together, without those that this system does not know."""
+    flags = 0
+    for name in names:
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((words for is_kind, words in kinds if is_kind(mode)), "a device")
+
+
+def _require_regular(info: os.stat_result, expected: str) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        kind = _kind(info.st_mode)
+        raise InputError(f"{expected}, found {kind}" + ("" if kind == "a folder" else ", not a regular file"))
+
+
+def _require_ours(info: os.stat_result, path: PathLike) -> None:
+    if not stat.S_ISREG(info.st_mode):
+        found = f"is {_kind(info.st_mode)}, expected a file of this program"
+    elif info.st_nlink > 1:
+        found = f"is a file with {info.st_nlink} names (hard links), all of which would change"
+    else:
+        return
+    raise InputError(f"{show_path(path)}: {found}; remove it or give another folder")
+
+
+def _has_hole(file: IO[bytes]) -> bool:
+    """Whether the system knows of a part that was never written; the file is at its start again."""
+    if not hasattr(os, "SEEK_HOLE"):
+        return False
+    descriptor = file.fileno()
+    size = os.fstat(descriptor).st_size
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_HOLE) < size
+    except OSError:  # not every file system knows
+        return False
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+MAX_CONTAINERS = 500_000
+"""Lists and objects that a JSON file may hold whatever its size; beyond, one for every 32 bytes of it.
+
+An empty list is 3 bytes of text and 64 in memory. Honest files stay far below: COCO has one for every 120 bytes.
+"""
+_KEYS_PER_OBJECT = 32  # on average, beyond MAX_CONTAINERS: COCO has 7
+
+
 def parse_json(data: bytes, path: PathLike, *, what: str) -> Any:
-    """JSON (UTF-8, -16 or -32) from bytes. Raises `InputError` naming `path` and the line and column of the fault."""
+    """JSON (UTF-8, -16 or -32) from bytes. Raises `InputError` naming `path` and the line and column of the fault.
+
+    So that a small file cannot fill the memory, lists, objects, keys and texts are counted first (`MAX_CONTAINERS`).
+    """
+    shown = show_path(path)
+    if len(data) > MAX_CONTAINERS:
+        objects, limit = data.count(b"{"), MAX_CONTAINERS + len(data) // 32
+        if (found := objects + data.count(b"[")) > limit:
+            raise InputError(f"{shown}: the {what} holds {found:,} lists and objects, more than {limit:,} for its size")
+        if (keys := data.count(b":")) > MAX_CONTAINERS + _KEYS_PER_OBJECT * objects + len(data) // 64:
+            raise InputError(f"{shown}: the {what} holds {keys:,} keys in {objects:,} objects, too many to be sound")
+        if (found := data.count(b'"') // 2) > MAX_CONTAINERS + 2 * keys + len(data) // 64:
+            raise InputError(f"{shown}: the {what} holds {found:,} texts for {keys:,} keys, too many to be sound")
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise InputError(f"{show_path(path)}: the {what} is not valid JSON: {error.msg} at {where}") from error
+        raise InputError(f"{shown}: the {what} is not valid JSON: {error.msg} at {where}") from error
     except RecursionError as error:
-        raise InputError(f"{show_path(path)}: the {what} is nested too deeply to be read") from error
+        raise InputError(f"{shown}: the {what} is nested too deeply to be read") from error
     except ValueError as error:  # undecodable text, or an integer of more than 4300 digits
-        raise InputError(f"{show_path(path)}: the {what} is not valid JSON: {type(error).__name__}") from error
+        raise InputError(f"{shown}: the {what} is not valid JSON: {type(error).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -89,10 +242,10 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     target = os.path.abspath(path)
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".{os.path.basename(target)[:100]}.{secrets.token_hex(8)}.tmp")
-    if os.path.isdir(target):
-        raise InputError(f"{show_path(path)}: is a folder, expected the name of the file to write")
+    check_output(path)
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _flag("O_BINARY", "O_CLOEXEC")
+        descriptor = os.open(temporary, flags, 0o666)
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 yield file
@@ -107,8 +260,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise InputError(f"{show_path(path)}: cannot be written: {reason}") from error
+        raise InputError(f"{show_path(path)}: cannot be written: {reason(error)}") from error
 
 
 def write_bytes(path: PathLike, chunks: bytes | Iterable[bytes]) -> None:
@@ -119,8 +271,12 @@ def write_bytes(path: PathLike, chunks: bytes | Iterable[bytes]) -> None:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write a value as indented JSON through `write_bytes`. NaN and infinities are refused (`ValueError`)."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii"))
+    """Write a value as indented JSON through `write_bytes`. NaN and infinities are refused (`InputError`)."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{show_path(path)}: cannot be written as JSON: {reason(error)}") from error
+    write_bytes(path, (text + "\n").encode("ascii"))
 
 
 def sync_folder(folder: PathLike) -> None:

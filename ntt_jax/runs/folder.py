@@ -15,10 +15,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import TEMPORARY, parse_json, read_bytes, show_path, write_json
+from ntt_jax.files import check_output, parse_json, read_bytes, remove_temporaries, show_path, write_json
 from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.processes import agree
-from ntt_jax.runs.records import RunRecords, record_files, record_name
+from ntt_jax.runs.records import RunRecords, record_files, record_name, record_size
 
 FORMAT = 1
 MAX_RUN_BYTES = 2**26
@@ -45,8 +45,9 @@ class RunFolder:
         first = self.processes.index == 0
         if first:
             lock.check_alone()
-            for abandoned in folder.glob(TEMPORARY):  # of a process that was killed while it wrote a whole file
-                abandoned.unlink(missing_ok=True)
+            remove_temporaries(folder)
+        for path in (self.results, self.metrics, self._run):  # now, not when the work is done
+            check_output(path)
         if restart:
             (folder / record_name(self.processes.index)).unlink(missing_ok=True)
             if first:
@@ -55,14 +56,16 @@ class RunFolder:
                     if path not in others:  # each removes its own
                         path.unlink(missing_ok=True)
         self.starts: list[dict[str, Any]] = []
-        if not restart and any(path.stat().st_size for path in record_files(folder)):
+        if not restart and any(record_size(path) for path in record_files(folder)):
             self.starts = self._earlier_starts()
         elif first:  # nothing is finished yet, so nothing can be mixed up
+            if not restart and self._run.exists():  # but it may be the file of another program
+                self._earlier_starts(same=False)
             write_json(self._run, {"format": FORMAT, "identity": self.identity, "starts": []})
         self.records = RunRecords(folder, self.processes.index, key)
 
-    def _earlier_starts(self) -> list[dict[str, Any]]:
-        """Make sure that the run that is here is this one. Returns what is known of its earlier starts."""
+    def _earlier_starts(self, *, same: bool = True) -> list[dict[str, Any]]:
+        """Make sure that the run that is here is this one, or with `same` False any. Returns its earlier starts."""
         if not self._run.exists():
             found = f"{show_path(self.folder)} has finished images but no run.json that says of what"
             raise InputError(f"{found}; {ADVICE}")
@@ -71,9 +74,10 @@ class RunFolder:
             theirs, starts = found["identity"], found["starts"]
             if found["format"] != FORMAT or not isinstance(theirs, dict) or not isinstance(starts, list):
                 raise TypeError
-        except (InputError, KeyError, TypeError):
+            json.dumps(found, allow_nan=False)  # 1e999 is read as infinity, which cannot be written again
+        except (InputError, KeyError, TypeError, ValueError, RecursionError):
             raise InputError(f"{show_path(self._run)}: not the record of a run of this version; {ADVICE}") from None
-        if changed := differences(theirs, self.identity):
+        if same and (changed := differences(theirs, self.identity)):
             raise InputError(f"{show_path(self.folder)} holds a run made with another {changed}; {ADVICE}")
         return starts
 

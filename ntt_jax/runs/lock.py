@@ -2,12 +2,13 @@
 
 import fcntl
 import os
+import re
 import socket
 import time
 from pathlib import Path
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
+from ntt_jax.files import open_in_place, show_path
 from ntt_jax.runs.processes import Processes
 
 
@@ -20,7 +21,8 @@ class FolderLock:
     def __init__(self, folder: Path, processes: Processes | None = None):
         self.folder, self.processes = folder, processes or Processes()
         self._seen: set[int] = set()
-        handle = os.open(self._path(self.processes.index), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = open_in_place(self._path(self.processes.index))
+        self._check_ours(handle)
         for attempt in range(20):
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,6 +47,13 @@ class FolderLock:
     def _path(self, index: int) -> Path:
         return self.folder / (f"lock-{index}" if index else "lock")
 
+    def _check_ours(self, handle: int) -> None:
+        """Raise `InputError` if something else is written in the file of this name, which would be lost."""
+        if not re.fullmatch(rb"(process \d+ on .*)?", os.pread(handle, 4096, 0), re.DOTALL):
+            os.close(handle)
+            path = show_path(self._path(self.processes.index))
+            raise InputError(f"{path}: a file of this name, but not of this program, is here; give another --out")
+
     def _taken(self, who: str) -> InputError:
         return InputError(
             f"{show_path(self.folder)} is in use by another ntt-jax ({who}); wait for it or give another --out"
@@ -53,7 +62,7 @@ class FolderLock:
     def holder(self, index: int) -> str | None:
         """Who holds the place of process `index`, in words; None if nobody does."""
         try:
-            handle = os.open(self._path(index), os.O_RDWR | os.O_CLOEXEC)
+            handle = open_in_place(self._path(index), create=False)
         except FileNotFoundError:
             return None
         try:

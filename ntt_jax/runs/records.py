@@ -1,13 +1,15 @@
 """A file of finished work that survives whatever happens to the process: append-only, checksummed, synced.
 
 One line per record: crc32 of the JSON text as eight hex digits, a space, the JSON text, a newline. A line whose
-newline, checksum or JSON is wrong (a write that was cut off by a kill, a full disk or a power failure) ends the file:
-opening it for writing drops that line and what may follow, and the work behind it is simply done again.
+newline or checksum is wrong (a write that was cut off by a kill, a full disk or a power failure) ends the file: opening
+it for writing drops that line and what may follow, and the work behind it is simply done again. The files are ours
+alone: a link, a pipe or a file with a second name in their place is refused before anything is changed.
 """
 
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import zlib
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import sync_folder
+from ntt_jax.files import open_in_place, parse_json, show_path, sync_folder
 
-MAX_RECORD = 2**28
+MAX_RECORD = 2**26
 """Bytes of the longest line that is read; no real record comes near it."""
 
 
@@ -41,15 +43,18 @@ class RecordReader:
         """Take note of the whole records behind those known so far."""
         try:
             # Opened anew: a network file system shows what others have written only then.
-            with open(self.path, "rb") as file:
+            with self._open() as file:
                 file.seek(self._end)
                 while (record := self._parse(line := file.readline(MAX_RECORD))) is not None:
                     self._note(record, len(line))
         except FileNotFoundError:
             return
 
+    def _open(self) -> IO[bytes]:
+        return os.fdopen(open_in_place(self.path, create=False, write=False), "rb")
+
     def _parse(self, line: bytes) -> dict[str, Any] | None:
-        record = _parse(line)
+        record = _parse(line, self.path)
         return record if record is not None and isinstance(record.get(self.key), int) else None
 
     def _note(self, record: dict[str, Any], length: int) -> None:
@@ -71,10 +76,12 @@ class RecordReader:
         """The record of `id`, read back from the disk and checked again (`InputError` if it has changed)."""
         offset, length = self._places[id]
         if self._file is None:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, closed by close()
+            self._file = self._open()
         record = self._parse(os.pread(self._file.fileno(), length, offset))
         if record is None or record[self.key] != id:
-            raise InputError(f"{self.path}: the record of {self.key} {id} has changed on the disk; use --restart")
+            raise InputError(
+                f"{show_path(self.path)}: the record of {self.key} {id} has changed on the disk; use --restart"
+            )
         return record
 
     def close(self) -> None:
@@ -91,8 +98,12 @@ class RecordFile(RecordReader):
     """
 
     def __init__(self, path: Path, key: str = "image_id"):
-        out = open(path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
-        super().__init__(path, key)
+        out = os.fdopen(open_in_place(path), "r+b", buffering=0)
+        try:
+            super().__init__(path, key)
+        except BaseException:
+            out.close()
+            raise
         self._file = out
         size = os.fstat(out.fileno()).st_size
         self.dropped = size - self._end
@@ -116,6 +127,7 @@ class RecordFile(RecordReader):
         assert self._file is not None
         rest = memoryview(data)
         try:
+            self._file.seek(0, os.SEEK_END)
             while rest:  # a nearly full disk takes a part of it
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
@@ -125,7 +137,7 @@ class RecordFile(RecordReader):
             error.filename = error.filename or str(self.path)
             raise
         if os.fstat(self._file.fileno()).st_nlink == 0:
-            raise InputError(f"{self.path}: the file was removed while the run was writing to it")
+            raise InputError(f"{show_path(self.path)}: the file was removed while the run was writing to it")
 
 
 class RunRecords:
@@ -181,7 +193,19 @@ def record_name(index: int) -> str:
 
 def record_files(folder: Path) -> list[Path]:
     """Every process's file in a run folder."""
-    return sorted(folder.glob("finished*.records"))
+    return sorted(path for path in folder.glob("finished*.records") if re.fullmatch(_NAME, path.name))
+
+
+def record_size(path: Path) -> int:
+    """Bytes of a file of records. Raises `InputError` for what is none: a link, a pipe, a folder."""
+    handle = open_in_place(path, create=False, write=False)
+    try:
+        return os.fstat(handle).st_size
+    finally:
+        os.close(handle)
+
+
+_NAME = r"finished(-[0-9]+)?\.records"
 
 
 @contextlib.contextmanager
@@ -207,15 +231,18 @@ def _line(record: dict[str, Any]) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The record in a line, or None if it is not whole."""
+def _parse(line: bytes, path: Path) -> dict[str, Any] | None:
+    """The record in a line, or None if it is not whole.
+
+    Raises `InputError` for a line that is whole and yet no record: no kill leaves that, somebody wrote it.
+    """
     if len(line) < 10 or line[8:9] != b" " or line[-1:] != b"\n":
         return None
     text = line[9:-1]
     if line[:8] != b"%08x" % zlib.crc32(text):
         return None
     try:
-        record = json.loads(text)
-    except ValueError:
-        return None
+        record = parse_json(text, path, what="record")
+    except InputError as error:
+        raise InputError(f"{error}; use --restart to start over, or another --out") from None
     return record if isinstance(record, dict) else None

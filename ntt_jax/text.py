@@ -1,0 +1,74 @@
+"""Text that came from files, on its way to a person: one line, bounded, without anything that a terminal acts on."""
+
+import difflib
+import sys
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+MAX_LINE = 1000
+"""Characters of the longest line that is shown; paths and lists of names stay well below it."""
+_TAIL = 200
+
+
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """The text as one printable line of at most `limit` characters; what it says already so is returned as it is.
+
+    Line ends become spaces. Control characters, escape codes, lone surrogates, marks that turn the direction of writing
+    and everything else that is not printable become backslash escapes. Of a long text the start and the end are kept.
+    """
+    if len(text) > limit:
+        cut = len(text) - limit
+        text = f"{text[: limit - _TAIL]}[... {cut} characters ...]{text[-_TAIL:]}"
+    if text.isprintable():
+        return text
+    text = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown if len(shown) <= 2 * limit else shown[: 2 * limit] + "..."
+
+
+def show(text: str = "", *, to: TextIO | None = None) -> None:
+    """Print lines on a terminal or into a pipe (stdout by default), each through `one_line`.
+
+    Indentation stays. A character that the stream's encoding lacks becomes an escape.
+    """
+    stream = sys.stdout if to is None else to
+    for line in text.split("\n"):
+        indented = line[: len(line) - len(line.lstrip(" "))][:40]
+        stream.write(encodable(indented + one_line(line.lstrip(" ")), stream) + "\n")
+    stream.flush()
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for what the stream's encoding lacks, so that writing it cannot fail."""
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def describe(value: Any, limit: int = 60) -> str:
+    """A short, single-line account of any value of an untrusted file; never raises, whatever the nesting or size."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, (bool, int, float)):
+        return "null" if value is None else repr(value)
+    if isinstance(value, str):
+        return ascii(value) if len(value) <= limit else f"{value[:limit]!a}..."
+    if isinstance(value, (list, tuple)):
+        if 0 < len(value) <= 4 and all(v is None or isinstance(v, (bool, int, float)) for v in value):
+            return "[" + ", ".join(describe(v) for v in value) + "]"
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)} keys"
+    return f"a {type(value).__name__}"
+
+
+def close_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """The names that look most like a mistyped one. Of many names only some are compared, those that start alike."""
+    if len(name) >= 100:
+        return []
+    alike = [other for other in names if abs(len(other) - len(name)) <= len(name)]
+    if len(alike) > _COMPARED:
+        alike = [other for other in alike if other[:1].lower() == name[:1].lower()][:_COMPARED]
+    return difflib.get_close_matches(name, alike, n=count)
+
+
+_COMPARED = 5000
