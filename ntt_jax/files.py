@@ -1,4 +1,4 @@
-"""Files on the host, theirs and ours: looked at before they are opened, read within limits, written whole or not at all.
+"""Files on the host: looked at before they are opened, read within limits, written whole or not at all.
 
 Every file that this project reads goes through `open_input` (regular files only, so that nothing waits for a pipe),
 every file that it writes through `replacing` (beside, then renamed) or, where it grows in place, `open_in_place`. None
