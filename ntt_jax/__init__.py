@@ -6,6 +6,8 @@ Names are imported on first use, so that `import ntt_jax` costs nothing and the 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ntt_jax import _moved
+
 if TYPE_CHECKING:
     from ntt_jax.compiled.predictor import Predictor
     from ntt_jax.compiled.prompt_masker import Prompt
@@ -61,8 +63,7 @@ _MODULES = {
             "upstream",
         )
     },
-    "parallel": "compiled.parallel",
-    "predictor": "compiled.predictor",
+    **_moved.MOVED,
 }
 
 __all__ = [

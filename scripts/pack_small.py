@@ -17,7 +17,7 @@ from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import export_state_dict
 
-ASSETS = Path(__file__).resolve().parents[1] / "ntt_jax" / "demo" / "assets"
+ASSETS = Path(__file__).resolve().parents[1] / "ntt_jax" / "assets"
 LARGEST = 8_000_000
 
 

@@ -1,9 +1,12 @@
 import importlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
 import ntt_jax
+from ntt_jax import _moved
 
 
 @pytest.mark.parametrize("name", [name for name in ntt_jax.__all__ if name != "__version__"])
@@ -25,3 +28,17 @@ def test_unknown_names():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         ntt_jax.nothing  # noqa: B018
     assert "detect" in dir(ntt_jax)
+
+
+@pytest.mark.parametrize(("old", "new"), _moved.MOVED.items())
+def test_modules_are_found_under_their_old_names(old, new):
+    moved, module = importlib.import_module(f"ntt_jax.{old}"), importlib.import_module(f"ntt_jax.{new}")
+    assert moved is module is getattr(ntt_jax, old)
+    assert module.__name__ == module.__spec__.name == f"ntt_jax.{new}"
+
+
+def test_import_costs_nothing():
+    """Of the whole package two modules, and of what it needs nothing."""
+    code = "import sys; before = set(sys.modules); import ntt_jax; print(*(set(sys.modules) - before))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ntt_jax" in found and not {"jax", "numpy", "PIL", "flax"} & set(found)

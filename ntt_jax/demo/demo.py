@@ -85,7 +85,7 @@ def convert_checkpoints(folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name in (SAM2_NAME, DINOV2_NAME):
-        assets = resources.files("ntt_jax.demo") / "assets"
+        assets = resources.files("ntt_jax") / "assets"
         with resources.as_file(assets / f"{name}.pt") as source:
             given = json.loads((assets / f"{name}.json").read_text())
             convert(source, folder / f"{name}.safetensors", given=given)

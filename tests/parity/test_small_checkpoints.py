@@ -20,7 +20,7 @@ pytest.importorskip("sam2")
 pytest.importorskip("dinov2")
 ImagePath = pytest.importorskip("oracle_sam2").ImagePath
 
-ASSETS = resources.files("ntt_jax.demo") / "assets"
+ASSETS = resources.files("ntt_jax") / "assets"
 SIDE = json.loads((ASSETS / f"{demo.SAM2_NAME}.json").read_text())["image_size"]
 
 
