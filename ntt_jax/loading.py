@@ -1,19 +1,22 @@
-"""From a converted weight file to a model, with nothing but the path (the file carries its configuration)."""
+"""From a name or a weight file to a model (a converted file carries its configuration)."""
 
 import os
 from typing import cast
 
 from ntt_jax.errors import InputError
+from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2, resolve
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import port
 
 
-def load_sam2(path: str | os.PathLike[str], dtype: str = "float32") -> Sam2:
-    """Load SAM 2 from a file made by `python -m weight_port convert`.
+def load_sam2(name_or_path: str | os.PathLike[str] = DEFAULT_SAM2, dtype: str = "float32") -> Sam2:
+    """Load SAM 2 by name or from any checkpoint of it.
 
     Args:
-        path: the converted file.
+        name_or_path: a name as `sam2.1_hiera_large` or `facebook/sam2.1-hiera-large` (docs/names.md), a converted file,
+            Meta's .pt or .pth, a Hugging Face .safetensors or its folder. What is no converted file yet is fetched and
+            converted once, into a cache.
         dtype: "float32" or "bfloat16": type of kernels and matrix products. Norms, position tables and the heads that
             meet thresholds stay float32. A file of float16 or bfloat16 weights is widened or rounded accordingly.
 
@@ -21,17 +24,19 @@ def load_sam2(path: str | os.PathLike[str], dtype: str = "float32") -> Sam2:
         The model, on JAX's default device.
 
     Raises:
-        InputError: no such file, another model's, not converted (the message says how to), damaged, or tensors that do
-            not fit the configuration in the file.
+        InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
+            do), or tensors that do not fit their configuration.
     """
-    return cast(Sam2, _load(path, dtype, Sam2, "load_dinov2"))
+    return cast(Sam2, _load(name_or_path, "sam2", dtype, Sam2, "load_dinov2"))
 
 
-def load_dinov2(path: str | os.PathLike[str], dtype: str = "float32") -> DinoVisionTransformer:
-    """Load DINOv2 from a file made by `python -m weight_port convert`.
+def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: str = "float32") -> DinoVisionTransformer:
+    """Load DINOv2 by name or from any checkpoint of it.
 
     Args:
-        path: the converted file.
+        name_or_path: a name as `dinov2_vitl14` or `facebook/dinov2-large` (docs/names.md), a converted file,
+            Meta's .pt or .pth, a Hugging Face .safetensors or its folder. What is no converted file yet is fetched and
+            converted once, into a cache.
         dtype: "float32" or "bfloat16": type of kernels and matrix products. Norms, LayerScale, tokens and the position
             table stay float32. A file of float16 or bfloat16 weights is widened or rounded accordingly.
 
@@ -39,13 +44,14 @@ def load_dinov2(path: str | os.PathLike[str], dtype: str = "float32") -> DinoVis
         The model, on JAX's default device.
 
     Raises:
-        InputError: no such file, another model's, not converted (the message says how to), damaged, or tensors that do
-            not fit the configuration in the file.
+        InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
+            do), or tensors that do not fit their configuration.
     """
-    return cast(DinoVisionTransformer, _load(path, dtype, DinoVisionTransformer, "load_sam2"))
+    return cast(DinoVisionTransformer, _load(name_or_path, "dinov2", dtype, DinoVisionTransformer, "load_sam2"))
 
 
-def _load(path: str | os.PathLike[str], dtype: str, expected: type, other: str) -> object:
+def _load(name_or_path: str | os.PathLike[str], kind: str, dtype: str, expected: type, other: str) -> object:
+    path = resolve(name_or_path, kind)
     weights = port.read_converted(path)
     is_sam2 = hasattr(weights.config, "hiera")
     if is_sam2 != (expected is Sam2):

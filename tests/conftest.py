@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Converted weights of the tests go to a folder of theirs, also in the processes that they start."""
+    os.environ["NTT_JAX_CACHE"] = str(tmp_path_factory.mktemp("ntt-jax cache"))
+
+
 @pytest.fixture(scope="session")
 def golden() -> pathlib.Path:
     """Folder of recorded outputs of the original PyTorch code; not part of the repository."""

@@ -97,6 +97,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     from ntt_jax.files import write_json
     from ntt_jax.runs.lock import FolderLock
 

@@ -48,6 +48,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     from ntt_jax.cli import memory
     from ntt_jax.datasets import load_dataset
     from ntt_jax.datasets.dataset import select_classes

@@ -57,6 +57,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     from ntt_jax.files import write_json
     from ntt_jax.images.rle import Rle
     from ntt_jax.references.prompted import load_prompted, with_masks

@@ -78,6 +78,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     processes = options.join_processes(args)
     from ntt_jax.datasets import load_dataset
 

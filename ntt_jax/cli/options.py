@@ -13,6 +13,7 @@ from typing import Any
 
 from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
 from ntt_jax.runs.processes import AUTOMATIC, Processes, join
 
 CACHE_OFF = "none"
@@ -73,8 +74,8 @@ def _classes_per_mask(text: str) -> int:
 
 
 _PATHS = {
-    "sam2": ("W", "converted SAM 2 checkpoint"),
-    "dinov2": ("W", "converted DINOv2 checkpoint"),
+    "sam2": ("W", "SAM 2: a name (`ntt-jax weights list`), an id of the Hugging Face Hub, or any checkpoint"),
+    "dinov2": ("W", "DINOv2, likewise"),
     "memory": ("memory.safetensors", "file that `ntt-jax memory` wrote"),
     "references": ("references.json", "which annotations are references"),
     "annotations": (
@@ -87,11 +88,18 @@ _PATHS = {
 }
 
 
+_WEIGHTS = {"sam2": DEFAULT_SAM2, "dinov2": DEFAULT_DINOV2}
+
+
 def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -> None:
     """Options that name a file or folder and mean the same in every command. note: added to their help."""
     for name in names:
         metavar, text = _PATHS[name]
         option = f"--{name.replace('_', '-')}"
+        if name in _WEIGHTS:
+            default = _WEIGHTS[name]
+            parser.add_argument(option, default=default, metavar=metavar, help=f"{text} (default: {default}){note}")
+            continue
         parser.add_argument(option, type=Path, required=required, metavar=metavar, help=text + note)
 
 
@@ -103,11 +111,39 @@ def check_paths(args: argparse.Namespace, *names: str) -> None:
             check_path(path, name)
 
 
-def check_path(path: Path, name: str) -> None:
+def check_path(path: Any, name: str) -> None:
     """The same for one option, written with underscores: a folder of images, annotations, or another file."""
+    if name in _WEIGHTS:
+        check_weights(path, name)
+        return
     kind = name.split("_")[-1]
     check = {"images": check_folder, "annotations": check_annotations}.get(kind, check_file)
     check(path, f"--{name.replace('_', '-')}")
+
+
+def check_weights(value: str | Path, name: str) -> None:
+    """Raise `InputError` unless `--sam2` or `--dinov2` (`name`) is a name, a Hub id or an existing checkpoint."""
+    try:
+        found = parse(value, name)
+    except InputError as error:
+        raise InputError(f"--{name}: {error}") from None
+    if isinstance(found, Path) and not found.is_dir():
+        check_file(found, f"--{name}")
+
+
+def resolve_weights(args: argparse.Namespace) -> None:
+    """Put in place of `--sam2` and `--dinov2`, where they were given, the converted file that they stand for.
+
+    That may download and convert; afterwards they are paths. Raises `InputError` with the way out.
+    """
+    from ntt_jax.hub import resolve
+
+    for name in _WEIGHTS:
+        if (value := getattr(args, name, None)) is not None:
+            try:
+                setattr(args, name, resolve(value, name))
+            except InputError as error:
+                raise InputError(f"--{name}: {error}") from None
 
 
 def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores: bool = False) -> None:

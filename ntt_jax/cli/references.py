@@ -37,9 +37,8 @@ def add_parser(commands: Any) -> None:
     made.add_argument("--memory", type=Path, metavar="memory.safetensors", help="file that `ntt-jax memory` wrote")
     made.add_argument(
         "--dinov2",
-        type=Path,
         metavar="W",
-        help="converted DINOv2 checkpoint, to encode --references with; --out then "
+        help="DINOv2, by name or any checkpoint, to encode --references with; --out then "
         "shows components and clusters of their patches too",
     )
     options.add_paths(parser, "annotations")
@@ -63,6 +62,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.memory.bank import load_memory
     from ntt_jax.report.page import reference_cards, write_reference_page

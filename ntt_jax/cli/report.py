@@ -50,9 +50,9 @@ def add_parser(commands: Any) -> None:
     options.add_paths(group, *OPTIONS, required=False)
     parser.add_argument(
         "--dinov2",
-        type=Path,
         metavar="W",
-        help="converted DINOv2 checkpoint of the memory: also show components and clusters of the references' patches",
+        help="the memory's DINOv2, by name or any checkpoint: also show components and clusters of the references' "
+        "patches",
     )
     parser.set_defaults(dtype="float32", devices=None, cores=None, compilation_cache=None)
 
@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         options.check_output_file(args.out)
     options.check_folder(args.run_dir, "RUN_DIR")
     options.check_paths(args, "dinov2")
+    options.resolve_weights(args)
     from ntt_jax.report import run_files as report_files
     from ntt_jax.report.page import write_report
 

@@ -50,6 +50,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     processes = options.join_processes(args)
     options.divide_cpu(args.cores)
     from ntt_jax.datasets import load_dataset

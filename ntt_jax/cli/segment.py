@@ -78,6 +78,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    options.resolve_weights(args)
     from ntt_jax.memory.bank import load_memory, require_encoder
     from ntt_jax.segmenter.folder import find_images, segment_files
 

@@ -4,6 +4,7 @@
 kill and checks their sha256; they are placed where that library looks for them.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import read_bytes
+from ntt_jax.files import read_bytes, write_bytes
 from ntt_jax.hub import fetch
 from ntt_jax.hub.fetch import DownloadError, StorageError
 
@@ -65,6 +66,8 @@ def fetch_repository(identifier: str, revision: str | None = None, *, refresh: b
             if shard not in files:
                 raise InputError(f"{identifier}: its {_INDEX} names {shard!a:.120}, which is not there")
             _bring(identifier, commit, files[shard])
+    if (branch := revision or "main") != commit:  # so that the name alone finds it without a network
+        _write_reference(identifier, branch, commit)
     return (path.parent if chosen in ("model.safetensors", _INDEX) else path), commit
 
 
@@ -121,7 +124,6 @@ def _shards(index: Path) -> list[str]:
 def _bring(identifier: str, commit: str, file: Any) -> Path:
     """One file of a commit into the Hub's cache."""
     from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import build_hf_headers
 
     name = file.rfilename
@@ -130,7 +132,7 @@ def _bring(identifier: str, commit: str, file: Any) -> Path:
         return Path(found)
     if file.lfs is not None:
         digest, size = file.lfs.sha256, file.lfs.size
-        blob = _cache() / repo_folder_name(repo_id=identifier, repo_type="model") / "blobs" / digest
+        blob = _storage(identifier) / "blobs" / digest
         url = hf_hub_url(identifier, name, revision=commit, endpoint=endpoint())
         try:
             fetch.fetch(url, blob, size=size, sha256=digest, headers=build_hf_headers(), what=f"{identifier}: {name}")
@@ -139,6 +141,20 @@ def _bring(identifier: str, commit: str, file: Any) -> Path:
     return Path(
         _answer(lambda _: hf_hub_download(identifier, name, revision=commit, cache_dir=_cache(), endpoint=endpoint()))
     )
+
+
+def _storage(identifier: str) -> Path:
+    """A repository's folder in the Hub's cache, whose layout is documented (blobs, refs, snapshots)."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    return _cache() / repo_folder_name(repo_id=identifier, repo_type="model")
+
+
+def _write_reference(identifier: str, branch: str, commit: str) -> None:
+    with contextlib.suppress(OSError, InputError):
+        reference = _storage(identifier) / "refs" / branch
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(reference, commit.encode())
 
 
 def _cache() -> Path:

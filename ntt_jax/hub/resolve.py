@@ -103,8 +103,13 @@ def _convert(
     def write(target: Path) -> None:
         from weight_port.port import convert
 
-        print(f"ntt-jax: converting {show_path(path)}, once", file=sys.stderr, flush=True)
-        convert(path, target, model=model, given=given)
+        try:
+            convert(path, target, model=model, given=given)
+        except InputError as error:
+            if "with --config" in str(error):
+                raise InputError(f"{error} to `python -m weight_port convert`") from None
+            raise
+        print(f"ntt-jax: converted {show_path(path)}, once, into {show_path(target.parent)}", file=sys.stderr)
 
     return key, cache.store(key, opened.sha256, write)
 
@@ -145,11 +150,12 @@ def _from_hub(what: Repository, identifier: str, revision: str | None, again: bo
         advice = (
             suggestion(identifier)
             if "no such model" in str(error)
-            else f"; where there is a network, `hf download {identifier} --local-dir FOLDER` fetches it: copy that folder "
-            "here and give its path"
+            else f"; where there is a network, `hf download {identifier} --local-dir FOLDER` fetches it: copy that "
+            "folder here and give its path"
         )
         raise InputError(
-            f"{what.name}: no file or folder of this name, and not to be had from {repository.endpoint()}: {error}{advice}"
+            f"{what.name}: no file or folder of this name, and not to be had from {repository.endpoint()}: "
+            f"{error}{advice}"
         ) from None
 
 

@@ -20,6 +20,8 @@ from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
+from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
+from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
@@ -104,6 +106,23 @@ class Segmenter:
         self._classes: dict[str, LearnedClass] = {}
         self._memory: Memory | None = None
         self._provenance: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, sam2: PathLike = DEFAULT_SAM2, dinov2: PathLike = DEFAULT_DINOV2, *, dtype: str = "float32", **options: Any
+    ) -> "Segmenter":
+        """A segmenter with models by name, fetched and converted on first use.
+
+        Args:
+          sam2, dinov2: names, ids of the Hugging Face Hub or checkpoints, as for `load_sam2` and `load_dinov2`; the
+            defaults are the paper's.
+          dtype: "float32" or "bfloat16", as there.
+          options: as for `Segmenter`.
+
+        Raises:
+          InputError: as `load_sam2`, `load_dinov2` and `Segmenter`.
+        """
+        return cls(load_sam2(sam2, dtype), load_dinov2(dinov2, dtype), **options)
 
     # What has been learned
 

@@ -29,7 +29,7 @@ class Fault:
 
 
 class HubServer:
-    """Use as a context manager. `repositories`: files by id; `meta`: files by path; `faults`: by path, one per request."""
+    """Use as a context manager. `repositories`: files by id; `meta`: by path; `faults`: by path, one per request."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}

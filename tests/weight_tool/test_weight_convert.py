@@ -200,6 +200,10 @@ def test_loading_says_what_to_do_with_the_wrong_file(tmp_path):
     meta = save(tmp_path / "dino.safetensors", state_dict(TINY_DINOV2))
     command = "python -m weight_port convert .*dino.safetensors .*converted_dino.safetensors"
     with pytest.raises(InputError, match=f"not a converted weight file; convert it first: {command}"):
+        port.read_converted(meta)
+    with pytest.raises(
+        InputError, match=r"do not show num_heads.*--config FILE.json to `python -m weight_port convert`"
+    ):
         load_dinov2(meta)
     port.convert(meta, tmp_path / "ours", given=DINOV2_GIVEN)
     with pytest.raises(InputError, match=r"holds dinov2_custom; load it with ntt_jax\.load_dinov2"):
@@ -208,8 +212,10 @@ def test_loading_says_what_to_do_with_the_wrong_file(tmp_path):
         load_dinov2(tmp_path / "ours", dtype="float16")
     (tmp_path / "net.pt").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(InputError, match=r"a PyTorch checkpoint, not .*weight_port convert .*net.pt .*net.safetensors"):
+        port.read_converted(tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"net\.pt"):
         load_sam2(tmp_path / "net.pt")
-    with pytest.raises(InputError, match="cannot be read: No such file"):
+    with pytest.raises(InputError, match="there is no such file or folder"):
         load_sam2(tmp_path / "nothing")
     with pytest.raises(InputError, match="is a converted file already"):
         port.convert(tmp_path / "ours", tmp_path / "again")
