@@ -20,6 +20,7 @@ from ntt_jax.text import one_line
 
 PathLike = str | os.PathLike[str]
 
+_SMALL = 2**24
 TEMPORARY = f".*.{'[0-9a-f]' * 16}.tmp"
 """Pattern of the names of files that are being written (`replacing`), or were when the process was killed."""
 
@@ -60,11 +61,11 @@ def open_input(path: PathLike, *, what: str = "file", max_bytes: int | None = No
         raise InputError(f"{shown}: cannot read the {what}: {reason(error)}") from error
 
 
-def read_bytes(path: PathLike, *, max_bytes: int, what: str, holes: bool = True) -> bytes:
+def read_bytes(path: PathLike, *, max_bytes: int, what: str, holes: bool = False) -> bytes:
     """The whole file. Raises `InputError` as `open_input`, and when the file grows beyond `max_bytes` meanwhile.
 
-    holes: whether parts of it may never have been written. They read as zeros, which no text has: give False for text,
-    so that a file that says it is gigabytes and takes none is not read.
+    holes: whether parts of a large file may never have been written. They read as zeros, which nothing but raw pixels
+    has: a file that says it is gigabytes and takes no room on the disk is not read.
     """
     with open_input(path, what=what, max_bytes=max_bytes) as file:
         try:
@@ -136,6 +137,40 @@ def make_folder(folder: PathLike, inside: PathLike) -> None:
             raise InputError(f"{show_path(place)}: is {_kind(mode)}, expected a folder; remove it or give another one")
 
 
+def check_private(folder: PathLike) -> str | None:
+    """Why somebody else could have placed or could place a file in `folder`, in words; None if nobody could.
+
+    The folder, everything directly in it and the folders above must belong to this user (those above: or to the
+    system), and nobody else may write to them. Raises `OSError` as the file system does.
+    """
+    if not hasattr(os, "getuid"):  # other systems protect a user's folders by other means
+        return None
+    mine, others = os.getuid(), stat.S_IWGRP | stat.S_IWOTH
+    place = pathlib.Path(os.path.abspath(folder))
+    for above in place.parents:
+        found = above.stat()
+        # 65534 stands for users of the system that a container does not know.
+        if found.st_uid not in (mine, 0, 65534):
+            return f"{show_path(above)} belongs to another user"
+        if found.st_mode & others and not found.st_mode & stat.S_ISVTX:
+            return f"{show_path(above)} can be written by other users"
+    found = place.stat()
+    if found.st_uid != mine:
+        return "it belongs to another user"
+    if found.st_mode & others:
+        return "it can be written by other users"
+    with os.scandir(place) as entries:
+        for entry in entries:
+            info = entry.stat(follow_symlinks=False)
+            if info.st_uid != mine or not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+                return f"{show_path(entry.name)} in it is not a file of this user"
+            if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
+                return f"{show_path(entry.name)} in it has a second name elsewhere"
+            if info.st_mode & others and found.st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+                return f"{show_path(entry.name)} in it can be written by other users"
+    return None
+
+
 def remove_temporaries(folder: PathLike) -> None:
     """Remove what a process that was killed while it wrote a file has left; folders of such names are not ours."""
     for left in pathlib.Path(folder).glob(TEMPORARY):
@@ -190,6 +225,8 @@ def _has_hole(file: IO[bytes]) -> bool:
         return False
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
+    if size < _SMALL:
+        return False
     try:
         return os.lseek(descriptor, 0, os.SEEK_HOLE) < size
     except OSError:  # not every file system knows

@@ -26,22 +26,23 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return shown if len(shown) <= 2 * limit else shown[: 2 * limit] + "..."
 
 
-def show(text: str = "", *, to: TextIO | None = None) -> None:
-    """Print lines on a terminal or into a pipe (stdout by default), each through `one_line`.
+def show(text: str, *, to: TextIO | None = None) -> None:
+    """Print one line on a terminal or into a pipe (stdout by default): the text through `one_line`.
 
-    Indentation stays. A character that the stream's encoding lacks becomes an escape.
+    Spaces at its start stay. A character that the stream's encoding lacks becomes an escape.
     """
     stream = sys.stdout if to is None else to
-    for line in text.split("\n"):
-        indented = line[: len(line) - len(line.lstrip(" "))][:40]
-        stream.write(encodable(indented + one_line(line.lstrip(" ")), stream) + "\n")
+    content = text.lstrip(" ")
+    line = " " * min(len(text) - len(content), _TAIL) + one_line(content)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
 
 
-def encodable(text: str, stream: TextIO) -> str:
-    """The text with escapes for what the stream's encoding lacks, so that writing it cannot fail."""
-    encoding = getattr(stream, "encoding", None) or "ascii"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+def show_lines(text: str, *, to: TextIO | None = None) -> None:
+    """Print every line of a text, such as a table, through `show`."""
+    for line in text.split("\n"):
+        show(line, to=to)
 
 
 def describe(value: Any, limit: int = 60) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, parse_json, read_bytes, show_path
+from ntt_jax.text import show
 
 INTERRUPTED = 130
 
@@ -191,13 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         lines = command(parsed)
     except InputError as e:
-        print(f"weight_port: error: {' '.join(str(e).split())}", file=sys.stderr)
+        show(f"weight_port: error: {e}", to=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("weight_port: interrupted; nothing was written", file=sys.stderr)
+        show("weight_port: interrupted; nothing was written", to=sys.stderr)
         return INTERRUPTED
     with contextlib.suppress(BrokenPipeError):  # `| head`: the work is done, nobody reads on
-        print("\n".join(lines), flush=True)
+        for line in lines:
+            show(line)
         return 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.evaluation import KINDS
+from ntt_jax.text import one_line
 
 Metrics = dict[str, Any]
 """What `evaluate_detections` returns."""
@@ -99,7 +100,7 @@ def shots_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def class_table(rows: Sequence[dict[str, Any]]) -> str:
     """AP by class (lines) and number of shots (columns) as text, in percent; of what `headline` says."""
-    kind, names = headline(rows[0])[0], [c["name"] for c in rows[0]["per_class"]]
+    kind, names = headline(rows[0])[0], [_name(c["name"]) for c in rows[0]["per_class"]]
     width = max(len(name) for name in names)
     lines = [" " * width + "".join(f"{row['shots']:>13}" for row in rows)]
     for k, name in enumerate(names):
@@ -110,7 +111,7 @@ def class_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def reference_table(rows: Sequence[dict[str, Any]], limit: int = 20) -> str:
     """`by_reference` as text, in percent: the `limit` rows at both ends."""
-    width = max([len("class"), *(len(row["class"]) for row in rows)])
+    width = max([len("class"), *(len(_name(row["class"])) for row in rows)])
     kind, words = headline(rows[0])
     lines = [f"{'class':<{width}}  reference  {words} AP without it  change  of its class  change"]
     middle = len(rows) - 2 * limit
@@ -121,10 +122,14 @@ def reference_table(rows: Sequence[dict[str, Any]], limit: int = 20) -> str:
             continue
         n = row[kind]
         lines.append(
-            f"{row['class']:<{width}}  {row['reference']:>9}  {percent(n['AP']):>19}  {_signed(n['change']):>6}"
+            f"{_name(row['class']):<{width}}  {row['reference']:>9}  {percent(n['AP']):>19}  {_signed(n['change']):>6}"
             f"  {percent(n['class AP']):>12}  {_signed(n['class change']):>6}"
         )
     return "\n".join(lines)
+
+
+def _name(name: str) -> str:
+    return name if len(name) <= 60 and name.isprintable() else one_line(name[:60])
 
 
 def _cell(number: dict[str, float | None]) -> str:

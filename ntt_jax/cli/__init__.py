@@ -31,6 +31,7 @@ from ntt_jax.cli import (
     segment,
 )
 from ntt_jax.errors import InputError
+from ntt_jax.text import show, show_lines
 
 INTERRUPTED = 130
 
@@ -114,13 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" in str(error):
             _say("error: the device ran out of memory; use a smaller --batch-size or --dtype bfloat16")
             return 1
-        traceback.print_exc()
+        show_lines(traceback.format_exc().rstrip(), to=sys.stderr)
         _say("error: this is a fault of ntt-jax, not of your input; please report it with the lines above")
         return 1
 
 
 def _say(message: str) -> None:
-    print("ntt-jax:", " ".join(message.splitlines()), file=sys.stderr, flush=True)
+    show(f"ntt-jax: {message}", to=sys.stderr)
 
 
 def _fail(message: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ntt_jax
 from ntt_jax.cli import evaluate, memory, models, options
 from ntt_jax.errors import InputError
+from ntt_jax.text import show, show_lines
 
 if TYPE_CHECKING:
     from ntt_jax.ablation.detections import SharedDetections
@@ -278,11 +279,11 @@ def report(folder: Path, outcome: dict[str, Any]) -> None:
     if "by_shots" in outcome:
         rows = outcome["by_shots"]
         words = ablation_tables.headline(rows[0])[1]
-        print(f"{folder}: mean and standard deviation over the seeds, in percent")
-        print(ablation_tables.shots_table(rows))
-        print(f"AP of {words} by class and number of shots")
-        print(ablation_tables.class_table(rows))
+        show(f"{folder}: mean and standard deviation over the seeds, in percent")
+        show_lines(ablation_tables.shots_table(rows))
+        show(f"AP of {words} by class and number of shots")
+        show_lines(ablation_tables.class_table(rows))
     else:
         kind, words = ablation_tables.headline(outcome["whole"])
-        print(f"{folder}: AP of {words} {ablation_tables.percent(outcome['whole'][kind]['AP'])} with all references")
-        print(ablation_tables.reference_table(outcome["without"]))
+        show(f"{folder}: AP of {words} {ablation_tables.percent(outcome['whole'][kind]['AP'])} with all references")
+        show_lines(ablation_tables.reference_table(outcome["without"]))

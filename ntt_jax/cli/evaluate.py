@@ -11,6 +11,7 @@ import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, CocoImage
@@ -179,12 +180,12 @@ def report(folder: Path, metrics: dict[str, Any]) -> None:
         )
     if not metrics["detections"]:
         models.warn("no detections at all; check --memory and the thresholds")
-    print(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
+    show(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
     for kind, words in (("bbox", "boxes"), ("segm", "masks"), ("semantic", "classes of pixels")):
         numbers = metrics.get(kind, {})  # boxes alone where the data set has no masks
         shown = [f"{name} {_percent(numbers[name])}" for name in _SHOWN if name in numbers]
         if shown:
-            print(f"  {words}  {'  '.join(shown)}")
+            show(f"  {words}  {'  '.join(shown)}")
 
 
 _SHOWN = ("AP", "AP50", "AP75", "AP50_area", "APr", "APc", "APf", "mIoU")

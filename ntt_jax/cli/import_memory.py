@@ -7,6 +7,7 @@ from typing import Any
 import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.errors import InputError
+from ntt_jax.text import show
 
 EPILOG = """\
 example:
@@ -87,6 +88,6 @@ def run(args: argparse.Namespace) -> None:
         ]
         remarks += compare_memories(other.memory, made, names)
     save_memory(args.out, MemoryBank(made, names, ids, encoder, provenance))
-    print(f"{args.out}: imported from {args.checkpoint}")
+    show(f"{args.out}: imported from {args.checkpoint}")
     for remark in remarks:
-        print(f"  {remark}")
+        show(f"  {remark}")

@@ -9,6 +9,7 @@ import ntt_jax
 from ntt_jax.cli import memory, models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.config import arithmetic
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +129,7 @@ def _masks(
     pixels: "np.ndarray",
 ) -> list[list[Any]]:
     """Position, run lengths and predicted IoU of each mask of one image; draws them where that is asked for."""
+    from ntt_jax.files import make_folder
     from ntt_jax.images.rle import encode_masks
 
     indices, prompts = zip(*prompted.prompts[image.id], strict=True)
@@ -145,7 +147,7 @@ def _masks(
         ]
         drawn = prompt_marks(overlay(pixels, masks, colours, captions), boxes, points)
         path = args.pictures / PurePosixPath(image.file_name.replace("\\", "/")).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, args.pictures)
         save_picture(path, drawn)
     return [[i, r["counts"], float(iou)] for i, r, iou in zip(indices, encode_masks(masks), ious, strict=True)]
 
@@ -156,11 +158,11 @@ def report(
     """Say what was made, and what was not."""
     asked = {i: image_id for image_id, some in prompted.prompts.items() for i, _ in some}
     made = [i for i in asked if content["annotations"][i].get("segmentation")]
-    print(f"{args.out}: {len(made)} masks in {len(prompted.prompts)} images")
+    show(f"{args.out}: {len(made)} masks in {len(prompted.prompts)} images")
     if prompted.kept:
-        print(f"  {prompted.kept} annotations keep the mask they had (--replace makes new ones)")
+        show(f"  {prompted.kept} annotations keep the mask they had (--replace makes new ones)")
     if prompted.crowds:
-        print(f"  {prompted.crowds} crowds are left as they are")
+        show(f"  {prompted.crowds} crowds are left as they are")
     if skipped := sum("skipped" in record for record in records):
         models.warn(f"{skipped} images could not be used; their annotations have no mask")
     missed = {record["image_id"] for record in records if "skipped" in record}

@@ -13,6 +13,7 @@ from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.runs.processes import Processes
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoDataset
@@ -165,13 +166,13 @@ def build(
         if processes.count == 1 and not any(path.stat().st_size for path in parts.glob("*.records")):
             shutil.rmtree(parts, ignore_errors=True)
         raise
-    for left in out.parent.glob(f"{glob.escape(out.name)}.*.parts"):
+    for left in out.parent.glob(f"{glob.escape(out.name)}.{'[0-9a-f]' * 12}.parts"):
         shutil.rmtree(left, ignore_errors=True)
     more = f", {len(places(unlike))} negative ones" if unlike else ""
-    print(f"{out}: {len(names)} classes, {len(places(references))} references{more}, {encoder.name}")
+    show(f"{out}: {len(names)} classes, {len(places(references))} references{more}, {encoder.name}")
     for k, chosen in enumerate(references.classes):
         more = f", {len(unlike.classes[k].references)} negative" if unlike else ""
-        print(f"  {chosen.name}: {len(chosen.references)}{more}")
+        show(f"  {chosen.name}: {len(chosen.references)}{more}")
 
 
 def parts_folder(out: Path, provenance: dict[str, Any]) -> Path:

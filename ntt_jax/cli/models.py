@@ -13,6 +13,7 @@ from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.runs.processes import Processes
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.compiled.predictor import Predictor
@@ -142,7 +143,7 @@ def leave(lock: "FolderLock", outcome: Path) -> None:
 
 def say(message: str) -> None:
     """Something to know, on stderr."""
-    print(f"ntt-jax: {message}", file=sys.stderr, flush=True)
+    show(f"ntt-jax: {message}", to=sys.stderr)
 
 
 def warn(message: str) -> None:

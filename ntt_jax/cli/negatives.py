@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.results import ImageDetections
@@ -61,13 +62,14 @@ def run(args: argparse.Namespace) -> None:
     counts = [sum(int((one.labels == k).sum()) for one in chosen) for k in range(len(scored.ground_truth.categories))]
     if not any(counts):
         models.warn(f"the run made no mistake that could serve; {args.out.name} lists none")
-    print(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
+    show(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
     for category, count in zip(scored.ground_truth.categories, counts, strict=True):
-        print(f"  {category.name}: {count}")
+        show(f"  {category.name}: {count}")
 
 
 def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetections]") -> None:
     """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
+    from ntt_jax.files import make_folder
     from ntt_jax.images.drawing import save_picture
     from ntt_jax.images.reading import read_image
     from ntt_jax.segmenter.folder import draw_overlay
@@ -76,6 +78,6 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
     for record in chosen:
         name = PurePosixPath(scored.dataset.images[record.image_id].file_name.replace("\\", "/"))
         path = folder / name.with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, folder)
         image = read_image(scored.dataset.image_path(images, record.image_id))
         save_picture(path, draw_overlay(image, record, names))

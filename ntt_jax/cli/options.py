@@ -6,13 +6,13 @@ The checks here need no JAX, so a mistyped path or number is answered at once.
 import argparse
 import math
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.files import check_output, check_private, open_input, show_path
 from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
 from ntt_jax.runs.processes import AUTOMATIC, Processes, join
 
@@ -307,16 +307,11 @@ def detect_config(args: argparse.Namespace) -> DetectConfig:
 def check_file(path: Path, option: str) -> None:
     """Raise `InputError` unless `path` is a readable file; `option` is where it was given."""
     try:
-        if path.is_dir():
-            raise InputError(f"{option}: expected a file, found the folder {path}")
-        with open(path, "rb"):
-            pass
-    except FileNotFoundError:
-        raise InputError(f"{option}: there is no file {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+        open_input(path, empty=True).close()
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise InputError(f"{option}: there is no file {show_path(path)}") from None
+        raise InputError(f"{option}: {error}") from None
 
 
 def check_annotations(path: Path, option: str) -> None:
@@ -345,8 +340,10 @@ def check_folder(path: Path, option: str) -> None:
 
 def check_output_file(path: Path, option: str = "--out") -> None:
     """Raise `InputError` unless a file can be written at `path`, before the work that would fill it begins."""
-    if path.is_dir():
-        raise InputError(f"{option}: expected the name of a file to write, found the folder {path}")
+    try:
+        check_output(path)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -428,7 +425,7 @@ def core_devices(devices: list[Any]) -> list[Any] | None:
 def _cache_folder(option: str | None) -> Path | None:
     """The folder of the compilation cache, made if needed; None when switched off or the default cannot be made.
 
-    What lies there is loaded as machine code, so it must belong to this user and nobody else may write to it.
+    What lies there is loaded as machine code, so nobody else may have placed anything there (`check_private`).
     """
     if option == CACHE_OFF:
         return None
@@ -437,7 +434,7 @@ def _cache_folder(option: str | None) -> Path | None:
     folder = default if option is None else Path(option)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        exposed = check_private(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "no permission to write")
     except (OSError, ValueError, RuntimeError) as error:
@@ -445,9 +442,9 @@ def _cache_folder(option: str | None) -> Path | None:
             return None
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--compilation-cache: cannot use {option!r}: {reason}") from None
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if exposed is not None:
         raise InputError(
-            f"--compilation-cache: {folder} belongs to or can be written by another user, who could place programs "
-            f"there; `chmod 700` it, name another folder or give {CACHE_OFF!r}"
+            f"--compilation-cache: {show_path(folder)}: {exposed}, and what lies there is run as a program; name a new "
+            f"folder that is yours alone, or give {CACHE_OFF!r}"
         )
     return folder

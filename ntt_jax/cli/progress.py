@@ -5,6 +5,8 @@ import sys
 import time
 from typing import TextIO
 
+from ntt_jax.text import show
+
 LOG_EVERY = 10.0
 """Seconds between two lines where stderr is not a terminal."""
 
@@ -50,8 +52,8 @@ class Progress:
 
     def note(self, message: str) -> None:
         """A line of its own, without spoiling the updating one."""
-        self.stream.write(f"{self._erase()}ntt-jax: {message}\n")
-        self.stream.flush()
+        self.stream.write(self._erase())
+        show(f"ntt-jax: {message}", to=self.stream)
         if self.terminal:
             self._show()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoDataset
@@ -80,9 +81,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([readable(card, bank) for card in cards], indent=2, allow_nan=False))
     else:
-        show(cards, bank, everything=args.all, width=shutil.get_terminal_size((120, 24)).columns)
+        show_table(cards, bank, everything=args.all, width=shutil.get_terminal_size((120, 24)).columns)
         if args.out is not None:
-            print(f"{args.out}: all of them with pictures")
+            show(f"{args.out}: all of them with pictures")
 
 
 def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
@@ -112,7 +113,7 @@ def readable(card: dict[str, Any], bank: "MemoryBank") -> dict[str, Any]:
     }
 
 
-def show(cards: list[dict[str, Any]], bank: "MemoryBank", *, everything: bool, width: int) -> None:
+def show_table(cards: list[dict[str, Any]], bank: "MemoryBank", *, everything: bool, width: int) -> None:
     """Print a table, worst first within each class, and one line that sums up."""
     from ntt_jax.references.doctor import VERDICTS
 
@@ -125,12 +126,12 @@ def show(cards: list[dict[str, Any]], bank: "MemoryBank", *, everything: bool, w
         table = [heads, *(row for row, _ in rows)]
         widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
         for line, why in zip(table, [[], *(why for _, why in rows)], strict=True):
-            print(
+            show(
                 "  ".join(text.ljust(size) for text, size in zip(line, widths, strict=True)).rstrip()[: max(width, 60)]
             )
             for text in why:
-                print(f"    {text}")
-    print(
+                show(f"    {text}")
+    show(
         f"{len(cards)} references of {len(bank.class_names)} classes: {counts['replace']} to replace, "
         f"{counts['check']} to check, {counts['good']} good"
     )

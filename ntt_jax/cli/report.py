@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.cli import models, options
+from ntt_jax.text import show
 
 EPILOG = """\
 examples:
@@ -78,4 +79,4 @@ def run(args: argparse.Namespace) -> None:
     for note in report.notes:
         models.warn(note)
     size = out.stat().st_size / 1e6
-    print(f"{out}: {metrics['detections']} detections in {metrics['images']} images ({size:.1f} MB)")
+    show(f"{out}: {metrics['detections']} detections in {metrics['images']} images ({size:.1f} MB)")

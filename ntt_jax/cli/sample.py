@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.errors import InputError
+from ntt_jax.text import show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     save_references(args.out, references)
     total = sum(len(entry.references) for entry in references.classes)
     source = f"seed {args.seed}" if args.lists is None else f"from {args.lists}"
-    print(f"{args.out}: {total} references of {len(references.classes)} classes ({source})")
+    show(f"{args.out}: {total} references of {len(references.classes)} classes ({source})")
 
 
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":

@@ -1,7 +1,6 @@
 """`ntt-jax segment`: detections in plain images, without annotations."""
 
 import argparse
-import difflib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
+from ntt_jax.text import close_names, show
 
 if TYPE_CHECKING:
     from ntt_jax.memory.bank import MemoryBank
@@ -111,7 +111,7 @@ def choose_classes(bank: "MemoryBank", names: str | None) -> set[int]:
     chosen = set()
     for name in (part.strip() for part in names.split(",")):
         if name not in bank.class_names:
-            close = difflib.get_close_matches(name, bank.class_names)
+            close = close_names(name, bank.class_names)
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(bank.class_names[:20])}"
             raise InputError(f"--classes: the memory has no class {name!r}; {hint}")
         chosen.add(bank.class_names.index(name))
@@ -124,7 +124,7 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
         models.warn(f"{len(content['skipped'])} images could not be read; detections.json lists them")
     if not content["annotations"]:
         models.warn("no detections at all; a lower --score-threshold shows weaker ones")
-    print(f"{args.out}: {len(content['annotations'])} detections in {len(content['images'])} images")
+    show(f"{args.out}: {len(content['annotations'])} detections in {len(content['images'])} images")
     names = {category["id"]: category["name"] for category in content["categories"]}
     for category_id, count in Counter(a["category_id"] for a in content["annotations"]).most_common():
-        print(f"  {names[category_id]}: {count}")
+        show(f"  {names[category_id]}: {count}")

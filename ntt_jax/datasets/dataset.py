@@ -1,6 +1,5 @@
 """An annotated data set in memory, whatever file it came from, and the choice of its classes."""
 
-import difflib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
+from ntt_jax.text import close_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +160,7 @@ def _category_id(token: str | int, by_name: dict[str, list[int]], dataset: CocoD
         token = int(token)
     if type(token) is int and token in dataset.categories:
         return token
-    close = difflib.get_close_matches(str(token), [*by_name, "all", *CLASS_LISTS], n=3) if len(str(token)) < 100 else []
+    close = close_names(str(token), [*by_name, "all", *CLASS_LISTS])
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise InputError(f"unknown class {describe(token)}: {hint}{_listing(dataset)}")
 

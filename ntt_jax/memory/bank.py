@@ -107,6 +107,10 @@ def load_memory(path: PathLike) -> MemoryBank:
     if not isinstance(provenance, dict):
         raise InputError(f'{shown}: "provenance" must be an object, found {describe(provenance)}')
     try:
+        json.dumps(provenance, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{shown}: "provenance" holds a number that is not finite; make the memory again') from error
+    try:
         encoder = from_dict(info.get("encoder"))  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{shown}: encoder {error}") from error

@@ -11,7 +11,7 @@ import numpy as np
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import ImageDetections, coco_results
-from ntt_jax.files import write_json
+from ntt_jax.files import make_folder, write_json
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import read_image
@@ -126,20 +126,21 @@ def write_pictures(
     """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
     stem = PurePosixPath(name).with_suffix("")
     if "masks" in pictures:
+        make_folder(out / "masks" / stem, out)
         write_masks(out / "masks" / stem, detections, class_names)
     if "overlays" in pictures:
         picture = out / "overlays" / f"{stem}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(picture.parent, out)
         save_picture(picture, draw_overlay(image, detections, class_names))
 
 
 def write_masks(folder: Path, detections: ImageDetections, class_names: tuple[str, ...]) -> None:
-    """One PNG per mask, white on black, named by number and class; the PNGs that are in the folder go."""
+    """One PNG per mask, white on black, named by number and class; those of an earlier start go."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.png"):
+    for old in folder.glob("[0-9][0-9][0-9]*_*.png"):
         old.unlink()
     for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True), 1):
-        safe = re.sub(r"[^\w.-]+", "_", class_names[label])
+        safe = re.sub(r"[^\w.-]+", "_", class_names[label])[:60]
         save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
 
 
