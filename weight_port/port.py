@@ -42,7 +42,7 @@ class Weights:
     @property
     def complete(self) -> bool:
         """Whether an export is everything that Meta's class expects."""
-        return isinstance(self.config, DinoV2Config) or len(self.carried) > 1
+        return isinstance(self.config, DinoV2Config) or bool(self.carried)
 
 
 def check_tensors(
@@ -75,16 +75,24 @@ def check_tensors(
     by_torch_name = {rule.torch_name: rule for rule in rules.skeleton(config).rules.values()}
     expected = {name: rule.torch_shape for name, rule in by_torch_name.items()}
     if isinstance(config, Sam2Config):
-        expected |= rules.video_tensors(shapes, config)
+        video = rules.video_tensors(shapes, config)
+        expected = _without_optional(expected, shapes, complete=bool(video)) | video
     rules.check_names(shapes, expected, where, config.name)
     for name, array in tensors.items():
         check_numbers(name, array, where)
-    ours = {rule.name: rule.from_torch(tensors[name]) for name, rule in by_torch_name.items()}
+    ours = {rule.name: rule.from_torch(tensors[name]) for name, rule in by_torch_name.items() if name in tensors}
     carried = {name: array for name, array in tensors.items() if name not in by_torch_name}
     order = tuple(by_torch_name[n].name if n in by_torch_name else CARRIED + n for n in tensors)
-    if isinstance(config, Sam2Config) and len(carried) <= 1:
+    if isinstance(config, Sam2Config) and not carried:
         remarks = [*remarks, "no video part: an export of it loads into Meta's classes with strict=False only"]
     return Weights(config, ours, carried, order, {}, remarks)
+
+
+def _without_optional(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], *, complete: bool
+) -> dict[str, tuple[int, ...]]:
+    """What must be there: a checkpoint without a video part (`complete` False) may lack `rules.OPTIONAL`."""
+    return {name: shape for name, shape in expected.items() if complete or name in found or name not in rules.OPTIONAL}
 
 
 def check_numbers(name: str, array: np.ndarray, where: str) -> None:
@@ -169,11 +177,15 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
         )
     config = from_dict(read_json(meta.get("config", "").encode(), f"{where}: configuration"))
     check_name(config, where)
+    # Files made before `no_mem_embed` was a parameter carry it.
+    older = {CARRIED + name: name for name in rules.OPTIONAL}
+    tensors = {older.get(name, name): array for name, array in tensors.items()}
     carried = {n.removeprefix(CARRIED): a for n, a in tensors.items() if n.startswith(CARRIED)}
     ours = {n: a for n, a in tensors.items() if not n.startswith(CARRIED)}
     check_shown(config, _guess_torch_shapes(ours), where)
     table = rules.skeleton(config).rules
     expected = {name: rule.shape for name, rule in table.items()}
+    expected = _without_optional(expected, ours, complete=bool(carried))
     rules.check_names({n: a.shape for n, a in ours.items()}, expected, where, config.name)
     shapes = {n: a.shape for n, a in carried.items()}
     video = rules.video_tensors(shapes, config) if isinstance(config, Sam2Config) else {}
@@ -278,11 +290,6 @@ def build(weights: Weights, dtype: str) -> Any:
     module = rules.fill(weights.config, weights.tensors, dtype)
     _carried[module] = weights.carried
     return module
-
-
-def carried(module: Any) -> Mapping[str, np.ndarray]:
-    """Tensors that a module was loaded with and does not use, by Meta's names; none for copies of one."""
-    return _carried.get(module, {})
 
 
 def convert_state_dict(

@@ -87,7 +87,7 @@ def read_config(
 def _sam2_version(shapes: Shapes, matches: list[Any]) -> tuple[Sam2Config, list[str]]:
     """2.0 and 2.1 have the same image path; the video part tells them apart."""
     plain, newer = matches
-    if not any(is_video(name) and name != "no_mem_embed" for name in shapes):
+    if not any(map(is_video, shapes)):
         return plain, [
             f"no video part in this file, so 2.0 and 2.1 look the same (their image path is the same): taken as "
             f"{plain.name}; --model {newer.name} names it the other way"

@@ -12,7 +12,8 @@ Attribute names mirror Meta's, so a parameter's path is its torch name but for t
 | everything else                        | the same name and layout                   |
 
 The table is derived by walking the module, so a parameter without a tensor or a tensor without a parameter cannot be
-overlooked. What only the video part of SAM 2 uses has no module here; `video_tensors` lists it.
+overlooked. What only the video part of SAM 2 uses has no module here; `video_tensors` lists it. `OPTIONAL` parameters
+are 0 where a checkpoint of the image path alone has none.
 """
 
 import functools
@@ -34,6 +35,10 @@ from weight_port.files import reason
 
 _RENAMED = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LINEAR, _CONV, _TRANSPOSED_CONV, _TABLE = (1, 0), (2, 3, 1, 0), (2, 3, 0, 1), (0, 2, 3, 1)
+
+
+OPTIONAL = frozenset({"no_mem_embed"})
+"""Parameters, by our name and Meta's, that a checkpoint of the image path alone may lack; they are 0 then."""
 
 
 class Rule(NamedTuple):
@@ -112,13 +117,18 @@ def _walk(module: nnx.Module, state: Any) -> list[Rule]:
 def fill(config: DinoV2Config | Sam2Config, arrays: Mapping[str, np.ndarray], dtype: str) -> Any:
     """A module whose parameters are `arrays` (by our names, our layout), cast to what the module declares.
 
+    Those of `OPTIONAL` may be missing: they are 0 then.
+
     One parameter at a time is copied to the device: the peak is one model. Shapes and names must have been checked.
     """
     graph, state, rules = skeleton(config, dtype)
     leaves = {}
     for path, leaf in nnx.to_flat_state(state):
         rule = rules[".".join(str(part) for part in path)]
-        value = np.array(arrays[rule.name], dtype=rule.dtype, order="C")  # a copy, cast on the host: nothing to compile
+        if rule.name in OPTIONAL and rule.name not in arrays:
+            value = np.zeros(rule.shape, rule.dtype)
+        else:  # a copy, cast on the host: nothing to compile
+            value = np.array(arrays[rule.name], dtype=rule.dtype, order="C")
         leaves[path] = leaf.replace(jax.device_put(value))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
@@ -153,11 +163,11 @@ def video_tensors(found: Mapping[str, tuple[int, ...]], config: Sam2Config) -> d
     The image path uses none of them: memory attention and encoder, object pointers, and the embeddings that stand for
     absent memories or objects. 2.1 has two more modules than 2.0. Sizes that Meta's code takes from its configuration
     (memory channels, number of memories and layers) are read from the tensors found. Empty if `found` has no video
-    part; an image-only Hugging Face file keeps `no_mem_embed` alone.
+    part.
     """
     video = {name for name in found if is_video(name)}
-    if not video or video == {"no_mem_embed"}:
-        return {name: (1, 1, config.d_model) for name in video}
+    if not video:
+        return {}
 
     def size(name: str, axis: int, default: int) -> int:
         shape = found.get(name, ())
@@ -169,7 +179,6 @@ def video_tensors(found: Mapping[str, tuple[int, ...]], config: Sam2Config) -> d
     kernel = size("memory_encoder.fuser.layers.0.dwconv.weight", 2, 7)
     out: dict[str, tuple[int, ...]] = {
         "maskmem_tpos_enc": (size("maskmem_tpos_enc", 0, 7), 1, 1, memory),
-        "no_mem_embed": (1, 1, d),
         "no_mem_pos_enc": (1, 1, d),
         "no_obj_ptr": (1, d),
     }
@@ -227,7 +236,6 @@ def is_video(name: str) -> bool:
 
 _VIDEO_PARTS = {
     "maskmem_tpos_enc",
-    "no_mem_embed",
     "no_mem_pos_enc",
     "no_obj_ptr",
     "no_obj_embed_spatial",

@@ -22,7 +22,6 @@ from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ntt_jax.images.resize import resize_host
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
-from weight_port import port
 
 PROMPTS_AT_ONCE = 16
 """Prompts decoded together; fewer are filled up, so that one program serves any number."""
@@ -98,9 +97,10 @@ def decode_prompts(
 
 
 @functools.partial(jax.jit, static_argnames=("definition",), compiler_options=COMPILER_OPTIONS)
-def _encode(state: Any, image: Array, no_mem_embed: Array, *, definition: Any) -> ImageFeatures:
-    features = nnx.merge(definition, state).encode_image(image[None])
-    embedding = features.embedding + no_mem_embed.astype(features.embedding.dtype).reshape(1, 1, 1, -1)
+def _encode(state: Any, image: Array, *, definition: Any) -> ImageFeatures:
+    sam2 = nnx.merge(definition, state)
+    features = sam2.encode_image(image[None])
+    embedding = features.embedding + sam2.no_mem_embed[...].astype(features.embedding.dtype).reshape(1, 1, 1, -1)
     return ImageFeatures(embedding, features.high_res)
 
 
@@ -114,8 +114,7 @@ def _decode(
 class PromptMasker:
     """`decode_prompts` compiled: an image and its prompts in, full-size masks out. Threads may share one.
 
-    sam2: the model. Loaded from a whole checkpoint it knows `no_mem_embed`, which Meta's predictor adds to the image
-    embedding; without one (a copy, a checkpoint of the image path alone) nothing is added.
+    sam2: the model. Its `no_mem_embed` is added to the image embedding, as Meta's predictor does.
     """
 
     def __init__(self, sam2: Sam2, *, matmul_precision: str = "highest"):
@@ -123,8 +122,6 @@ class PromptMasker:
         self._precision = matmul_precision
         self._lock = threading.Lock()
         self._definition, self._state = nnx.split(sam2)
-        embed = port.carried(sam2).get("no_mem_embed", np.zeros(sam2.config.d_model))
-        self._no_mem_embed = np.asarray(embed, np.float32).reshape(-1)
 
     def __call__(self, image: np.ndarray, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """Masks `[n, H, W]` bool, which may be empty, and what SAM 2 expects of their IoU, `[n]` float32.
@@ -143,9 +140,7 @@ class PromptMasker:
                 for start in range(0, len(members), PROMPTS_AT_ONCE):
                     chunk = members[start : start + PROMPTS_AT_ONCE]
                     if features is None:
-                        features = _encode(
-                            self._state, self._input(image), self._no_mem_embed, definition=self._definition
-                        )
+                        features = _encode(self._state, self._input(image), definition=self._definition)
                     points, labels = self._tokens([prompts[i] for i in chunk], height, width)
                     logits, rated = _decode(
                         self._state, features, points, labels, definition=self._definition, ambiguous=kind == (False, 1)

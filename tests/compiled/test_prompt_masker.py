@@ -3,10 +3,11 @@
 import json
 
 import cli_files
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import sam2_weights
 from cli_files import arguments, make_world, write_scenes
+from flax import nnx
 from PIL import Image
 
 from ntt_jax.cli import main
@@ -90,11 +91,17 @@ def test_the_single_mask_unless_it_is_unstable():
 
 
 def test_no_mem_embed_counts(world, masker):
-    with_embed = PromptMasker(load_sam2(world.sam2))
-    with_embed._no_mem_embed = with_embed._no_mem_embed + 1
+    """It is a parameter like any other: copies of the model keep it, and another one makes other masks."""
+    sam2 = load_sam2(world.sam2)
     image = cli_files.scene(np.random.default_rng(1), 90)[0]
     prompts = [Prompt((10, 10, 50, 50))]
-    assert not np.array_equal(with_embed(image, prompts)[1], masker(image, prompts)[1])
+    expected = masker(image, prompts)
+    assert np.any(np.asarray(sam2.no_mem_embed[...]))
+    for copy in (nnx.clone(sam2), nnx.merge(*nnx.split(sam2))):
+        for found, wanted in zip(PromptMasker(copy)(image, prompts), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    sam2.no_mem_embed[...] = jnp.zeros_like(sam2.no_mem_embed[...])
+    assert not np.array_equal(PromptMasker(sam2)(image, prompts)[1], expected[1])
 
 
 @pytest.mark.parametrize(
@@ -206,8 +213,3 @@ def test_bad_input(world, tmp_path, boxes, capsys):
     assert "none of the 6 images" in capsys.readouterr().err
     assert main(command(world, tmp_path, boxes, sam2=world.dinov2)) == 2
     assert not (tmp_path / "masks.json").exists()
-
-
-def test_sam2_of_another_kind_has_no_embed():
-    masker = PromptMasker(sam2_weights.recipe_model(cli_files.SAM2, 3))
-    assert not masker._no_mem_embed.any()

@@ -18,7 +18,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 TINY = SAM2_CONFIGS["sam2_hiera_tiny"]
-VIDEO_ONLY = ("memory_", "maskmem_", "no_mem_", "no_obj_", "mask_downsample.", "obj_ptr_")
+VIDEO_ONLY = ("memory_", "maskmem_", "no_mem_pos_enc", "no_obj_", "mask_downsample.", "obj_ptr_")
 
 
 def relative_error(found, expected) -> float:

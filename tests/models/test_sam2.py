@@ -183,7 +183,7 @@ def loss(model, images):
 
 
 def test_every_parameter_gets_a_gradient(images):
-    """The only tensor without is the fixed projection of positions.
+    """The only tensors without are the fixed projection of positions and `no_mem_embed`, which box masks alone add.
 
     (A single loss may well miss some: `not_a_point_embed` needs a padded prompt, `no_mask_embed` one without a mask,
     `mask_downscaling` one with a mask, the object score head a loss on its output. This loss has them all.)
@@ -192,7 +192,7 @@ def test_every_parameter_gets_a_gradient(images):
     for path, variable in nnx.to_flat_state(nnx.state(gradients)):
         value = np.asarray(variable[...])
         assert np.isfinite(value).all(), path
-        if path[-1] == "positional_encoding_gaussian_matrix":
+        if path[-1] in ("positional_encoding_gaussian_matrix", "no_mem_embed"):
             assert not value.any()
         elif path[-2:] == ("k_proj", "bias"):
             # Adding one vector to every key moves all logits of a query alike: softmax does not see it.

@@ -37,6 +37,7 @@ class ImagePath(torch.nn.Module):
             fpn_top_down_levels=list(config.fpn_top_down_levels),
             fpn_interp_model="nearest",
         )
+        self.no_mem_embed = torch.nn.Parameter(torch.zeros(1, 1, dim))
         self.image_encoder = ImageEncoder(trunk, neck, scalp=1)
         self.sam_prompt_encoder = PromptEncoder(
             embed_dim=dim,

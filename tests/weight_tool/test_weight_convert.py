@@ -94,6 +94,27 @@ def test_a_loaded_module_outlives_its_file_and_exports_with_its_carried_tensors(
     assert_same_bits(dict(sorted(found.items())), dict(sorted(original.items())))
 
 
+def test_files_that_carry_no_mem_embed(tmp_path):
+    """As they were made before it was a parameter: the same model, and the same bits on the way back."""
+    original = state_dict(TINY_SAM2, "2.1")
+    port.convert(save(tmp_path / "s", original), tmp_path / "ours", given=SAM2_GIVEN)
+    tensors, metadata = read_safetensors(tmp_path / "ours")
+    assert "no_mem_embed" in tensors
+    older = {"carried.no_mem_embed" if name == "no_mem_embed" else name: array for name, array in tensors.items()}
+    save(tmp_path / "older", older, dict(metadata))
+    np.testing.assert_array_equal(load_sam2(tmp_path / "older").no_mem_embed[...], original["no_mem_embed"])
+    port.export(tmp_path / "older", tmp_path / "back.safetensors")
+    assert_same_bits(read_safetensors(tmp_path / "back.safetensors")[0], original)
+
+
+def test_a_checkpoint_of_the_image_path_may_lack_no_mem_embed(tmp_path):
+    original = {name: array for name, array in state_dict(TINY_SAM2).items() if name != "no_mem_embed"}
+    port.convert(save(tmp_path / "s", original), tmp_path / "ours", given=SAM2_GIVEN)
+    assert not np.any(np.asarray(load_sam2(tmp_path / "ours").no_mem_embed[...]))
+    port.export(tmp_path / "ours", tmp_path / "back.safetensors")
+    assert_same_bits(read_safetensors(tmp_path / "back.safetensors")[0], original)
+
+
 def test_state_dicts_in_memory():
     original = state_dict(TINY_DINOV2)
     model = weight_port.convert_state_dict(original, TINY_DINOV2)

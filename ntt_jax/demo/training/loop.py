@@ -190,16 +190,19 @@ def save_weights(path: Path, parameters: Any) -> None:
 
 
 def load_weights(path: Path, model: nnx.Module) -> nnx.Module:
-    """The model with the arrays of `save_weights`, as float32. Every array of the model must be there, and no other."""
+    """The model with the arrays of `save_weights`, as float32. Every array of the model must be there, and no other.
+
+    `no_mem_embed`, which training does not touch, may be missing; it is 0 then.
+    """
     graph, state = nnx.split(model)
     flat = nnx.to_flat_state(state)
     with np.load(path, allow_pickle=False) as arrays:
-        names = ["/".join(map(str, parts)) for parts, _ in flat]
-        if set(names) != set(arrays.files):
-            raise ValueError(f"{path}: other arrays than the model's: {sorted(set(names) ^ set(arrays.files))[:4]}")
+        names = {"/".join(map(str, parts)): (parts, leaf) for parts, leaf in flat}
+        if different := sorted((set(names) ^ set(arrays.files)) - ({"no_mem_embed"} & set(names))):
+            raise ValueError(f"{path}: other arrays than the model's: {different[:4]}")
         new = [
-            (parts, leaf.replace(jnp.asarray(arrays[name], jnp.float32)))
-            for name, (parts, leaf) in zip(names, flat, strict=True)
+            (parts, leaf.replace(jnp.asarray(arrays[name] if name in arrays else np.zeros(leaf.shape), jnp.float32)))
+            for name, (parts, leaf) in names.items()
         ]
     return nnx.merge(graph, nnx.from_flat_state(new))
 

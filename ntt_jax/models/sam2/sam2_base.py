@@ -1,7 +1,7 @@
 """SAM 2, image path. Mirrors `sam2.modeling.sam2_base.SAM2Base` without its video memory.
 
 2.0 and 2.1 share this path. All four masks come back as they are: no choice between the single mask and the other
-three, no stability rule, no gating by the object score, and `no_mem_embed` is not added to the image embedding.
+three, no stability rule, no gating by the object score, and `encode_image` does not add `no_mem_embed`.
 """
 
 import dataclasses
@@ -51,6 +51,9 @@ class Sam2(nnx.Module):
         self.image_encoder = ImageEncoder(config, dtype=dtype, rngs=rngs)
         self.sam_prompt_encoder = PromptEncoder(config, dtype=dtype, rngs=rngs)
         self.sam_mask_decoder = MaskDecoder(config, dtype=dtype, rngs=rngs)
+        # Stands for "no memory of earlier frames". Meta's image predictor adds it to the image embedding, the method
+        # does not. It starts at 0, which adds nothing, and stays so where a checkpoint has none.
+        self.no_mem_embed = nnx.Param(jnp.zeros((1, 1, config.d_model), jnp.float32))
 
     def forward_image(self, images: Array) -> dict[str, Array]:
         """`encode_image` with all intermediates by name (`ImageEncoder.forward_features`), and "high_res0/1"."""
