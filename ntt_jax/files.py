@@ -41,12 +41,13 @@ def open_input(path: PathLike, *, what: str = "file", max_bytes: int | None = No
     """
     shown = show_path(path)
     try:
-        _require_regular(os.stat(path), f"{shown}: expected a file ({what})")
+        expected = f"{shown}: expected a file" + ("" if what == "file" else f" ({what})")
+        _require_regular(os.stat(path), expected)
         flags = os.O_RDONLY | _flag("O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK", "O_BINARY")
         descriptor = os.open(path, flags)
         try:
             info = os.fstat(descriptor)  # another file may have taken its place
-            _require_regular(info, f"{shown}: expected a file ({what})")
+            _require_regular(info, expected)
             if info.st_size == 0 and not empty:
                 raise InputError(f"{shown}: expected a {what}, found an empty file")
             if max_bytes is not None and info.st_size > max_bytes:

@@ -5,7 +5,8 @@ column by column, as a list of integers or as pycocotools' compressed text. pyco
 everything from a file is checked here first. Results always carry compressed ASCII text, which JSON can hold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, TypedDict
 
 import numpy as np
@@ -25,7 +26,11 @@ class Rle(TypedDict):
 # pycocotools draws polygons at five times the resolution, point by point along the edges: 20 bytes per unit of
 # max(|dx|, |dy|) and more. The limit keeps one annotation under about 300 MB.
 MAX_POLYGON_LENGTH = 4_000_000
+MAX_POLYGONS = 100_000
+"""Polygons of one annotation."""
 MAX_COORDINATE = 1_000_000
+_TOGETHER = 64  # polygons that one call into C draws, so that Ctrl-C is heard between two
+_PIECE = 2**18  # characters of compressed text decoded at once
 _MAX_CHARACTERS_PER_COUNT = 7  # 5 bits each: room for 2**31 with its sign
 
 
@@ -45,11 +50,8 @@ def encode_masks(masks: np.ndarray) -> list[Rle]:
 def decode_rle(rle: Rle) -> np.ndarray:
     """One compressed RLE to a boolean mask `[H, W]`. Raises `InputError` if it is not sound."""
     height, width = rle["size"]
-    runs = _decompress(rle["counts"], "RLE")
-    _check_runs(runs, height * width, "RLE")
     # pycocotools' own decoder raises a DeprecationWarning under numpy 2.
-    columns = np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
-    return np.ascontiguousarray(columns.T)
+    return np.ascontiguousarray(_columns(rle["counts"], height, width).T)
 
 
 def sample_rle(rle: Rle, height: int, width: int) -> Rle:
@@ -57,9 +59,7 @@ def sample_rle(rle: Rle, height: int, width: int) -> Rle:
     full_height, full_width = rle["size"]
     if (full_height, full_width) == (height, width):
         return rle
-    runs = _decompress(rle["counts"], "RLE")
-    _check_runs(runs, full_height * full_width, "RLE")
-    inside = np.repeat((np.arange(runs.size) % 2).astype(np.uint8), runs).reshape(full_width, full_height)
+    inside = _columns(rle["counts"], full_height, full_width).view(np.uint8)
     rows = (np.arange(height) * 2 + 1) * full_height // (2 * height)
     columns = (np.arange(width) * 2 + 1) * full_width // (2 * width)
     # Column by column throughout, as run lengths are: nothing is transposed in memory.
@@ -99,10 +99,13 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) 
     check_rle_size(segmentation, height, width, where)
     counts = segmentation["counts"]
     if isinstance(counts, str):
-        _check_runs(_decompress(counts, where), height * width, where)
+        for _ in _runs(counts, height * width, where):
+            pass
         return Rle(size=[height, width], counts=counts)
+    if len(counts) > height * width + 2:
+        raise InputError(f"{where}: segmentation: {len(counts)} RLE runs, more than an image of this size can have")
     runs = _integers(counts, where)
-    _check_runs(runs, height * width, where)
+    _check_runs(runs, where, height * width)
     encoded = mask_api.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
     return _compressed(encoded)
 
@@ -138,26 +141,35 @@ def _compressed(encoded: Any) -> Rle:
 def _polygons_to_rle(polygons: list[Any], height: int, width: int, where: str) -> Rle:
     if not polygons:
         raise InputError(f"{where}: segmentation: expected polygons, found an empty list")
+    if len(polygons) > MAX_POLYGONS:
+        raise InputError(f"{where}: segmentation: {len(polygons)} polygons, over the limit of {MAX_POLYGONS:,}")
     check_polygons(polygons, where)
-    length = 0.0
-    for polygon in polygons:
-        try:
-            points = np.asarray(polygon)
-        except ValueError:
-            points = np.zeros((0, 0))  # ragged: refused by its rank
-        # Integers beyond 64 bits, strings and nested lists end here as other kinds or ranks, NaN by comparing.
-        if points.ndim != 1 or points.dtype.kind not in "iuf" or not _bearable(points):
-            raise InputError(
-                f"{where}: segmentation: polygon coordinates must be finite numbers within +-{MAX_COORDINATE:,}"
-            )
-        closed = np.append(points, points[:2]).astype(np.float64).reshape(-1, 2)  # [n + 1, 2]
-        length += float(np.abs(np.diff(closed, axis=0)).max(axis=1).sum())
+    try:
+        points = np.asarray(list(chain.from_iterable(polygons)))  # x, y, x, y, ... of all polygons
+    except ValueError:
+        points = np.zeros((0, 0))  # ragged: refused by its rank
+    # Integers beyond 64 bits, strings and nested lists end here as other kinds or ranks, NaN by comparing.
+    if points.ndim != 1 or points.dtype.kind not in "iuf" or not _bearable(points):
+        raise InputError(
+            f"{where}: segmentation: polygon coordinates must be finite numbers within +-{MAX_COORDINATE:,}"
+        )
+    corners = points.astype(np.float64).reshape(-1, 2)  # [n, 2]
+    ends = np.cumsum([len(polygon) // 2 for polygon in polygons])
+    following = np.arange(1, len(corners) + 1)
+    following[ends - 1] = np.concatenate([[0], ends[:-1]])  # the last corner of each leads to its first
+    length = float(np.abs(corners[following] - corners).max(axis=1).sum())
     if length > MAX_POLYGON_LENGTH:
         raise InputError(
             f"{where}: segmentation: polygon edges sum to {length:.3g} pixels, over the limit of {MAX_POLYGON_LENGTH}"
         )
-    encoded = mask_api.merge(mask_api.frPyObjects(polygons, height, width))
-    return _compressed(encoded)
+    drawn = [
+        mask_api.merge(mask_api.frPyObjects(polygons[start : start + _TOGETHER], height, width))
+        for start in range(0, len(polygons), _TOGETHER)
+    ]
+    # United like a tree, not one after the other, which takes the square of their number. The union is the same.
+    while len(drawn) > 1:
+        drawn = [mask_api.merge(drawn[start : start + 2]) for start in range(0, len(drawn), 2)]
+    return _compressed(drawn[0])
 
 
 def _bearable(points: np.ndarray) -> bool:
@@ -174,37 +186,80 @@ def _integers(counts: list[Any], where: str) -> np.ndarray:
     return runs
 
 
-def _decompress(counts: str, where: str) -> np.ndarray:
-    """Run lengths, int64, from pycocotools' text: 5 bits per character, least significant first, bit 5 = "goes on".
+def _columns(counts: str, height: int, width: int) -> np.ndarray:
+    """The mask of compressed text, column by column: bool `[W, H]`. Raises `InputError` if it is not sound."""
+    pixels = height * width
+    if len(counts) <= _PIECE:
+        (runs,) = _runs(counts, pixels, "RLE")
+        return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
+    flat, place, inside = np.zeros(pixels, np.bool_), 0, 0
+    for runs in _runs(counts, pixels, "RLE"):
+        piece = np.repeat((np.arange(runs.size) + inside) % 2 == 1, runs)
+        flat[place : place + piece.size] = piece
+        place, inside = place + piece.size, (inside + runs.size) % 2
+    return flat.reshape(width, height)
 
-    The last character's bit 4 is the sign; from the fourth number on, each is a difference to the one two before.
+
+def _runs(counts: str, pixels: int, where: str) -> Iterator[np.ndarray]:
+    """Run lengths, int64, from pycocotools' text, checked, in pieces: they are not negative and fill `pixels` exactly.
+
+    5 bits per character, least significant first, bit 5 = "goes on". The last character's bit 4 is the sign; from the
+    fourth number on, each is a difference to the one two before.
+
+    A mask has at most one run per pixel, and one character more for each 16 that a run differs from the one two before
+    it: text beyond 9/8 of the pixels is refused before it is decoded.
     """
+    if len(counts) > pixels + pixels // 8 + 16:
+        raise InputError(
+            f'{where}: segmentation: RLE "counts" has {len(counts):,} characters, more than a mask of {pixels:,} '
+            "pixels can need"
+        )
+    total, index, start = 0, 0, 0
+    before = [0, 0]  # the last numbers of even and of odd place: what a difference is added to
+    while True:
+        values, end = _decompress(counts, start, where)
+        own = min(max(1 - index, 0), values.size)  # the very first number is no difference, and nobody's base
+        for parity in (0, 1):
+            chosen = values[own:][(parity - index - own) % 2 :: 2]
+            if chosen.size:
+                chosen[0] += before[parity]
+                np.cumsum(chosen, out=chosen)
+                before[parity] = int(chosen[-1])
+        _check_runs(values, where, pixels, total, last=end == len(counts))
+        total, index, start = total + int(values.sum()), index + values.size, end
+        yield values
+        if end == len(counts):
+            return
+
+
+def _decompress(counts: str, start: int, where: str) -> tuple[np.ndarray, int]:
+    """Whole numbers of the text from `start` on, int64, and where the next one begins."""
     try:
-        codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+        codes = np.frombuffer(counts[start : start + _PIECE].encode("ascii"), np.uint8).astype(np.int64) - 48
     except UnicodeEncodeError:
         codes = np.array([-1])
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+    last = start + codes.size >= len(counts)
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or (last and codes[-1] & 32):
         raise InputError(f'{where}: segmentation: RLE "counts" is not valid compressed text')
     ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
+    starts = np.concatenate([[0], ends[:-1] + 1]) if ends.size else ends
     lengths = ends - starts + 1
-    if lengths.max() > _MAX_CHARACTERS_PER_COUNT:
+    if not ends.size or lengths.max() > _MAX_CHARACTERS_PER_COUNT:
         raise InputError(f'{where}: segmentation: RLE "counts" holds a number that is too large')
+    codes = codes[: ends[-1] + 1]
     position = np.arange(codes.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & 31) << (5 * position), starts)
     values -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    return values, start + codes.size
 
 
-def _check_runs(runs: np.ndarray, pixels: int, where: str) -> None:
+def _check_runs(runs: np.ndarray, where: str, pixels: int, before: int = 0, *, last: bool = True) -> None:
     if runs.size and (runs.min() < 0 or runs.max() > pixels):
         raise InputError(
             f"{where}: segmentation: RLE runs must lie in 0..{pixels} (height x width),"
             f" found {runs.min()}..{runs.max()}"
         )
-    if int(runs.sum()) != pixels:
-        raise InputError(
-            f"{where}: segmentation: RLE runs sum to {int(runs.sum())}, expected height x width = {pixels}"
-        )
+    total = before + int(runs.sum())
+    if total > pixels or (last and total != pixels):
+        more = "" if last else " and more"
+        raise InputError(f"{where}: segmentation: RLE runs sum to {total}{more}, expected height x width = {pixels}")
