@@ -5,6 +5,8 @@ so a loader needs nothing but the path. Other sizes are made with `dataclasses.r
 """
 
 import dataclasses
+import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +98,42 @@ class Sam2Config:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Which numbers a constant may be: whole ones or any, `low` to `high`, both included, and those of `also`.
+
+    `open_low`: `low` itself is not allowed.
+    """
+
+    kind: type[int] | type[float]
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    also: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        number = "a whole number" if self.kind is int else "a number"
+        low = f"above {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        span = low if self.high == math.inf else f"from {self.low:g} to {self.high:g}"
+        return " or ".join([f"{number} {span}", *(f"{value:g}" for value in self.also)])
+
+    def check(self, name: str, value: Any) -> int | float:
+        """The value as a Python number. Raises `InputError` that names the constant, what was expected and found."""
+        # NumPy's numbers are registered here too; bool is, and is refused.
+        kind = numbers.Integral if self.kind is int else numbers.Real
+        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        if not fits or not (self._contains(value) or value in self.also):
+            raise InputError(f"{name}: expected {self}, found {value!r:.40}")
+        return self.kind(value)
+
+    def _contains(self, value: Any) -> bool:
+        return self.low <= value <= self.high and not (self.open_low and value == self.low)
+
+
+def _constant(default: Any, limits: Limits) -> Any:
+    return field(default=default, metadata={"limits": limits})
+
+
+@dataclass(frozen=True)
 class DetectConfig:
     """Constants of the target pass (METHOD stage 3). The defaults are the published ones.
 
@@ -105,15 +143,31 @@ class DetectConfig:
     max_candidates: rows kept after NMS. max_detections: rows kept at the end.
     classes_per_mask: rows per candidate: 1 keeps the best class, n the n best, -1 all (upstream's `cls_num_per_mask`).
     negative_sigma: how gently negative references lower a score, above 0 (`match.similarities`); idle without them.
+
+    Raises `InputError`, naming the constant, for a value that is no number of its kind or outside its `limits`.
     """
 
-    points_per_side: int = 32
-    pred_iou_threshold: float = 0.4
-    nms_iou_threshold: float = 0.5
-    max_candidates: int = 800
-    max_detections: int = 100
-    classes_per_mask: int = 1
-    negative_sigma: float = 0.8
+    points_per_side: int = _constant(32, Limits(int, 1, 256))
+    pred_iou_threshold: float = _constant(0.4, Limits(float, 0, 1))
+    nms_iou_threshold: float = _constant(0.5, Limits(float, 0, 1))
+    max_candidates: int = _constant(800, Limits(int, 1, 2**20))
+    max_detections: int = _constant(100, Limits(int, 1, 2**20))
+    classes_per_mask: int = _constant(1, Limits(int, 1, 2**16, also=(-1,)))
+    negative_sigma: float = _constant(0.8, Limits(float, 0, open_low=True))
+
+    def __post_init__(self) -> None:
+        for constant in dataclasses.fields(self):
+            value = self.limits(constant.name).check(constant.name, getattr(self, constant.name))
+            object.__setattr__(self, constant.name, value)
+        if self.max_detections > self.max_candidates:
+            raise InputError(
+                f"max_detections: expected at most max_candidates, {self.max_candidates}, found {self.max_detections}"
+            )
+
+    @classmethod
+    def limits(cls, name: str) -> Limits:
+        """Which values a constant may have."""
+        return cls.__dataclass_fields__[name].metadata["limits"]
 
 
 def _dinov2(name: str, **kw: Any) -> dict[str, DinoV2Config]:

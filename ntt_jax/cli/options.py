@@ -59,18 +59,17 @@ def fraction(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
-    return value
+def constant(name: str) -> Callable[[str], int | float]:
+    """An argparse type: a value that the constant `name` of `DetectConfig` may have."""
+    limits = DetectConfig.limits(name)
 
+    def parse(text: str) -> int | float:
+        try:
+            return limits.check(name, limits.kind(text))
+        except ValueError:  # an InputError too
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
 
-def _classes_per_mask(text: str) -> int:
-    return -1 if text.strip() == "-1" else whole_number(1, 2**16)(text)
+    return parse
 
 
 _PATHS = {
@@ -248,21 +247,21 @@ def add_detection(parser: Any) -> None:
     group = parser.add_argument_group("what counts as a detection (the defaults are the published ones)")
     group.add_argument(
         "--points-per-side",
-        type=whole_number(1, 128),
+        type=constant("points_per_side"),
         default=default.points_per_side,
         metavar="N",
         help=f"SAM 2 is asked at N x N points of each image (default: {default.points_per_side})",
     )
     group.add_argument(
         "--pred-iou-threshold",
-        type=fraction,
+        type=constant("pred_iou_threshold"),
         default=default.pred_iou_threshold,
         metavar="X",
         help=f"masks that SAM 2 itself rates X or lower are dropped (default: {default.pred_iou_threshold})",
     )
     group.add_argument(
         "--nms-iou-threshold",
-        type=fraction,
+        type=constant("nms_iou_threshold"),
         default=default.nms_iou_threshold,
         metavar="X",
         help="of two masks of a class whose boxes overlap by more than X the lower rated one is dropped "
@@ -270,21 +269,21 @@ def add_detection(parser: Any) -> None:
     )
     group.add_argument(
         "--max-detections",
-        type=whole_number(1, default.max_candidates),
+        type=constant("max_detections"),
         default=default.max_detections,
         metavar="N",
         help=f"at most N detections per image (default: {default.max_detections})",
     )
     group.add_argument(
         "--classes-per-mask",
-        type=_classes_per_mask,
+        type=constant("classes_per_mask"),
         default=default.classes_per_mask,
         metavar="N",
         help=f"a mask may count as its N best classes; -1 for all (default: {default.classes_per_mask})",
     )
     group.add_argument(
         "--negative-sigma",
-        type=_positive,
+        type=constant("negative_sigma"),
         default=default.negative_sigma,
         metavar="X",
         help="how gently the memory's negative references lower a score; smaller is harsher "

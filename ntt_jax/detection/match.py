@@ -82,8 +82,7 @@ def similarities(
     positive = jnp.maximum(0.0, jnp.einsum("pc,kc->pk", objects, unit, precision="highest"))
     if negatives is None:
         return positive
-    if not sigma > 0:
-        raise InputError(f"negative_sigma: expected a number above 0, found {sigma}")
+    sigma = DetectConfig.limits("negative_sigma").check("negative_sigma", sigma)
     unit, _ = normalise(negatives.astype(jnp.float32))
     negative = jnp.max(jnp.einsum("pc,knc->pkn", objects, unit, precision="highest"), axis=-1, initial=0.0)
     return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / sigma)
@@ -106,8 +105,7 @@ def assign_labels(similarity: Array, classes_per_mask: int) -> tuple[Array, Arra
     num_classes = similarity.shape[-1]
     if num_classes < 1:
         raise InputError("expected at least one class prototype, found none")
-    if classes_per_mask != -1 and classes_per_mask < 1:
-        raise InputError(f"classes_per_mask: expected -1 (all) or at least 1, found {classes_per_mask}")
+    DetectConfig.limits("classes_per_mask").check("classes_per_mask", classes_per_mask)
     if classes_per_mask == 1:
         labels = jnp.argmax(similarity, axis=-1, keepdims=True).astype(jnp.int32)
         return labels, jnp.take_along_axis(similarity, labels, axis=-1)

@@ -239,11 +239,10 @@ def detect(
       are left out; there is never a NaN.
 
     Raises:
-      InputError: shapes that do not fit together, sizes below 1, no classes, a bad `classes_per_mask` or
-        `negative_sigma`.
+      InputError: shapes that do not fit together, sizes below 1, no classes.
     """
     config = DetectConfig() if config is None else config
-    _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, config, negatives)
+    _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, negatives)
     features, prototypes, mask_logits = jnp.asarray(features), jnp.asarray(prototypes), jnp.asarray(mask_logits)
     predicted_ious = jnp.asarray(predicted_ious)
     # Which pixels belong to a mask does not change smoothly: gradients flow through features and prototypes only.
@@ -271,9 +270,7 @@ def detect(
     return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
 
 
-def _check(
-    features, mask_logits, predicted_ious, prototypes, height, width, valid, config: DetectConfig, negatives
-) -> None:
+def _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, negatives) -> None:
     shapes = f"features {features.shape}, mask_logits {mask_logits.shape}, predicted_ious {predicted_ious.shape}, "
     shapes += f"prototypes {prototypes.shape}"
     fits = (
@@ -293,8 +290,6 @@ def _check(
         raise InputError(f"detect: expected negatives [K, N, C] for {shapes}, found {negatives.shape}")
     if not (isinstance(height, int) and isinstance(width, int) and height >= 1 and width >= 1):
         raise InputError(f"detect: height and width must be Python ints of at least 1, found {height!r} x {width!r}")
-    if config.max_candidates < 1 or config.max_detections < 1:
-        raise InputError("detect: max_candidates and max_detections must be at least 1")
 
 
 def soft_merge(scores: Array, labels: Array, cosines: Array, intersections: Array, areas: Array, valid: Array) -> Array:

@@ -33,7 +33,7 @@ from ntt_jax.segmenter.segmenter import Segmenter
 
 # All candidates of these random models look alike: without NMS, and two classes each, several survive.
 CONFIG = DetectConfig(
-    points_per_side=4, pred_iou_threshold=-1e9, nms_iou_threshold=1.0, max_detections=12, classes_per_mask=2
+    points_per_side=4, pred_iou_threshold=0.0, nms_iou_threshold=1.0, max_detections=12, classes_per_mask=2
 )
 SHOTS = {"square": 3, "disc": 1, "bar": 2}
 
