@@ -19,6 +19,7 @@ import ntt_jax
 from ntt_jax.cli import (
     ablate,
     demo,
+    doctor,
     evaluate,
     import_memory,
     masks,
@@ -29,6 +30,7 @@ from ntt_jax.cli import (
     run,
     sample,
     segment,
+    weights,
 )
 from ntt_jax.errors import InputError
 from ntt_jax.text import show, show_lines
@@ -41,13 +43,14 @@ SAM 2 proposes masks, DINOv2 features name them after the references; nothing is
 
 EPILOG = """\
 The files, in the order in which they come:
-  checkpoints         SAM 2 and DINOv2 weights, each converted once with `python -m weight_port convert SRC DST`
+  checkpoints         SAM 2 and DINOv2 weights: by name, fetched when first used (`ntt-jax weights`), or your own files
   annotations         COCO or LVIS (JSON), or VOC's lists; --images is the folder that the file names start from
   references.json     `sample`: which annotations serve as references of each class
   memory.safetensors  `memory`: one prototype per class, made from the references
   RUN_DIR             `evaluate`: results.json (COCO results format) and metrics.json (AP of boxes and masks)
 
-Start with `ntt-jax demo --out demo_out`: it needs no file at all. `ntt-jax COMMAND --help` shows each command."""
+Start with `ntt-jax demo --out demo_out`: it needs no file at all. `ntt-jax COMMAND --help` shows each command.
+`ntt-jax doctor` says what a bug report should."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         references,
         negatives,
         import_memory,
+        weights,
+        doctor,
     )
     for command in every:
         command.add_parser(commands)

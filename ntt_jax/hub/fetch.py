@@ -23,7 +23,6 @@ RETRIES = 5
 WAIT = 1.0
 """Seconds before the second attempt; twice as long before each further one."""
 LONGEST_WAIT = 60.0
-_CHUNK = 1 << 20
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -159,11 +158,10 @@ def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], wh
                 if etag and not etag.startswith("W/"):
                     write_json(_note(part), {"url": url, "validator": etag})
             progress.start(total, have)
-            with part.open("ab") as file:
-                for chunk in response.iter_bytes(_CHUNK):
+            with part.open("ab", buffering=0) as file:  # what has arrived is there, whenever the process is killed
+                for chunk in response.iter_bytes():
                     file.write(chunk)
                     progress.update(len(chunk))
-                file.flush()
                 os.fsync(file.fileno())
             return total is None or _length(part) == total
     except httpx2.TimeoutException:

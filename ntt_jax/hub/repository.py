@@ -76,7 +76,7 @@ def local(identifier: str, revision: str | None = None) -> tuple[Path, str] | No
     from huggingface_hub import try_to_load_from_cache
 
     def cached(name: str) -> Path | None:
-        found = try_to_load_from_cache(identifier, name, revision=revision, cache_dir=_cache())
+        found = try_to_load_from_cache(identifier, name, revision=revision, cache_dir=cache_folder())
         return Path(found) if isinstance(found, str) else None
 
     if path := cached("model.safetensors"):
@@ -127,7 +127,7 @@ def _bring(identifier: str, commit: str, file: Any) -> Path:
     from huggingface_hub.utils import build_hf_headers
 
     name = file.rfilename
-    found = try_to_load_from_cache(identifier, name, revision=commit, cache_dir=_cache())
+    found = try_to_load_from_cache(identifier, name, revision=commit, cache_dir=cache_folder())
     if isinstance(found, str):
         return Path(found)
     if file.lfs is not None:
@@ -139,7 +139,9 @@ def _bring(identifier: str, commit: str, file: Any) -> Path:
         except DownloadError as error:
             raise DownloadError(f"{name}: {error}") from None
     return Path(
-        _answer(lambda _: hf_hub_download(identifier, name, revision=commit, cache_dir=_cache(), endpoint=endpoint()))
+        _answer(
+            lambda _: hf_hub_download(identifier, name, revision=commit, cache_dir=cache_folder(), endpoint=endpoint())
+        )
     )
 
 
@@ -147,7 +149,7 @@ def _storage(identifier: str) -> Path:
     """A repository's folder in the Hub's cache, whose layout is documented (blobs, refs, snapshots)."""
     from huggingface_hub.file_download import repo_folder_name
 
-    return _cache() / repo_folder_name(repo_id=identifier, repo_type="model")
+    return cache_folder() / repo_folder_name(repo_id=identifier, repo_type="model")
 
 
 def _write_reference(identifier: str, branch: str, commit: str) -> None:
@@ -157,7 +159,8 @@ def _write_reference(identifier: str, branch: str, commit: str) -> None:
         write_bytes(reference, commit.encode())
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """The Hub's own cache on this machine."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -215,8 +218,8 @@ def _reason(error: Exception) -> tuple[Exception, bool]:
             ), False
         if error.errno is not None:
             return StorageError(
-                f"{error.filename or _cache()}: the Hub's cache cannot be written: {error.strerror}; set HF_HOME to a "
-                "folder of yours"
+                f"{error.filename or cache_folder()}: the Hub's cache cannot be written: {error.strerror}; "
+                "set HF_HOME to a folder of yours"
             ), False
     if isinstance(error, (errors.HFValidationError, OSError, ValueError)):
         return DownloadError(f"the answer makes no sense ({' '.join(str(error).split())[:120]})"), False

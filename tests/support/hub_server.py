@@ -41,7 +41,7 @@ class HubServer:
         self.release = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
         # Two of them: the Hub sends for large files to another host, where a token must not follow.
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
+        self.servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
         self.threads = [
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}) for server in self.servers
         ]
@@ -75,8 +75,7 @@ class HubServer:
         return f"/cdn/{hashlib.sha256(self.repositories[identifier][name]).hexdigest()}"
 
     def __enter__(self) -> "HubServer":
-        for server, thread in zip(self.servers, self.threads, strict=True):
-            server.daemon_threads = True
+        for thread in self.threads:
             thread.start()
         return self
 
@@ -86,6 +85,13 @@ class HubServer:
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no error of ours."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,0 +1,25 @@
+"""`ntt-jax doctor`: the state of this machine, to paste into a bug report."""
+
+import argparse
+from typing import Any
+
+from ntt_jax.cli import options
+
+EPILOG = """\
+It asks the servers of the weights for a sign of life (3 seconds each; none with HF_HUB_OFFLINE=1) and sends
+nothing else. No token, password or name of yours is printed; the home folder is shown as ~."""
+
+
+def add_parser(commands: Any) -> None:
+    """Describe the command's arguments."""
+    options.add_command(
+        commands, "doctor", run, "versions, devices, memory, caches and network, for a bug report", EPILOG
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command says."""
+    from ntt_jax.hub.system import describe
+
+    for topic, text in describe():
+        print(f"{topic + ':':<14}{text}", flush=True)
