@@ -65,6 +65,7 @@ def add_parser(commands: Any) -> None:
     options.add_paths(group, "memory", required=False)
     options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
+    options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser)
 
@@ -115,10 +116,9 @@ def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     """The outcome for numbers of shots and seeds."""
     from ntt_jax.ablation.memories import distinct_references, sample_many, stack_prototypes
     from ntt_jax.ablation.tables import by_shots
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.datasets.dataset import select_classes
 
-    sources, dataset = load_dataset(args.reference_annotations), load_dataset(args.annotations)
+    sources, dataset = models.read_dataset(args.reference_annotations), models.read_dataset(args.annotations)
     seeds = range(args.seed, args.seed + args.seeds)
     classes = select_classes(sources, args.classes)
     categories = _same_classes(classes, dataset)
@@ -144,12 +144,11 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
 
     from ntt_jax.ablation.memories import leave_one_out
     from ntt_jax.ablation.tables import by_reference
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.memory.bank import load_memory, require_encoder
     from ntt_jax.segmenter.classes import from_bank
     from weight_port.files import sha256
 
-    bank, dataset = load_memory(args.memory), load_dataset(args.annotations)
+    bank, dataset = load_memory(args.memory), models.read_dataset(args.annotations)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     categories = evaluate.classes_of(bank, dataset)
     options.start_jax(args)
@@ -192,6 +191,7 @@ def _score(
     from ntt_jax.runs.folder import RunFolder
     from weight_port.files import sha256
 
+    dataset = models.look_at_images(args, dataset, args.images)
     runner.check_images(dataset, args.images)
     ground_truth = prepare_ground_truth(dataset, categories)
     config = options.detect_config(args)
@@ -204,6 +204,7 @@ def _score(
         "classes": {str(category.id): category.name for category in categories},
         "detection options": dataclasses.asdict(config),
         "dtype": args.dtype,
+        **models.exif_identity(args),
     }
     with RunFolder(lock, identity, restart=args.restart) as run:
         todo = runner.unfinished(run.records, dataset, args.images)
@@ -255,6 +256,8 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "Refere
     from ntt_jax.runs.lock import FolderLock
     from ntt_jax.runs.memory import recorded_memory
 
+    images = args.reference_images or args.images
+    dataset = models.look_at_images(args, dataset, images, memory.reference_images(references))
     check_references(references, dataset)
     folder = args.out / "references"
     options.make_output_folder(folder)
@@ -265,7 +268,6 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "Refere
         todo = {number for number in numbers if number not in run.records}
         (share,) = run.processes.shares(numbers, todo.__contains__, args.batch_size)
         if share:
-            images = args.reference_images or args.images
             memory.encode(args, run, dataset, images, references, share, todo)
         return recorded_memory(run, references)
 

@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     )
     options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images")
     add_run_folder(parser)
+    options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
     options.add_processes(parser)
@@ -62,11 +63,10 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     options.resolve_weights(args)
     processes = options.join_processes(args)
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.runs.lock import FolderLock
 
     with FolderLock(args.out, processes) as lock:
-        evaluate(args, lock, load_dataset(args.annotations), args.memory)
+        evaluate(args, lock, models.read_dataset(args.annotations), args.memory)
 
 
 def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
@@ -81,6 +81,7 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
     bank = load_memory(memory)
     require_encoder(bank, *models.read_encoder(args.dinov2))
     categories = classes_of(bank, dataset)
+    dataset = models.look_at_images(args, dataset, args.images)
     runner.check_images(dataset, args.images)
     ground_truth = prepare_ground_truth(dataset, categories)
     config = options.detect_config(args)
@@ -93,6 +94,7 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
         "classes": {str(category.id): category.name for category in categories},
         "detection options": dataclasses.asdict(config),
         "dtype": args.dtype,
+        **models.exif_identity(args),
     }
     processes = lock.processes
     with RunFolder(lock, identity, restart=args.restart) as run:

@@ -51,14 +51,13 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     options.resolve_weights(args)
     from ntt_jax.cli import memory
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.datasets.dataset import select_classes
     from ntt_jax.memory.bank import MemoryBank, load_memory, save_memory
     from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
     from weight_port.files import sha256
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)
-    dataset = load_dataset(args.annotations)
+    dataset = models.read_dataset(args.annotations)
     provenance: dict[str, Any] = {
         "encoder_sha256": source_sha256,
         "annotations_sha256": dataset.sha256,

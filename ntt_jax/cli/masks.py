@@ -1,6 +1,7 @@
 """`ntt-jax masks`: instance masks from boxes or points, by SAM 2's own prompts."""
 
 import argparse
+import dataclasses
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="make new masks of annotations that have one (default: keep those)"
     )
+    options.add_exif(parser)
     options.add_compute(parser, batches=False)
 
 
@@ -68,6 +70,10 @@ def run(args: argparse.Namespace) -> None:
     from weight_port.files import sha256
 
     prompted = load_prompted(args.boxes, replace=args.replace)
+    for note in prompted.dataset.notes:
+        models.warn(f"{args.boxes}: {note}")
+    dataset = models.look_at_images(args, prompted.dataset, args.images, prompted.prompts)
+    prompted = dataclasses.replace(prompted, dataset=dataset)
     if prompted.prompts:
         runner.check_images(prompted.dataset, args.images)
     identity = {
@@ -77,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         "dtype": args.dtype,
         "pictures": None if args.pictures is None else str(args.pictures.resolve()),
         "replace": args.replace,
+        **models.exif_identity(args),
     }
     parts = memory.parts_folder(args.out, identity)
     options.make_output_folder(parts)

@@ -40,6 +40,7 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(commands, "memory", run, "turn the references into one prototype per class", EPILOG)
     options.add_paths(parser, "dinov2", "annotations", "images", "references")
     add_negatives(parser)
+    options.add_exif(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")
     options.add_compute(parser)
     options.add_processes(parser)
@@ -81,9 +82,7 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     options.resolve_weights(args)
     processes = options.join_processes(args)
-    from ntt_jax.datasets import load_dataset
-
-    dataset = load_dataset(args.annotations)
+    dataset = models.read_dataset(args.annotations)
     references = load(args.references, dataset)
     negatives = load_negatives(args, references, args.images)
     build(args, processes, dataset, args.images, references, args.out, negatives)
@@ -105,12 +104,12 @@ def load_negatives(args: argparse.Namespace, references: "ReferenceSet", images:
     """The negative references that the options of `add_negatives` name. images: folder of the references' images."""
     if args.negatives is None:
         return None
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.references.build import Negatives
     from ntt_jax.references.negatives import negative_set
     from ntt_jax.runs.images import check_images
 
-    dataset, folder = load_dataset(args.negatives), args.negative_images or images
+    folder = args.negative_images or images
+    dataset = models.look_at_images(args, models.read_dataset(args.negatives), folder)
     chosen = negative_set(dataset, references)
     try:
         check_images(dataset, folder)
@@ -137,6 +136,7 @@ def build(
     from ntt_jax.runs.memory import recorded_memory
 
     encoder, source_sha256 = models.read_encoder(args.dinov2)
+    dataset = models.look_at_images(args, dataset, images, reference_images(references))
     check_references(references, dataset)
     provenance = describe(args, dataset, references, source_sha256, negatives)
     unlike = None if negatives is None else negatives.references
@@ -173,6 +173,11 @@ def build(
     for k, chosen in enumerate(references.classes):
         more = f", {len(unlike.classes[k].references)} negative" if unlike else ""
         show(f"  {chosen.name}: {len(chosen.references)}{more}")
+
+
+def reference_images(references: "ReferenceSet") -> list[int]:
+    """Ids of the images of all references, each once."""
+    return list(dict.fromkeys(r.image_id for chosen in references.classes for r in chosen.references))
 
 
 def parts_folder(out: Path, provenance: dict[str, Any]) -> Path:
@@ -234,5 +239,6 @@ def describe(
         "shots": references.shots,
         "seed": references.seed,
         "dtype": args.dtype,
+        **models.exif_identity(args),
         "tool": f"ntt-jax {ntt_jax.__version__}",
     }

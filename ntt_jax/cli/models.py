@@ -16,8 +16,11 @@ from ntt_jax.runs.processes import Processes
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ntt_jax.compiled.predictor import Predictor
     from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+    from ntt_jax.datasets.dataset import CocoDataset
     from ntt_jax.memory.bank import MemoryBank
     from ntt_jax.report.page import ReferenceSource
     from ntt_jax.runs.lock import FolderLock
@@ -25,6 +28,33 @@ if TYPE_CHECKING:
 
 FILES = ("sam2", "dinov2", "memory", "annotations", "images", "reference_annotations", "reference_images")
 """Options that name a file or folder: where a run noted them, `report` finds them again."""
+
+
+def look_at_images(
+    args: argparse.Namespace, dataset: "CocoDataset", folder: Path, image_ids: "Collection[int] | None" = None
+) -> "CocoDataset":
+    """`image_files.survey` with `--exif`, which may change names, sizes and orientation; what it notes is said."""
+    from ntt_jax.datasets.image_files import survey
+
+    found = survey(dataset, folder, exif=args.exif, image_ids=image_ids)
+    for note in found.notes[len(dataset.notes) :]:
+        warn(note)
+    return found
+
+
+def read_dataset(path: Path) -> "CocoDataset":
+    """`load_dataset`; what was read in another way than it is written is said."""
+    from ntt_jax.datasets import load_dataset
+
+    dataset = load_dataset(path)
+    for note in dataset.notes:
+        warn(f"{show_path(path)}: {note}")
+    return dataset
+
+
+def exif_identity(args: argparse.Namespace) -> dict[str, str]:
+    """What `--exif` adds to the description of a run: nothing by default."""
+    return {} if args.exif == "upright" else {"exif": args.exif}
 
 
 def read_encoder(path: Path) -> tuple[DinoV2Config, str]:

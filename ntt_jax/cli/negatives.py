@@ -71,7 +71,6 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
     """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
     from ntt_jax.files import make_folder
     from ntt_jax.images.drawing import save_picture
-    from ntt_jax.images.reading import read_image
     from ntt_jax.segmenter.folder import draw_overlay
 
     names = tuple(f"not {category.name}" for category in scored.ground_truth.categories)
@@ -79,5 +78,5 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
         name = PurePosixPath(scored.dataset.images[record.image_id].file_name.replace("\\", "/"))
         path = folder / name.with_suffix(".png")
         make_folder(path.parent, folder)
-        image = read_image(scored.dataset.image_path(images, record.image_id))
+        image = scored.dataset.read_image(images, record.image_id)
         save_picture(path, draw_overlay(image, record, names))

@@ -102,6 +102,17 @@ def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -
         parser.add_argument(option, type=Path, required=required, metavar=metavar, help=text + note)
 
 
+def add_exif(parser: Any) -> None:
+    """`--exif`: how photos with an orientation tag are read."""
+    parser.add_argument(
+        "--exif",
+        choices=("upright", "raw"),
+        default="upright",
+        help="photos with an EXIF orientation: upright, as viewers and annotation tools show them (where the "
+        "annotations fit only the stored pixels, those), or raw, always as stored (default: upright)",
+    )
+
+
 def check_paths(args: argparse.Namespace, *names: str) -> None:
     """Raise `InputError` unless what these options name, if they were given, is a readable file or folder."""
     for name in names:

@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     options.add_paths(parser, "annotations")
     options.add_paths(parser, "images", required=False, note=", for thumbnails and for --dinov2")
     options.add_paths(parser, "references", required=False, note=" (default: those that --memory names)")
+    options.add_exif(parser)
     parser.add_argument("--out", type=Path, metavar="references.html", help="also write a page with thumbnails")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--all", action="store_true", help="list the good references too")
@@ -64,14 +65,13 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.memory.bank import load_memory
     from ntt_jax.report.page import reference_cards, write_reference_page
     from ntt_jax.report.run_files import find_sources
 
-    dataset = load_dataset(args.annotations)
+    dataset = models.read_dataset(args.annotations)
     bank = load_memory(args.memory) if args.memory is not None else encode(args, dataset)
-    sources = find_sources(bank, {"references": args.references}.get, dataset, args.images)
+    sources = find_sources(bank, {"references": args.references}.get, dataset, args.images, args.exif)
     if args.out is not None:
         title = f"References: {(args.memory or args.references).name}"
         patches = models.show_patches(args, bank, sources) if args.dinov2 is not None else ()
@@ -92,6 +92,7 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
     from ntt_jax.memory.bank import MemoryBank
 
     references = memory.load(args.references, dataset)
+    dataset = models.look_at_images(args, dataset, args.images, memory.reference_images(references))
     config, _ = models.read_encoder(args.dinov2)
     devices = options.start_jax(args)
     from ntt_jax.references.build import build_memory

@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
     memory.add_negatives(parser)
     options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
+    options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
     options.add_processes(parser)
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> None:
     options.resolve_weights(args)
     processes = options.join_processes(args)
     options.divide_cpu(args.cores)
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.references.sampling import load_references, save_references
     from ntt_jax.runs.folder import ADVICE
     from ntt_jax.runs.lock import FolderLock
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
     with FolderLock(args.out, processes) as lock:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
-        sources = load_dataset(args.reference_annotations)
+        sources = models.read_dataset(args.reference_annotations)
         references = sample.choose(args, sources)
         if references_file.exists() and not args.restart:
             if load_references(references_file) != references:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
                 if lock.holder(0) is None:
                     raise lock.ended(0)
                 time.sleep(0.2)
-        evaluate.evaluate(args, lock, load_dataset(args.annotations), memory_file)
+        evaluate.evaluate(args, lock, models.read_dataset(args.annotations), memory_file)
 
 
 def is_current(

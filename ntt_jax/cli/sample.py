@@ -100,11 +100,10 @@ def check_choice(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
-    from ntt_jax.datasets import load_dataset
     from ntt_jax.files import write_json
     from ntt_jax.references.sampling import references_as_coco, save_references
 
-    dataset = load_dataset(args.annotations)
+    dataset = models.read_dataset(args.annotations)
     references = choose(args, dataset)
     if args.coco is not None:
         write_json(args.coco, references_as_coco(references, dataset))

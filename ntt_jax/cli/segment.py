@@ -54,6 +54,7 @@ def add_parser(commands: Any) -> None:
         metavar="LIST",
         help="what to draw beside detections.json: masks, overlays, or none (default: masks,overlays)",
     )
+    options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
 
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
             threshold=args.score_threshold,
             pictures=args.pictures,
             progress=progress,
+            exif=args.exif,
         )
     report(args, content)
 

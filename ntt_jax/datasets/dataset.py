@@ -1,9 +1,10 @@
 """An annotated data set in memory, whatever file it came from, and the choice of its classes."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,18 +14,24 @@ from ntt_jax.datasets.class_lists import CLASS_LISTS
 from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
+from ntt_jax.images.reading import read_header, read_image
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
 from ntt_jax.text import close_names
 
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """One image entry. Sizes in pixels; `file_name` is relative and stays inside its folder."""
+    """One image entry.
+
+    height, width: in pixels; 0 where the file does not say and the image has not been asked (`image_files.survey`).
+    file_name: relative, stays inside its folder. written: the name as the annotation file has it, if that is another.
+    """
 
     id: int
     file_name: str
     height: int
     width: int
+    written: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,8 @@ class CocoDataset:
     path, sha256: of the annotation file, or of everything that was read in its stead. images, annotations: by id, in
     the file's order. categories: by id, ascending. image_annotations: annotations of every image id, in the file's
     order. protocol: whose rules results are measured by, "coco", "voc" or "lvis". federated: what LVIS knows beside.
+    notes: what was read in another way than it is written, a line for each kind. exif: how photos with an orientation
+    tag lie under the annotations (`images.reading.EXIF`). files: the names of files that are not those of the entries.
     """
 
     path: str
@@ -71,6 +80,9 @@ class CocoDataset:
     image_annotations: Mapping[int, tuple[CocoAnnotation, ...]]
     protocol: str = "coco"
     federated: FederatedLists | None = None
+    notes: tuple[str, ...] = ()
+    exif: str = "upright"
+    files: Mapping[int, str] = field(default_factory=dict)
 
     def rle(self, annotation: CocoAnnotation) -> Rle:
         """The annotation's mask, compressed. Raises `InputError` naming file and entry if the segmentation is unsound
@@ -91,7 +103,30 @@ class CocoDataset:
 
     def image_path(self, folder: PathLike, image_id: int) -> pathlib.Path:
         """Where an image's file is, given the folder that holds the data set's images."""
-        return pathlib.Path(folder) / self.images[image_id].file_name
+        return pathlib.Path(folder) / self.files.get(image_id, self.images[image_id].file_name)
+
+    def with_sizes(self, images: Mapping[int, CocoImage], notes: tuple[str, ...] = ()) -> "CocoDataset":
+        """The same with these entries in place of those of their ids, and more notes."""
+        if not images:
+            return dataclasses.replace(self, notes=self.notes + notes) if notes else self
+        every = MappingProxyType({i: images.get(i, image) for i, image in self.images.items()})
+        return dataclasses.replace(self, images=every, notes=self.notes + notes)
+
+    def read_image(self, folder: PathLike, image_id: int) -> np.ndarray:
+        """An image, uint8 RGB `[H, W, 3]`, turned as its annotations lie on it.
+
+        Raises `InputError`, naming the file, if it cannot be read or is not of the size that the annotations say.
+        """
+        path, entry = self.image_path(folder, image_id), self.images[image_id]
+        expected = (entry.height, entry.width)
+        read = read_image(path, exif=self.exif, fits=expected)
+        if read.shape[:2] == expected:
+            return read
+        found = f"is {read.shape[1]} x {read.shape[0]} pixels"
+        if (header := read_header(path)).orientation != 1:
+            stored = "" if read.shape[:2] == header.upright else ", as stored; --exif upright turns it"
+            found += f" (EXIF orientation {header.orientation}{stored})"
+        raise InputError(f"{show_path(path)}: {found}, its annotations are for {entry.width} x {entry.height}")
 
 
 def make_dataset(
@@ -103,6 +138,8 @@ def make_dataset(
     *,
     protocol: str = "coco",
     federated: FederatedLists | None = None,
+    notes: tuple[str, ...] = (),
+    exif: str = "upright",
 ) -> CocoDataset:
     """A data set from checked entries by id, whose ids fit together."""
     per_image: dict[int, list[CocoAnnotation]] = {image_id: [] for image_id in images}
@@ -117,6 +154,8 @@ def make_dataset(
         image_annotations=MappingProxyType({i: tuple(v) for i, v in per_image.items()}),
         protocol=protocol if federated is None else "lvis",
         federated=federated,
+        notes=notes,
+        exif=exif,
     )
 
 

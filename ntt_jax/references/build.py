@@ -17,7 +17,6 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
-from ntt_jax.images.reading import read_image
 from ntt_jax.memory.aggregate import Memory, check_reference, memory_from_instance_means
 from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
 
@@ -30,13 +29,9 @@ def read_reference(
     Raises `InputError`, naming the reference, if its image cannot be read or is not of the size that the annotation
     file says, or its mask vanishes on the patch grid.
     """
-    annotation, entry = dataset.annotations[reference.annotation_id], dataset.images[reference.image_id]
-    path = dataset.image_path(folder, entry.id)
-    name = f"annotation {annotation.id} of {show_path(path)}"
-    image = read_image(path)
-    if image.shape[:2] != (entry.height, entry.width):
-        found, expected = f"{image.shape[1]} x {image.shape[0]}", f"{entry.width} x {entry.height}"
-        raise InputError(f"reference {name}: the image is {found} pixels, {show_path(dataset.path)} says {expected}")
+    annotation = dataset.annotations[reference.annotation_id]
+    name = f"annotation {annotation.id} of {show_path(dataset.image_path(folder, reference.image_id))}"
+    image = dataset.read_image(folder, reference.image_id)
     try:
         crop, soft = reference_crop(image, dataset.mask(annotation), annotation.bbox, input_size)
     except InputError as error:

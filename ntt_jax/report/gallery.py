@@ -2,17 +2,18 @@
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.preprocess import crop_box
-from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import sample_rle
 from ntt_jax.report.matching import Rows, image_rows
 
@@ -123,12 +124,9 @@ def reference_thumbnail(image: np.ndarray, mask: np.ndarray, box: tuple[float, f
     return data_uri(overlay(dimmed, shape[None], [label], opacity=0.0), THUMBNAIL_BYTES)
 
 
-def read_picture(path: Any, height: int, width: int) -> tuple[str, str]:
-    """An image file as a data URI, and why there is none where it cannot be used."""
+def read_picture(dataset: CocoDataset, folder: Path, image_id: int) -> tuple[str, str]:
+    """An image as a data URI, and why there is none where it cannot be used."""
     try:
-        image = read_image(path)
+        return data_uri(dataset.read_image(folder, image_id)), ""
     except InputError as error:
         return "", str(error)
-    if image.shape[:2] != (height, width):
-        return "", f"is {image.shape[1]} x {image.shape[0]} pixels, its annotations are for {width} x {height}"
-    return data_uri(image), ""

@@ -24,7 +24,6 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.files import PathLike, write_bytes
 from ntt_jax.images.drawing import distinct_colours
-from ntt_jax.images.reading import read_image
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.references import doctor
 from ntt_jax.references.sampling import ReferenceSet
@@ -210,8 +209,7 @@ def _scenes(
         image = report.dataset.images[ids[position]]
         picture, problem = "", "the images were not given"
         if report.images is not None:
-            path = report.dataset.image_path(report.images, image.id)
-            picture, problem = gallery.read_picture(path, image.height, image.width)
+            picture, problem = gallery.read_picture(report.dataset, report.images, image.id)
         shown = gallery.scene(report.ground_truth, rows, position, records.get(image.id), image.height, image.width)
         scenes.append({"id": image.id, "name": image.file_name, "problem": problem if not picture else ""} | shown)
         pictures.append(picture)
@@ -258,7 +256,7 @@ def reference_cards(
 def _thumbnail(sources: ReferenceSource, annotation: Any, label: int) -> str:
     assert sources.images is not None
     try:
-        image = read_image(sources.dataset.image_path(sources.images, annotation.image_id))
+        image = sources.dataset.read_image(sources.images, annotation.image_id)
         mask = sources.dataset.mask(annotation)
         return gallery.reference_thumbnail(image, mask, annotation.bbox, label) if mask.shape == image.shape[:2] else ""
     except InputError:  # the table says all that is known without it

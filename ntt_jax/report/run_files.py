@@ -13,6 +13,7 @@ from typing import Any
 from ntt_jax.cli import memory, options
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
+from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections, read_results
@@ -162,7 +163,12 @@ def _annotations(files: RunFiles) -> CocoDataset:
             f"{show_path(path)}: its sha256 is {dataset.sha256[:12]}..., the run was evaluated on {expected[:12]!a}...;"
             " give the run's own file with --annotations"
         )
-    return dataset
+    images = files.path("images")
+    return dataset if images is None or not images.is_dir() else survey(dataset, images, exif=_exif(files))
+
+
+def _exif(files: RunFiles) -> str:
+    return "raw" if _identity(files).get("exif") == "raw" else "upright"
 
 
 def _identity(files: RunFiles) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def _categories(files: RunFiles, dataset: CocoDataset, bank: MemoryBank | None) 
 def _sources(files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Path | None) -> ReferenceSource | None:
     """The references behind the memory, if they can be found and fit it."""
     try:
-        return find_sources(bank, files.path, dataset, images)
+        return find_sources(bank, files.path, dataset, images, _exif(files))
     except InputError as error:
         if any(name.startswith("reference") for name in files.given):
             raise
@@ -220,23 +226,33 @@ def _sources(files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Pa
 
 
 def find_sources(
-    bank: MemoryBank, path: Callable[[str], Path | None], dataset: CocoDataset, images: Path | None
+    bank: MemoryBank,
+    path: Callable[[str], Path | None],
+    dataset: CocoDataset,
+    images: Path | None,
+    exif: str = "upright",
 ) -> ReferenceSource:
     """The references of a memory, their annotations and images.
 
     path: from an option's name to its file, None where not known. dataset, images: used where there are no others.
+    exif: as the memory was made.
     Raises `InputError` if something is missing or does not fit the memory.
     """
     annotations = path("reference_annotations")
     source = dataset if annotations is None or Path(dataset.path) == annotations else load_dataset(annotations)
     file = path("references")
     references = remembered(bank) if file is None else memory.load(file, source)
+    folder = path("reference_images") or images
+    if folder is not None and not folder.is_dir():
+        folder = None
+    if folder is not None:
+        ids = {reference.image_id for chosen in references.classes for reference in chosen.references}
+        source = survey(source, folder, exif=exif, image_ids=ids)
     check_references(references, source)
     counts = tuple(len(chosen.references) for chosen in references.classes)
     if tuple(chosen.category_id for chosen in references.classes) != bank.category_ids or counts != bank.shots:
         raise InputError("the reference file has other classes or numbers of references than the memory")
-    folder = path("reference_images") or images
-    return ReferenceSource(references, source, folder if folder is not None and folder.is_dir() else None)
+    return ReferenceSource(references, source, folder)
 
 
 def remembered(bank: MemoryBank) -> ReferenceSet:

@@ -19,7 +19,6 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
-from ntt_jax.images.reading import read_image
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.processes import Processes
 from ntt_jax.runs.records import RunRecords
@@ -132,7 +131,7 @@ def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.nda
     """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size)."""
     path = dataset.image_path(folder, image.id)
     try:
-        read = read_image(path)
+        return dataset.read_image(folder, image.id)
     except InputError as error:
         # The image may be sound: without its file system, every one after it would be called unreadable too.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
@@ -140,10 +139,6 @@ def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.nda
         if not folder.is_dir():
             raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
         return str(error)
-    if read.shape[:2] != (image.height, image.width):
-        size = f"{read.shape[1]} x {read.shape[0]}"
-        return f"{show_path(path)}: is {size} pixels, its annotations are for {image.width} x {image.height}"
-    return read
 
 
 def _record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The work of `ntt-jax segment`: image files in, one COCO file, a PNG per mask and an overlay per image out."""
 
+import functools
 import re
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -59,10 +60,11 @@ def segment_files(
     threshold: float,
     pictures: Collection[str],
     progress: Progress,
+    exif: str = "upright",
 ) -> dict[str, Any]:
     """Segment the files, write `pictures` of them as they come, then detections.json, whose content is returned.
 
-    pictures: "masks", "overlays", both, or none.
+    pictures: "masks", "overlays", both, or none. exif: how photos with an orientation are read (`images.reading`).
     """
     content: dict[str, Any] = {
         "images": [],
@@ -73,7 +75,8 @@ def segment_files(
     fed: deque[tuple[int, str, np.ndarray]] = deque()
 
     def images() -> Iterator[np.ndarray]:
-        for image_id, (name, read) in enumerate(zip(names, map_ahead(_read, names.values(), ahead=8), strict=True), 1):
+        ahead = map_ahead(functools.partial(_read, exif=exif), names.values(), ahead=8)
+        for image_id, (name, read) in enumerate(zip(names, ahead, strict=True), 1):
             if isinstance(read, str):
                 progress.note(f"skipped: {read}")
                 content["skipped"].append({"file_name": name, "reason": read})
@@ -107,10 +110,10 @@ def segment_files(
     return content
 
 
-def _read(path: Path) -> np.ndarray | str:
+def _read(path: Path, exif: str) -> np.ndarray | str:
     """The image, or in one line why it cannot be read."""
     try:
-        return read_image(path)
+        return read_image(path, exif=exif)
     except InputError as error:
         return str(error)
 

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ import numpy as np
 from ntt_jax.compiled.prompt_masker import Prompt, PromptMasker
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.notes import InputNote, Notes
 from ntt_jax.references.build import Negatives, read_reference
 from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
 from ntt_jax.segmenter.classes import Classes, LearnedClass, known, place_for
-from ntt_jax.segmenter.inputs import Crop, origin, reference_crops
+from ntt_jax.segmenter.inputs import Crop, each_instance, origin, reference_crops
 
 
 class Learner:
@@ -29,25 +32,33 @@ class Learner:
     """
 
     def __init__(
-        self, sam2: Sam2, dinov2: DinoVisionTransformer, *, devices: Sequence[Any] | None, matmul_precision: str
+        self,
+        sam2: Sam2,
+        dinov2: DinoVisionTransformer,
+        *,
+        devices: Sequence[Any] | None,
+        matmul_precision: str,
+        exif: str = "upright",
     ):
         # Alone, not in batches: a reference's mean must not depend on which others are encoded with it.
         first = None if devices is None else list(devices)[:1]
         self._encoder = ReferenceEncoder(dinov2, devices=first, matmul_precision=matmul_precision)
-        self._sam2, self._precision = sam2, matmul_precision
+        self._sam2, self._precision, self._exif = sam2, matmul_precision, exif
         self._masker: PromptMasker | None = None
         self._making = threading.Lock()
 
-    def grown(self, classes: Classes, name: Any, references: Any, category_id: int | None = None) -> LearnedClass:
+    def grown(
+        self, classes: Classes, name: Any, references: Any, category_id: int | None = None, *, instances: bool = False
+    ) -> LearnedClass:
         """The class `name` of `classes`, or a new one, with more references. Raises `InputError`, naming one."""
         place = place_for(classes, name, category_id)
-        return place.grown(*self._learn(name, references))
+        return place.grown(*self._learn(name, references, instances))
 
-    def warned(self, classes: Classes, name: Any, references: Any) -> LearnedClass:
+    def warned(self, classes: Classes, name: Any, references: Any, *, instances: bool = False) -> LearnedClass:
         """The class `name` of `classes` with more negative references. Raises `InputError`, naming one."""
         one = known(classes, name, "negative references")
         try:
-            return one.warned(*self._learn(name, references))
+            return one.warned(*self._learn(name, references, instances))
         except InputError as error:
             raise InputError(f"negative references: {error}") from None
 
@@ -55,6 +66,10 @@ class Learner:
         self, dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None
     ) -> dict[str, LearnedClass]:
         """The classes of a reference set, and of a set of negative ones. Raises `InputError`, naming a reference."""
+        dataset = self._looked_at(dataset, folder, references)
+        if negatives is not None:
+            seen = self._looked_at(negatives.dataset, negatives.folder, negatives.references)
+            negatives = negatives._replace(dataset=seen)
         check_references(references, dataset)
         classes: dict[str, LearnedClass] = {}
         for k, one in enumerate(references.classes):
@@ -67,6 +82,13 @@ class Learner:
             classes[one.name] = learned
         return classes
 
+    def _looked_at(self, dataset: CocoDataset, folder: Path, references: ReferenceSet) -> CocoDataset:
+        ids = {reference.image_id for chosen in references.classes for reference in chosen.references}
+        found = survey(dataset, folder, exif=self._exif, image_ids=ids)
+        for line in found.notes[len(dataset.notes) :]:
+            warnings.warn(line, InputNote, stacklevel=4)
+        return found
+
     def masks(self, image: np.ndarray, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
         """`PromptMasker`, made when first needed."""
         with self._making:
@@ -74,16 +96,22 @@ class Learner:
                 self._masker = PromptMasker(self._sam2, matmul_precision=self._precision)
         return self._masker(image, prompts)
 
-    def _learn(self, name: Any, references: Any) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
-        """Means and origins of references as people give them."""
+    def _learn(self, name: Any, references: Any, instances: bool) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
+        """Means and origins of references as people give them; what is doubtful about them is warned of."""
         if isinstance(references, (str, Path, Mapping)) or not isinstance(references, Iterable):
             raise InputError(f"class {describe(name)}: expected a list of (image, mask), found {describe(references)}")
         given = list(references)
         if not given:
             raise InputError(f"class {describe(name)}: expected at least one reference (image, mask), found none")
         size = {"input_size": self._encoder.config.input_size, "grid": self._encoder.config.grid}
-        means = self._encode(reference_crops(name, given, **size, make_masks=self.masks))
-        return means, tuple(map(origin, given))
+        origins: list[Any] = []
+        if instances:
+            given, origins = map(list, zip(*each_instance(name, given), strict=True))
+        notes = Notes()
+        crops = reference_crops(name, given, **size, make_masks=self.masks, notes=notes, exif=self._exif)
+        means = self._encode(crops)
+        notes.warn()
+        return means, tuple(origins or map(origin, given))
 
     def _read(
         self, dataset: CocoDataset, folder: Path, references: Sequence[Reference]

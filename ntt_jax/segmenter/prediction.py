@@ -31,6 +31,7 @@ class Prediction:
     scores: `[n]` float32. labels: `[n]` int32, indices into `classes`. rles: n masks as COCO run lengths.
     classes, category_ids: names and COCO category ids of all K classes of the segmenter, in class index order.
     source: the path or the array the image came from; `draw` reads it again, so a changed file changes the picture.
+    exif: how a photo with an orientation tag was read.
     """
 
     height: int
@@ -42,6 +43,7 @@ class Prediction:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     source: str | os.PathLike[str] | np.ndarray = field()
+    exif: str = "upright"
 
     @classmethod
     def select(
@@ -54,6 +56,7 @@ class Prediction:
         score_threshold: float,
         max_detections: int,
         wanted: Sequence[int] | None = None,
+        exif: str = "upright",
     ) -> "Prediction":
         """The best `max_detections` of those that score at least `score_threshold` and have a wanted class index."""
         keep = found.scores >= np.float32(score_threshold)
@@ -70,6 +73,7 @@ class Prediction:
             tuple(classes),
             tuple(category_ids),
             source,
+            exif,
         )
 
     def __len__(self) -> int:
@@ -122,7 +126,7 @@ class Prediction:
         """The image itself, `[H, W, 3]` uint8. Raises `InputError` if its file is gone or of another size by now."""
         if isinstance(self.source, np.ndarray):
             return self.source
-        image = read_image(self.source)
+        image = read_image(self.source, exif=self.exif)
         if image.shape[:2] != (self.height, self.width):
             found, expected = f"{image.shape[1]} x {image.shape[0]}", f"{self.width} x {self.height}"
             raise InputError(f"{Path(self.source)}: the image is now {found} pixels, it was {expected}; predict again")
@@ -142,17 +146,17 @@ class Prediction:
 
 
 def predict_lazily(
-    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any]
+    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any], exif: str = "upright"
 ) -> Iterator[Prediction]:
     """What `predictor` finds in each image that people hand over, in order; `ahead` images are read in advance.
 
-    finish: makes a `Prediction` of `HostDetections` and its `source`. Raises `InputError` at the turn of an image that
-    cannot be used.
+    finish: makes a `Prediction` of `HostDetections` and its `source`. exif: as for `read_image`. Raises `InputError` at
+    the turn of an image that cannot be used.
     """
     sources: deque[Any] = deque()
 
     def pixels() -> Iterator[np.ndarray]:
-        for source, image in images_ahead(images, ahead):
+        for source, image in images_ahead(images, ahead, exif):
             sources.append(source)
             yield image
 

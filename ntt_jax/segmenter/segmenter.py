@@ -22,6 +22,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
 from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.images.reading import EXIF
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
@@ -51,7 +52,7 @@ class Segmenter:
         segmenter.fit({"bird": [(image, mask), ...], "boat": [...]})
         segmenter.predict("photo.jpg").draw()
 
-    An image is uint8 RGB `[H, W, 3]`, a path, or a PIL image; EXIF orientation is ignored. A reference is
+    An image is uint8 RGB `[H, W, 3]`, a path, or a PIL image; an EXIF orientation turns it upright. A reference is
     `(image, mask)` or `(image, mask, box)`, with the mask of ONE instance: `[H, W]`, a path or a PIL image, 0 where
     background and one other value on the object. The box is COCO's x, y, width, height in pixels; without it, the
     mask's own (first pixel, number of pixels). Annotations drawn as polygons have boxes with fractions, which can move
@@ -70,6 +71,8 @@ class Segmenter:
         `max_detections=20, nms_iou_threshold=0.6` (`DetectConfig` lists them).
       batch_size, devices, matmul_precision, point_devices, canvas: as for `Predictor`; a batch is filled up, so one
         image costs as much as `batch_size` images.
+      exif: photos with an orientation tag: "upright", as viewers show them (where a mask or annotations fit only the
+        stored pixels, those), or "raw", always as stored.
 
     Raises:
       InputError: models in the wrong order, unknown or impossible constants.
@@ -86,6 +89,7 @@ class Segmenter:
         matmul_precision: str = "highest",
         point_devices: Sequence[Any] | None = None,
         canvas: int = 640,
+        exif: str = "upright",
         **thresholds: Any,
     ):
         for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
@@ -100,7 +104,10 @@ class Segmenter:
             "point_devices": point_devices,
             "canvas": canvas,
         }
-        self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision)
+        if exif not in EXIF:
+            raise InputError(f"Segmenter: exif: expected {' or '.join(EXIF)}, found {exif!r:.40}")
+        self._exif = exif
+        self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision, exif=exif)
         self._ahead = max(2, batch_size)
         self._predictor: Predictor | None = None
         self._classes: dict[str, LearnedClass] = {}
@@ -151,11 +158,17 @@ class Segmenter:
         return f"Segmenter({self._models[0].config.name}, {self._models[1].config.name}; {names or 'no classes yet'})"
 
     def fit(
-        self, references: Mapping[str, Iterable[Any]], negatives: Mapping[str, Iterable[Any]] | None = None
+        self,
+        references: Mapping[str, Iterable[Any]],
+        negatives: Mapping[str, Iterable[Any]] | None = None,
+        *,
+        instances: bool = False,
     ) -> "Segmenter":
         """Learn these classes, each from its references, in place of all earlier ones. Returns the segmenter.
 
-        negatives: of some of the classes, as `add_negative` takes them.
+        negatives: of some of the classes, as `add_negative` takes them. instances: masks may hold the numbers of
+        several instances; each number beside 0 becomes a reference of its own. What is doubtful (a mask that covers
+        everything, a box that leaves its image) is warned of, as `InputNote`.
         Raises `InputError`, naming class and reference, if one cannot be used; then nothing has changed.
         """
         if not isinstance(references, Mapping) or not references:
@@ -164,22 +177,26 @@ class Segmenter:
             )
         classes: dict[str, LearnedClass] = {}
         for name, given in references.items():
-            classes[name] = self._learner.grown(classes, name, given)
+            classes[name] = self._learner.grown(classes, name, given, instances=instances)
         negatives = {} if negatives is None else negatives
         if not isinstance(negatives, Mapping):
             raise InputError(f"negatives: expected {{class name: [(image, mask), ...]}}, found {describe(negatives)}")
         for name, given in negatives.items():
-            classes[name] = self._learner.warned(classes, name, given)
+            classes[name] = self._learner.warned(classes, name, given, instances=instances)
         self._set(classes, {})
         return self
 
-    def add(self, name: str, references: Iterable[Any], *, category_id: int | None = None) -> "Segmenter":
+    def add(
+        self, name: str, references: Iterable[Any], *, category_id: int | None = None, instances: bool = False
+    ) -> "Segmenter":
         """Learn one more class, or append references to one; no other reference is encoded again.
 
         category_id: for `to_coco` and the memory file; of a new class one above the highest by default, from 1.
+        instances: as for `fit`.
         Raises `InputError` as `fit`, and for a category id that is taken; then nothing has changed.
         """
-        self._set({**self._classes, name: self._learner.grown(self._classes, name, references, category_id)}, None)
+        grown = self._learner.grown(self._classes, name, references, category_id, instances=instances)
+        self._set({**self._classes, name: grown}, None)
         return self
 
     def add_negative(self, name: str, references: Iterable[Any]) -> "Segmenter":
@@ -244,7 +261,7 @@ class Segmenter:
         found = [as_prompt(prompt) for prompt in prompts]
         if None in found:
             raise InputError(f"masks: expected boxes, lists of points or Prompts, found {describe(prompts)}")
-        return self._learner.masks(as_image(image), [prompt for prompt in found if prompt])[0]
+        return self._learner.masks(as_image(image, self._exif), [prompt for prompt in found if prompt])[0]
 
     # Finding
 
@@ -294,8 +311,9 @@ class Segmenter:
             score_threshold=float(score_threshold),
             max_detections=limit,
             wanted=None if classes is None else indices_of(self._classes, classes),
+            exif=self._exif,
         )
-        run = functools.partial(predict_lazily, predictor, finish, self._ahead)
+        run = functools.partial(predict_lazily, predictor, finish, self._ahead, exif=self._exif)
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             return list(run(images_of_folder(Path(images))))
         if is_image(images):

@@ -17,10 +17,10 @@ import pytest
 from coco_files import check_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ntt_jax.errors import InputError
-from ntt_jax.images.reading import FORMATS, open_image_size, read_image
+from ntt_jax.images.reading import FORMATS, ImageHeader, open_image_size, read_header, read_image, turned
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), np.uint8)
@@ -113,12 +113,56 @@ def test_32_bit_grey_is_refused(tmp_path: pathlib.Path, array: np.ndarray) -> No
     refused(path, str(path), "32-bit grey")
 
 
-def test_exif_orientation_is_ignored(tmp_path: pathlib.Path) -> None:
+def tagged(path: pathlib.Path, orientation: int, array: np.ndarray = RGB) -> pathlib.Path:
+    """The array as it is stored, with an orientation tag."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    for name in ("a.jpg", "a.png", "a.webp"):
-        path = save(tmp_path / name, Image.fromarray(RGB), exif=exif)
-        assert read_image(path).shape == (20, 30, 3) and open_image_size(path) == (20, 30)
+    exif[0x0112] = orientation
+    if path.suffix == ".tif":
+        return save(path, Image.fromarray(array), tiffinfo={0x0112: orientation})
+    return save(path, Image.fromarray(array), exif=exif, lossless=True)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(tmp_path: pathlib.Path, suffix: str, orientation: int) -> None:
+    path = tagged(tmp_path / f"a{suffix}", orientation)
+    plain = read_image(save(tmp_path / f"b{suffix}", Image.fromarray(RGB), lossless=True))
+    upright, raw = read_image(path), read_image(path, exif="raw")
+    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(with_tag(plain, orientation))))
+    np.testing.assert_array_equal(raw, plain)
+    np.testing.assert_array_equal(turned(plain, orientation), upright)
+    assert read_header(path).orientation == orientation
+    assert open_image_size(path) == upright.shape[:2] and open_image_size(path, exif="raw") == raw.shape[:2]
+    # Where only one of the two sizes is that of the annotations, that one is meant; else the upright one.
+    for fits, expected in [((20, 30), raw if orientation >= 5 else upright), ((30, 20), upright), ((7, 7), upright)]:
+        np.testing.assert_array_equal(read_image(path, fits=fits), expected)
+
+
+def with_tag(array: np.ndarray, orientation: int) -> Image.Image:
+    image = Image.fromarray(array)
+    image.getexif()[0x0112] = orientation
+    return image
+
+
+def test_orientation_behind_the_pixels_of_a_png(tmp_path: pathlib.Path) -> None:
+    path = tagged(tmp_path / "a.png", 6)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    path.write_bytes(data[:start] + data[end:last] + data[start:end] + data[last:])
+    assert open_image_size(path) == (30, 20)
+    np.testing.assert_array_equal(read_image(path), turned(RGB, 6))
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_orientations_that_are_none(tmp_path: pathlib.Path, value: int) -> None:
+    head = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01"
+    exif = head + value.to_bytes(2, "big") + bytes(6)
+    path = save(tmp_path / "a.jpg", Image.fromarray(RGB), exif=exif)
+    assert read_header(path) == ImageHeader(20, 30)
+    save(path, Image.fromarray(RGB), exif=exif[:20])  # cut off
+    assert read_image(path).shape == (20, 30, 3)
 
 
 def test_first_frame_of_an_animation(tmp_path: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from cli_files import write_scenes
 from PIL import Image
 
 from ntt_jax.compiled.predictor import HostDetections
+from ntt_jax.datasets import dataset as data_set
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
@@ -200,16 +201,16 @@ def test_a_file_system_that_goes_away_is_not_the_fault_of_the_images(tmp_path, d
         work(lock, dataset, images)
     lost = dataset.image_path(images, list(dataset.images)[5])
 
-    def read(path):
+    def read(path, **more):
         if path != lost:
-            return read_image(path)
+            return read_image(path, **more)
         try:
             raise OSError(number, os.strerror(number), str(path))
         except OSError as error:
             raise InputError(f"{path}: cannot read the image: {error.strerror}") from error
 
     with FolderLock(tmp_path / "lost") as lock:
-        monkeypatch.setattr(runner, "read_image", read)
+        monkeypatch.setattr(data_set, "read_image", read)
         with pytest.raises(OSError) as caught:
             work(lock, dataset, images)
         assert caught.value.errno == number and caught.value.filename == str(lost)

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import sys
 import types
+import warnings
 
 import cli_files
 import dinov2_weights
@@ -22,8 +23,10 @@ from ntt_jax.detection.match import assign_labels, similarities
 from ntt_jax.detection.nms import class_aware_nms
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
+from ntt_jax.images.reading import turned
 from ntt_jax.memory.aggregate import Memory, aggregate_memory, encode_references
 from ntt_jax.memory.bank import load_memory
+from ntt_jax.notes import InputNote
 from ntt_jax.pipeline import compile_count
 from ntt_jax.references.build import Negatives, build_memory
 from ntt_jax.references.negatives import negative_set
@@ -144,7 +147,9 @@ def test_removing_restores_bit_for_bit(shared, given):
 def test_negatives_equal_those_given_at_once_and_go_without_a_trace(models, shared, given, tmp_path):
     bare, image = shared.fit(given).memory, images(1)[0]
     before = shared.predict(image)
-    everything = (image, np.ones(image.shape[:2], bool))
+    nearly_all = np.ones(image.shape[:2], bool)
+    nearly_all[0, 0] = False
+    everything = (image, nearly_all)
     unlike = {"disc": [everything, given["bar"][1]], "bar": given["square"][:1]}
     whole = shared.fit(given, negatives=unlike).memory
     assert shared.negatives == {"square": 0, "disc": 2, "bar": 1} and "disc (1, 2 negative)" in repr(shared)
@@ -548,6 +553,55 @@ def test_bad_references_name_class_and_index_and_change_nothing(shared, given, t
         with pytest.raises(InputError, match=said):
             call()
     assert shared.memory is whole and shared.classes == SHOTS
+
+
+def test_photos_with_an_orientation_lie_as_their_masks_do(shared, given, tmp_path):
+    image, mask = given["disc"][0]
+    shared.fit({"disc": [(image, mask)]})
+    memory, found = shared.memory, shared.predict(image)
+    for orientation in (3, 6):
+        back = {3: 3, 6: 8}[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.png"
+        Image.fromarray(turned(image, back)).save(path, exif=exif)
+        with Image.open(path) as opened, warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for photo in (path, opened):
+                assert_same_memory(shared.fit({"disc": [(photo, mask)]}).memory, memory)
+                assert_same(shared.predict(photo), found)
+        np.testing.assert_array_equal(shared.predict(path).image(), image)
+        notes = [str(one.message) for one in said if one.category is InputNote]
+        assert all("both ways" in note for note in notes) and len(notes) == (2 if orientation == 3 else 0)
+        if orientation == 6:  # a mask of the stored pixels
+            with pytest.warns(InputNote, match="fits the stored pixels: not turned"):
+                shared.fit({"disc": [(path, turned(mask, back))]})
+            assert_same_memory(shared.memory, shared.fit({"disc": [(turned(image, back), turned(mask, back))]}).memory)
+
+
+def test_masks_with_numbers_are_taken_apart(shared, given, tmp_path):
+    image, mask = given["disc"][0]
+    halves = [mask.copy(), mask.copy()]
+    middle = int(np.median(np.flatnonzero(mask.any(0))))
+    halves[0][:, middle:] = halves[1][:, :middle] = False
+    Image.fromarray((halves[0] * 257 + halves[1] * 300).astype(np.uint16)).save(tmp_path / "m.png")
+    expected = shared.fit({"disc": [(image, half) for half in halves]}).memory
+    found = shared.fit({"disc": [(image, tmp_path / "m.png")]}, instances=True)
+    assert_same_memory(found.memory, expected)
+    assert [one["instance"] for one in found._classes["disc"].origins] == [257, 300]
+    assert_same_memory(
+        shared.remove("disc").add("disc", [(image, tmp_path / "m.png")], instances=True).memory, expected
+    )
+    with pytest.raises(InputError, match="instances=True"):
+        shared.fit({"disc": [(image, tmp_path / "m.png")]})
+
+
+def test_two_corners_in_place_of_a_box_are_questioned(shared, given):
+    image, mask = given["disc"][0]
+    x, y, width, height = box_of(mask)
+    with pytest.warns(InputNote, match="did you give two corners"):
+        shared.fit({"disc": [(image, mask, (image.shape[1] - 40, y, image.shape[1] - 1, y + height))]})
+    shared.fit({"disc": [(image, mask, (x, y, width, height))]})
 
 
 def test_save_and_load(models, shared, given, tmp_path):
