@@ -4,6 +4,7 @@ A path, an opened PIL image and the array of its numbers give the same mask. 16-
 keep their numbers; colours become one number each.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ def mask_numbers(value: Any) -> MaskNumbers:
 
     Raises `InputError` for anything else.
     """
-    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+    if isinstance(value, (str, os.PathLike)):
         return read_mask(value)
     if isinstance(value, Image.Image):
         try:

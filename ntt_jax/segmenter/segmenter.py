@@ -21,8 +21,8 @@ from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
-from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.images.reading import EXIF
+from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
