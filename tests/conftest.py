@@ -13,6 +13,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 # Begun first, the longest before the others, so that two processes that take file after file end together.
 LONG = (
     "test_sensitivity.py",
+    "reproduce/test_reproduce.py",
     "cli/test_kill.py",
     "demo/test_training.py",
     "cli/test_commands.py",

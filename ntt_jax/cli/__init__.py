@@ -27,6 +27,7 @@ from ntt_jax.cli import (
     negatives,
     references,
     report,
+    reproduce,
     run,
     sample,
     segment,
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         references,
         negatives,
         import_memory,
+        reproduce,
         weights,
         doctor,
     )

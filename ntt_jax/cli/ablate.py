@@ -43,7 +43,7 @@ def add_parser(commands: Any) -> None:
     )
     options.add_paths(parser, "sam2", "dinov2")
     group = parser.add_argument_group("either: memories of several numbers of shots and seeds")
-    group.add_argument("--shots", type=_whole_numbers, metavar="LIST", help="references per class, as 1,5,10,30")
+    group.add_argument("--shots", type=whole_numbers, metavar="LIST", help="references per class, as 1,5,10,30")
     group.add_argument(
         "--seeds", type=options.whole_number(1, 1000), default=10, metavar="N", help="how many seeds (default: 10)"
     )
@@ -70,7 +70,8 @@ def add_parser(commands: Any) -> None:
     options.add_compute(parser)
 
 
-def _whole_numbers(text: str) -> list[int]:
+def whole_numbers(text: str) -> list[int]:
+    """An argparse type: whole numbers with commas between them, ascending."""
     parse = options.whole_number(1, 10**6)
     numbers = [parse(part.strip()) for part in text.split(",")]
     if len(set(numbers)) != len(numbers):

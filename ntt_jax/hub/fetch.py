@@ -4,6 +4,7 @@ It uses the HTTP client of `huggingface_hub`, so proxies, certificates and HF_HU
 there. That library starts a download again from the first byte when its process was killed; this one goes on.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -42,6 +43,7 @@ def fetch(
     sha256: str | None = None,
     headers: dict[str, str] | None = None,
     what: str | None = None,
+    quiet: bool = False,
 ) -> None:
     """Download `url` to `target`, unless that is there already.
 
@@ -52,6 +54,7 @@ def fetch(
         size, sha256: of the file, where they are known; what differs is thrown away.
         headers: to send along. They do not follow a redirect to another host if they authorise.
         what: name for messages (default: the file's).
+        quiet: show no progress.
 
     Raises:
         DownloadError: it cannot be had, or is not what it should be; says how far it came.
@@ -62,15 +65,18 @@ def fetch(
         return
     part = target.with_name(target.name + ".part")
     cache.make_folder(target.parent)
-    with cache.locked(target.with_name(target.name + ".lock")):
+    lock = target.with_name(target.name + ".lock")
+    with cache.locked(lock):
         if target.exists():
             return
         try:
-            _complete(url, part, size, headers or {}, what)
+            _complete(url, part, size, headers or {}, what, quiet)
             _check(part, size, sha256, what)
             os.replace(part, target)
             _note(part).unlink(missing_ok=True)
             sync_folder(target.parent)
+            with contextlib.suppress(OSError):  # whoever waits for it finds the file
+                lock.unlink()
         except OSError as error:
             if isinstance(error, InputError):
                 raise
@@ -82,10 +88,10 @@ def fetch(
             raise StorageError(f"{show_path(target)}: cannot be written: {error.strerror or error}") from None
 
 
-def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], what: str) -> None:
+def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], what: str, quiet: bool) -> None:
     """Bring `part` to its whole length, in as many attempts as it takes."""
     failures, started = 0, _length(part)
-    progress = _Progress(what, urlsplit(url).netloc)
+    progress = _Progress(what, urlsplit(url).netloc, quiet)
     try:
         while True:
             before = _length(part)
@@ -292,12 +298,12 @@ def _check(part: Path, size: int | None, sha256: str | None, what: str) -> None:
 class _Progress:
     """A bar on a terminal; elsewhere one line at the start."""
 
-    def __init__(self, what: str, host: str):
-        self.what, self.host, self.bar = what, host, None
+    def __init__(self, what: str, host: str, quiet: bool):
+        self.what, self.host, self.quiet, self.bar = what, host, quiet, None
 
     def start(self, total: int | None, have: int) -> None:
         """The server has answered: `have` of `total` bytes are here."""
-        if self.bar is not None:
+        if self.bar is not None or self.quiet:
             return
         from huggingface_hub.utils import tqdm
 

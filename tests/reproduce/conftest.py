@@ -1,0 +1,3 @@
+from hub_fixtures import checkpoints, hub
+
+__all__ = ["checkpoints", "hub"]
