@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, parse_json, read_bytes, show_path
 from ntt_jax.text import show
@@ -30,7 +32,7 @@ examples:
 Meta publishes the checkpoints at https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt
 (tiny, small, base_plus, large; SAM 2.0: 072824/sam2_hiera_large.pt) and
 https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth (vits14, vitb14, vitl14, vitg14; with
-registers: dinov2_vitl14_reg4_pretrain.pth). PyTorch need not be installed.
+registers: dinov2_vitl14_reg4_pretrain.pth). .pt and .pth files need PyTorch: pip install "ntt-jax[torch]"
 
 exit status: 0 done; 2 bad arguments or input (one line says what); 1 anything else."""
 
@@ -65,15 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a PyTorch or Hugging Face checkpoint to one .safetensors for ntt-jax",
         description="Recognise a checkpoint of SAM 2 or DINOv2 from its tensors and write it as one .safetensors file.",
     )
-    convert.add_argument(
-        "source",
-        metavar="SRC",
-        help="Meta's .pt or .pth, a trainer's file, a .safetensors, or a Hugging Face folder",
-    )
+    convert.add_argument("source", metavar="SRC", help="Meta's .pt or .pth, a .safetensors, or a Hugging Face folder")
     convert.add_argument("destination", metavar="DST", help="the .safetensors file to write")
     convert.add_argument("--model", metavar="NAME", help="published name, such as sam2.1_hiera_tiny: no recognition")
     convert.add_argument("--config", metavar="FILE.json", help=_CONFIG_HELP)
-    _add_place(convert)
     export = commands.add_parser(
         "export",
         help="a converted file back to the original PyTorch names and layouts, or as an orbax checkpoint",
@@ -93,20 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what a checkpoint or a converted file holds, after checking all of it.",
     )
     inspect.add_argument("file", metavar="FILE", help="any file or folder that convert reads, or that it wrote")
-    _add_place(inspect)
     return parser
-
-
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    """Where the model lies in what a trainer has saved."""
-    parser.add_argument(
-        "--key",
-        metavar="NAME",
-        help="dictionary that holds the model, such as state_dict (default: found)",
-    )
-    parser.add_argument(
-        "--prefix", metavar="TEXT", help="what its tensors' names begin with, such as module. (default: found)"
-    )
 
 
 def _read_given(path: str | None) -> dict[str, Any] | None:
@@ -122,8 +106,7 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
     from weight_port import port
 
     given = _read_given(arguments.config)
-    place = {"key": arguments.key, "prefix": arguments.prefix}
-    source, weights = port.convert(arguments.source, arguments.destination, model=arguments.model, given=given, **place)
+    source, weights = port.convert(arguments.source, arguments.destination, model=arguments.model, given=given)
     return [*_describe_source(source, weights), f"written  {arguments.destination}"]
 
 
@@ -145,14 +128,13 @@ def _export(arguments: argparse.Namespace) -> list[str]:
 def _inspect(arguments: argparse.Namespace) -> list[str]:
     from weight_port import port
 
-    source, weights = port.inspect(arguments.file, key=arguments.key, prefix=arguments.prefix)
+    source, weights = port.inspect(arguments.file)
     lines = _describe_source(source, weights)
     lines.append("tensors")
     for name in weights.order:
         carried = name.startswith(port.CARRIED)
-        part = weights.carried if carried else weights.tensors
-        tensor = part.entries[name.removeprefix(port.CARRIED) if carried else name]
-        lines.append(f"  {name}  {list(tensor.shape)} {tensor.dtype}")
+        array = weights.carried[name.removeprefix(port.CARRIED)] if carried else weights.tensors[name]
+        lines.append(f"  {name}  {list(array.shape)} {array.dtype}")
     return lines
 
 
@@ -175,23 +157,23 @@ def _describe_source(source: Any, weights: Any) -> list[str]:
     else:
         lines.append(f"sha256   {source.sha256}: {describe_sha256(source.sha256, name)}")
     lines += _describe_model(weights)
-    lines += [f"note     {remark}" for remark in [*source.remarks, *weights.remarks]]
+    lines += [f"note     {remark}" for remark in weights.remarks]
     if source.beside:
         lines.append(
-            f"left out {', '.join(map(ascii, source.beside))[:400]}: beside the model in this checkpoint, not of it"
+            f"left out {', '.join(map(ascii, source.beside))[:200]}: beside the model in this checkpoint, not weights"
         )
     return lines
 
 
 def _describe_model(weights: Any) -> list[str]:
-    tensors = [*weights.tensors.entries.values(), *weights.carried.entries.values()]
-    kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
-    count = sum(tensor.size for tensor in tensors)
-    lines = [f"model    {weights.config.name}: {len(tensors)} tensors, {count / 1e6:.1f} M numbers, {kinds}"]
+    arrays = [*weights.tensors.values(), *weights.carried.values()]
+    kinds = ", ".join(sorted({str(array.dtype) for array in arrays}))
+    count = sum(array.size for array in arrays)
+    lines = [f"model    {weights.config.name}: {len(arrays)} tensors, {count / 1e6:.1f} M numbers, {kinds}"]
     if weights.carried:
         groups = collections.Counter(name.split(".", 1)[0] for name in weights.carried)
         listed = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in groups.items())
-        numbers = sum(tensor.size for tensor in weights.carried.entries.values())
+        numbers = sum(np.size(array) for array in weights.carried.values())
         lines.append(
             f"carried  {len(weights.carried)} video-only tensors, {numbers / 1e6:.1f} M numbers, unused here and "
             f"restored by export: {listed}"

@@ -6,13 +6,13 @@ Everything else is a change of name. Only the names are facts of `transformers`;
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from weight_port.tensors import Tensor, Tensors
 
 # Ordered, applied one after the other to every name.
 _DINOV2 = [
@@ -130,7 +130,7 @@ def is_huggingface(names: Any) -> bool:
     return any(name.startswith(starts) for name in names)
 
 
-def to_meta(tensors: Tensors, where: str) -> Tensors:
+def to_meta(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """The same tensors under Meta's names. What no rule knows keeps its name and is found extra later.
 
     Raises:
@@ -138,19 +138,19 @@ def to_meta(tensors: Tensors, where: str) -> Tensors:
     """
     sam2 = any(name.startswith(("vision_encoder.", "prompt_encoder.")) for name in tensors)
     rules = _SAM2 if sam2 else _DINOV2
-    out: dict[str, Tensor] = {}
-    for name, tensor in tensors.entries.items():
+    out: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
         renamed = name
         for pattern, replacement in rules:
             renamed = re.sub(pattern, replacement, renamed)
         if renamed in out:
             raise InputError(f"{where}: two tensors would both become {renamed}")
-        out[renamed] = tensor
+        out[renamed] = array
     out = _number_last_layers(out, where)
-    return Tensors(_join_points(_join_gaussian(out, where), where) if sam2 else _join_qkv(out, where))
+    return _join_points(_join_gaussian(out, where), where) if sam2 else _join_qkv(out, where)
 
 
-def _number_last_layers(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _number_last_layers(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """`X.layers.last` is the layer after the highest numbered one."""
     highest: dict[str, int] = {}
     for name in tensors:
@@ -166,9 +166,9 @@ def _number_last_layers(tensors: dict[str, Tensor], where: str) -> dict[str, Ten
     return out
 
 
-def _join_qkv(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _join_qkv(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """Query, key and value, stacked along the outputs in this order."""
-    out: dict[str, Tensor] = {}
+    out: dict[str, np.ndarray] = {}
     for name, array in tensors.items():
         m = re.match(r"(blocks\.\d+\.attn\.qkv)\.(query|key|value)\.(weight|bias)$", name)
         if m is None:
@@ -179,7 +179,7 @@ def _join_qkv(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     return out
 
 
-def _join_points(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _join_points(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """`point_embed` `[4, C]` is four embeddings `[1, C]` in Meta's code."""
     out = {}
     for name, array in tensors.items():
@@ -188,11 +188,11 @@ def _join_points(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
             continue
         if array.ndim != 2 or array.shape[0] != 4:
             raise InputError(f"{where}: prompt_encoder.point_embed.weight: expected [4, C], found {list(array.shape)}")
-        out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": _row(array, i) for i in range(4)}
+        out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": array[i : i + 1] for i in range(4)}
     return out
 
 
-def _join_gaussian(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+def _join_gaussian(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
     """The matrix of the position encoding stands under two names, of which a file may leave out one."""
     image = tensors.pop("shared_image_embedding.positional_embedding", None)
     prompt = tensors.pop("sam_prompt_encoder.shared_embedding.positional_embedding", None)
@@ -204,20 +204,14 @@ def _join_gaussian(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     return tensors if matrix is None else {**tensors, _GAUSSIAN: matrix}
 
 
-def _row(tensor: Tensor, i: int) -> Tensor:
-    return Tensor(tensor.dtype, (1, *tensor.shape[1:]), lambda: tensor.load()[i : i + 1])
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.load().tobytes() == b.load().tobytes()
-
-
-def _concatenate(parts: list[Tensor | None], what: str) -> Tensor:
+def _concatenate(parts: list[np.ndarray | None], what: str) -> np.ndarray:
     arrays = [part for part in parts if part is not None]
     if len(arrays) != len(parts):
         raise InputError(f"{what}: {len(parts) - len(arrays)} of {len(parts)} missing")
     if len({(a.shape, a.dtype) for a in arrays}) != 1 or arrays[0].ndim == 0:
         raise InputError(f"{what}: shapes {[list(a.shape) for a in arrays]} and types must be equal")
-    first = arrays[0]
-    shape = (len(arrays) * first.shape[0], *first.shape[1:])
-    return Tensor(first.dtype, shape, lambda: np.concatenate([part.load() for part in arrays]))
+    return np.concatenate(arrays)

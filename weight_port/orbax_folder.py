@@ -26,7 +26,8 @@ import orbax.checkpoint as ocp
 
 from ntt_jax.config import to_dict
 from ntt_jax.errors import InputError
-from ntt_jax.files import reason, show_path, sync_folder
+from ntt_jax.files import show_path, sync_folder
+from weight_port.files import reason
 from weight_port.port import Weights, read_converted
 
 

@@ -1,6 +1,7 @@
 """Convert, export, inspect and load: strict both ways, bit for bit, one tensor in memory at a time."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,7 +20,6 @@ from weight_port import rules, torch_file
 from weight_port.recognise import check_name, check_shown, read_config
 from weight_port.source import Source, open_source
 from weight_port.store import FORMAT, Item, read_json, read_safetensors, write_safetensors
-from weight_port.tensors import InputFile, Tensor, Tensors
 
 FORMAT_VERSION = "1"
 CARRIED = "carried."
@@ -30,11 +30,11 @@ WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Checked weights of one model. `tensors` in our names and layouts, `carried` in Meta's; read when asked for."""
+    """Checked weights of one model. `tensors` in our names and layouts, `carried` in Meta's; views, not copies."""
 
     config: DinoV2Config | Sam2Config
-    tensors: Tensors
-    carried: Tensors
+    tensors: dict[str, np.ndarray]
+    carried: dict[str, np.ndarray]
     order: tuple[str, ...]  # of the source, in names of the converted file
     metadata: dict[str, str]
     remarks: list[str]
@@ -66,8 +66,7 @@ def check_tensors(
         InputError: not one of the two models, a missing, extra or mis-shaped tensor, a type that is not float32,
             float16 or bfloat16, or a number that is not finite.
     """
-    tensors = Tensors.of(tensors)
-    shapes = tensors.shapes
+    shapes = {name: array.shape for name, array in tensors.items()}
     remarks: list[str] = []
     if config is None:
         config, remarks = read_config(shapes, where, model=model, given=given, hints=hints)
@@ -78,20 +77,15 @@ def check_tensors(
     if isinstance(config, Sam2Config):
         video = rules.video_tensors(shapes, config)
         expected = _without_optional(expected, shapes, complete=bool(video)) | video
-    else:
-        expected = _without_optional(expected, shapes, complete=False)
     rules.check_names(shapes, expected, where, config.name)
-    for name, tensor in tensors.entries.items():
-        check_numbers(name, tensor, where)
-    entries = tensors.entries
-    ours = {rule.name: rule.from_torch(entries[name]) for name, rule in by_torch_name.items() if name in entries}
-    carried = {name: tensor for name, tensor in entries.items() if name not in by_torch_name}
+    for name, array in tensors.items():
+        check_numbers(name, array, where)
+    ours = {rule.name: rule.from_torch(tensors[name]) for name, rule in by_torch_name.items() if name in tensors}
+    carried = {name: array for name, array in tensors.items() if name not in by_torch_name}
     order = tuple(by_torch_name[n].name if n in by_torch_name else CARRIED + n for n in tensors)
     if isinstance(config, Sam2Config) and not carried:
         remarks = [*remarks, "no video part: an export of it loads into Meta's classes with strict=False only"]
-    if isinstance(config, DinoV2Config) and "mask_token" not in entries:
-        remarks = [*remarks, "no mask_token, which only training uses: it stays away, and an export has none either"]
-    return Weights(config, Tensors(ours), Tensors(carried), order, {}, remarks)
+    return Weights(config, ours, carried, order, {}, remarks)
 
 
 def _without_optional(
@@ -101,13 +95,12 @@ def _without_optional(
     return {name: shape for name, shape in expected.items() if complete or name in found or name not in rules.OPTIONAL}
 
 
-def check_numbers(name: str, tensor: Tensor, where: str) -> None:
+def check_numbers(name: str, array: np.ndarray, where: str) -> None:
     """Raise `InputError` unless a tensor is of a weight's type and all its numbers are finite."""
-    if tensor.dtype not in WEIGHT_DTYPES:
+    if array.dtype not in WEIGHT_DTYPES:
         raise InputError(
-            f"{where}: tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16; cast it and save again"
+            f"{where}: tensor {name} is {array.dtype}, expected float32, float16 or bfloat16; cast it and save again"
         )
-    array = tensor.load()
     if not np.isfinite(array).all():
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         raise InputError(f"{where}: tensor {name} has {bad} of {array.size} numbers that are NaN or infinite")
@@ -119,8 +112,6 @@ def convert(
     *,
     model: str | None = None,
     given: Mapping[str, Any] | None = None,
-    key: str | None = None,
-    prefix: str | None = None,
 ) -> tuple[Source, Weights]:
     """Convert a checkpoint of Meta's or Hugging Face's to one safetensors file with our names and layouts.
 
@@ -132,17 +123,16 @@ def convert(
         destination: file to write; an existing one is replaced when the new one is complete.
         model: published name that overrides recognition.
         given: fields of the configuration that the tensors do not show.
-        key, prefix: where the model lies in the checkpoint (`state_dict.choose`); found where one place fits.
 
     Raises:
         InputError: anything wrong with either; nothing is written then.
     """
-    opened, target = open_source(source, key=key, prefix=prefix), pathlib.Path(destination)
+    opened, target = open_source(source), pathlib.Path(destination)
     _refuse_overwriting(opened, target)
     if opened.metadata.get("format") == FORMAT:
         raise InputError(f"{show_path(opened.path)}: is a converted file already; load it as it is, or `export` it")
     weights = check_tensors(opened.tensors, show_path(opened.path), model=model, given=given, hints=opened.hints)
-    entries = weights.tensors.entries | {CARRIED + name: t for name, t in weights.carried.entries.items()}
+    arrays = weights.tensors | {CARRIED + name: array for name, array in weights.carried.items()}
     meta = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -152,12 +142,12 @@ def convert(
         "source_name": opened.path.name,
         "tool_version": f"ntt-jax {package_metadata.version('ntt-jax')}",
     }
-    write_safetensors(target, [_item(name, entries[name]) for name in weights.order], meta)
+    write_safetensors(target, [_item(name, arrays[name]) for name in weights.order], meta)
     return opened, weights
 
 
-def _item(name: str, tensor: Tensor) -> Item:
-    return Item(name, tensor.dtype, tensor.shape, lambda: np.ascontiguousarray(tensor.load()))
+def _item(name: str, array: np.ndarray) -> Item:
+    return Item(name, array.dtype, array.shape, functools.partial(np.ascontiguousarray, array))
 
 
 def _refuse_overwriting(opened: Source, target: pathlib.Path) -> None:
@@ -175,12 +165,9 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
     """
     path = pathlib.Path(path)
     where = show_path(path)
-    if path.is_dir():
-        raise _unconverted(path, "a folder")
-    file = InputFile(path)
-    if torch_file.looks_like_torch(file):
-        raise _unconverted(path, "a PyTorch checkpoint")
-    read, meta = read_safetensors(file)
+    if path.is_dir() or (path.is_file() and torch_file.looks_like_torch(path)):
+        raise _unconverted(path, "a folder" if path.is_dir() else "a PyTorch checkpoint")
+    tensors, meta = read_safetensors(path)
     if meta.get("format") != FORMAT:
         raise _unconverted(path, "a safetensors file of another program")
     if meta.get("format_version") != FORMAT_VERSION:
@@ -188,28 +175,27 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
             f"{where}: weight file of version {meta.get('format_version')!r:.40}, this program reads {FORMAT_VERSION}; "
             "convert the original again"
         )
-    text = meta.get("config", "").encode("utf-8", "replace")
-    config = from_dict(read_json(text, f"{where}: configuration"))
+    config = from_dict(read_json(meta.get("config", "").encode(), f"{where}: configuration"))
     check_name(config, where)
     # Files made before `no_mem_embed` was a parameter carry it.
     older = {CARRIED + name: name for name in rules.OPTIONAL}
-    tensors = {older.get(name, name): tensor for name, tensor in read.entries.items()}
+    tensors = {older.get(name, name): array for name, array in tensors.items()}
     carried = {n.removeprefix(CARRIED): a for n, a in tensors.items() if n.startswith(CARRIED)}
     ours = {n: a for n, a in tensors.items() if not n.startswith(CARRIED)}
     check_shown(config, _guess_torch_shapes(ours), where)
     table = rules.skeleton(config).rules
     expected = {name: rule.shape for name, rule in table.items()}
-    expected = _without_optional(expected, ours, complete=bool(carried) and isinstance(config, Sam2Config))
+    expected = _without_optional(expected, ours, complete=bool(carried))
     rules.check_names({n: a.shape for n, a in ours.items()}, expected, where, config.name)
     shapes = {n: a.shape for n, a in carried.items()}
     video = rules.video_tensors(shapes, config) if isinstance(config, Sam2Config) else {}
     rules.check_names(shapes, video, where, config.name)
-    for name, tensor in tensors.items():
-        check_numbers(name, tensor, where)
-    return Weights(config, Tensors(ours), Tensors(carried), tuple(tensors), meta, [])
+    for name, array in tensors.items():
+        check_numbers(name, array, where)
+    return Weights(config, ours, carried, tuple(tensors), meta, [])
 
 
-def _guess_torch_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _guess_torch_shapes(ours: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Torch names and shapes by the endings of our names alone, to read sizes before a module is laid out."""
     out = {}
     for name, array in ours.items():
@@ -235,11 +221,9 @@ def _unconverted(path: pathlib.Path, what: str) -> InputError:
     )
 
 
-def inspect(
-    path: str | os.PathLike[str], *, key: str | None = None, prefix: str | None = None
-) -> tuple[Source, Weights]:
+def inspect(path: str | os.PathLike[str]) -> tuple[Source, Weights]:
     """Open and check any checkpoint that `convert` reads or file that it wrote. Raises `InputError` as they do."""
-    source = open_source(path, key=key, prefix=prefix)
+    source = open_source(path)
     if source.metadata.get("format") == FORMAT:
         return source, read_converted(path)
     return source, check_tensors(source.tensors, show_path(source.path), hints=source.hints)
@@ -263,7 +247,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) 
         raise InputError(f"{show_path(target)}: source and destination are the same file; choose another name")
     tensors = _torch_tensors(weights.config, weights.tensors, weights.carried, weights.order)
     if target.suffix == ".safetensors":
-        write_safetensors(target, [_item(name, tensor) for name, tensor in tensors.entries.items()], {"format": "pt"})
+        write_safetensors(target, [_item(name, array) for name, array in tensors.items()], {"format": "pt"})
     else:
         torch_file.write_torch(target, tensors, wrap=isinstance(weights.config, Sam2Config))
     return weights
@@ -271,19 +255,19 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) 
 
 def _torch_tensors(
     config: DinoV2Config | Sam2Config,
-    tensors: Tensors,
-    carried: Tensors,
+    tensors: Mapping[str, np.ndarray],
+    carried: Mapping[str, np.ndarray],
     order: tuple[str, ...],
-) -> Tensors:
-    """In torch's names and layouts, in the order of the source."""
+) -> dict[str, np.ndarray]:
+    """Views in torch's names and layouts, in the order of the source."""
     table = rules.skeleton(config).rules
     out = {}
     for name in order:
         if name.startswith(CARRIED):
-            out[name.removeprefix(CARRIED)] = carried.entries[name.removeprefix(CARRIED)]
+            out[name.removeprefix(CARRIED)] = carried[name.removeprefix(CARRIED)]
         else:
-            out[table[name].torch_name] = table[name].into_torch(tensors.entries[name])
-    return Tensors(out)
+            out[table[name].torch_name] = table[name].into_torch(tensors[name])
+    return out
 
 
 # Tensors that a module was loaded with and does not use, for `export_state_dict`. Beside the modules, not in them:
@@ -304,7 +288,7 @@ def build(weights: Weights, dtype: str) -> Any:
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f'dtype: expected "float32" or "bfloat16", found {dtype!r:.40}')
     module = rules.fill(weights.config, weights.tensors, dtype)
-    _carried[module] = dict(weights.carried)
+    _carried[module] = weights.carried
     return module
 
 

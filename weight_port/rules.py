@@ -28,16 +28,16 @@ from flax import nnx
 
 from ntt_jax.config import SAM2_CONFIGS, DinoV2Config, Sam2Config
 from ntt_jax.errors import InputError
-from ntt_jax.files import reason
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.layers import ConvTranspose2x2, ShapesOnly
 from ntt_jax.models.sam2.sam2_base import Sam2
+from weight_port.files import reason
 
 _RENAMED = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LINEAR, _CONV, _TRANSPOSED_CONV, _TABLE = (1, 0), (2, 3, 1, 0), (2, 3, 0, 1), (0, 2, 3, 1)
 
 
-OPTIONAL = frozenset({"no_mem_embed", "mask_token"})
+OPTIONAL = frozenset({"no_mem_embed"})
 """Parameters, by our name and Meta's, that a checkpoint of the image path alone may lack; they are 0 then."""
 
 
@@ -55,11 +55,11 @@ class Rule(NamedTuple):
     def torch_shape(self) -> tuple[int, ...]:
         return self.shape if self.to_ours is None else tuple(self.shape[i] for i in np.argsort(self.to_ours))
 
-    def from_torch(self, array: Any) -> Any:
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
         """A view in our layout."""
         return array if self.to_ours is None else array.transpose(self.to_ours)
 
-    def into_torch(self, array: Any) -> Any:
+    def into_torch(self, array: np.ndarray) -> np.ndarray:
         """A view in torch's layout."""
         return array if self.to_ours is None else array.transpose(np.argsort(self.to_ours))
 

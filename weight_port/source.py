@@ -4,16 +4,16 @@ import functools
 import hashlib
 import os
 import pathlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe, read_bytes, show_path
+from ntt_jax.files import read_bytes, show_path
 from weight_port import huggingface
-from weight_port.files import sha256
-from weight_port.state_dict import choose
+from weight_port.files import regular_file, sha256
 from weight_port.store import FORMAT, MAX_HEADER_BYTES, read_json, read_safetensors
-from weight_port.tensors import InputFile, Tensor, Tensors
 from weight_port.torch_file import looks_like_torch, read_torch
 
 _INDEX = "model.safetensors.index.json"
@@ -26,11 +26,10 @@ class Source:
     path: pathlib.Path
     files: list[pathlib.Path]
     form: str  # for people: "PyTorch, Meta's names"
-    tensors: Tensors
+    tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
-    beside: list[str]  # what it holds beside the model
+    beside: list[str]  # what a PyTorch file holds beside its model
     hints: dict[str, Any] | None  # configuration fields from a Hugging Face folder
-    remarks: list[str] = field(default_factory=list)  # what was done to its names
 
     @property
     def size(self) -> int:
@@ -47,12 +46,8 @@ class Source:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def open_source(path: str | os.PathLike[str], *, key: str | None = None, prefix: str | None = None) -> Source:
+def open_source(path: str | os.PathLike[str]) -> Source:
     """Open a checkpoint; nothing in it is executed, tensors stay on the disk.
-
-    Args:
-        path: a file or a Hugging Face folder.
-        key, prefix: where the model lies in it (`state_dict.choose`); found by themselves if one place fits.
 
     Raises:
         InputError: not a checkpoint, damaged, hostile, or of a form that is not read.
@@ -67,33 +62,26 @@ def open_source(path: str | os.PathLike[str], *, key: str | None = None, prefix:
     else:
         files = [path]
     beside: list[str] = []
-    remarks: list[str] = []
     metadata: dict[str, str] = {}
-    tensors = Tensors({})
+    tensors: dict[str, np.ndarray] = {}
     container = "safetensors"
-    for part in files:
-        file = InputFile(part)
+    for file in files:
+        regular_file(file)
         if looks_like_torch(file):
             container = "PyTorch"
-            found, choice = read_torch(file, key=key, prefix=prefix)
-            beside, remarks = choice.left_out, choice.remarks
+            found, beside = read_torch(file)
         else:
             found, metadata = read_safetensors(file)
         if repeated := sorted(set(found) & set(tensors)):
-            raise InputError(f"{show_path(part)}: tensor {describe(repeated[0])} is in another shard too")
+            raise InputError(f"{show_path(file)}: tensor {repeated[0]!r:.120} is in another shard too")
         tensors |= found
-    converted = metadata.get("format") == FORMAT
-    if container == "safetensors" and not converted:
-        choice = choose(
-            tensors.entries, lambda value: isinstance(value, Tensor), show_path(path), key=key, prefix=prefix
-        )
-        beside, remarks = choice.left_out, choice.remarks
-        tensors = Tensors({name: tensors.entries[own] for name, own in choice.names.items()})
-    naming = "converted" if converted else "Meta's names"
+    naming = "Meta's names"
     if huggingface.is_huggingface(tensors):
         naming = "Hugging Face's names"
         tensors = huggingface.to_meta(tensors, show_path(path))
-    return Source(path, files, f"{container}, {naming}", tensors, metadata, beside, hints, remarks)
+    if metadata.get("format") == FORMAT:
+        naming = "converted"
+    return Source(path, files, f"{container}, {naming}", tensors, metadata, beside, hints)
 
 
 def _files_of_folder(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe, reason, replacing, show_path
-from weight_port.tensors import InputFile, Tensor, Tensors
+from ntt_jax.files import replacing, show_path
+from weight_port.files import reason, regular_file
 
 FORMAT = "ntt-jax-weights"
 """Metadata "format" of a file that `convert` wrote."""
@@ -55,10 +55,9 @@ class Item(NamedTuple):
 def read_json(text: bytes, where: str) -> Any:
     """Parse JSON from outside; repeated keys are refused. Raises `InputError`."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as e:
         raise InputError(f"{where}: not valid JSON: {reason(e)}") from None
-    return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -68,20 +67,21 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def read_safetensors(source: pathlib.Path | InputFile) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a safetensors file, in its order, read when they are asked for; and its metadata.
+def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Map the tensors of a safetensors file (read-only views of the file, in its order) and read its metadata.
 
     Raises:
         InputError: not a safetensors file, truncated, or a header that does not describe exactly the file's bytes.
     """
-    file = source if isinstance(source, InputFile) else InputFile(source)
-    path = file.path
-    length = int.from_bytes(file.read(0, min(8, file.size)), "little")
-    if file.size < 10 or not 2 <= length <= min(file.size - 8, MAX_HEADER_BYTES):
-        raise InputError(
-            f"{show_path(path)}: {_called(file) or 'not a safetensors file, or truncated: download or copy it again'}"
-        )
-    header = read_json(bytes(file.read(8, length)), f"{show_path(path)}: header")
+    size = regular_file(path)
+    try:
+        with path.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if size < 10 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise InputError(f"{show_path(path)}: not a safetensors file, or truncated (header of {length} bytes)")
+            header = read_json(f.read(length), f"{show_path(path)}: header")
+    except OSError as e:
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
     if not isinstance(header, dict):
         raise InputError(f"{show_path(path)}: header: expected a JSON object, found {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
@@ -90,50 +90,19 @@ def read_safetensors(source: pathlib.Path | InputFile) -> tuple[Tensors, dict[st
     if not 0 < len(header) <= MAX_TENSORS:
         raise InputError(f"{show_path(path)}: expected 1 to {MAX_TENSORS} tensors, found {len(header)}")
     entries = {name: _entry(path, name, value) for name, value in header.items()}
-    _check_layout(path, entries, file.size - 8 - length)
-
-    def tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int, end: int) -> Tensor:
-        def read() -> np.ndarray:
-            return np.frombuffer(file.read(8 + length + begin, end - begin), dtype).reshape(shape)
-
-        return Tensor(dtype, shape, read)
-
-    return Tensors({name: tensor(*entry) for name, entry in entries.items()}), metadata
-
-
-# How files begin that people take for checkpoints, and what to say of them.
-_OTHERS = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch it: git lfs pull"),
-    (b"<!doctype html", "an HTML page, not a checkpoint; open its address in a browser to see what it says"),
-    (b"<html", "an HTML page, not a checkpoint; open its address in a browser to see what it says"),
-    (b"<?xml", "an XML document, not a checkpoint; it may hold the error of the server it came from"),
-    (b"{", "a JSON text, not a checkpoint; it may hold the error of the server it came from"),
-    (b"\xff\xd8\xff", "a JPEG picture, not a checkpoint"),
-    (b"\x89png", "a PNG picture, not a checkpoint"),
-    (b"gif8", "a GIF picture, not a checkpoint"),
-    (b"%pdf", "a PDF document, not a checkpoint"),
-    (b"\x1f\x8b", "compressed with gzip; unpack it first: gunzip or tar xzf"),
-    (b"\xfd7zxz", "compressed with xz; unpack it first"),
-    (b"bzh", "compressed with bzip2; unpack it first"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-    (b"\x89hdf\r\n", "an HDF5 file (Keras, TensorFlow); expected PyTorch or safetensors"),
-    (b"gguf", "a GGUF file; expected PyTorch or safetensors"),
-)
-
-
-def _called(file: InputFile) -> str | None:
-    """What a file that is neither PyTorch's nor safetensors is."""
-    start = bytes(file.read(0, min(64, file.size)))
-    if not start.strip(b"\0"):
-        return "nothing but zeros; the download did not finish: download it again"
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if bytes(file.read(257, 5)) == b"ustar" if file.size > 262 else False:
-        return "a tar archive; unpack it first"
-    return next((words for begin, words in _OTHERS if text.startswith(begin)), None)
+    _check_layout(path, entries, size - 8 - length)
+    try:
+        data = np.memmap(path, np.uint8, "r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{show_path(path)}: cannot be read: {reason(e)}") from None
+    data = np.asarray(data)  # a plain array: memmap instances are slow to slice
+    return {
+        name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in entries.items()
+    }, metadata
 
 
 def _entry(path: pathlib.Path, name: str, value: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    where = f"{show_path(path)}: tensor {describe(name)}"
+    where = f"{show_path(path)}: tensor {name!r:.120}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{where}: header entry must have dtype, shape and data_offsets")
     dtype = DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
@@ -145,8 +114,6 @@ def _entry(path: pathlib.Path, name: str, value: Any) -> tuple[np.dtype, tuple[i
     if not _sizes(offsets) or len(offsets) != 2:
         raise InputError(f"{where}: data_offsets must be two positions, found {offsets!r:.80}")
     begin, end = offsets
-    if not math.prod(shape) and max(shape, default=0) > 2**31:  # a side of 0 must not hide another of 2^47
-        raise InputError(f"{where}: shape {shape} has a side that no array can have")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise InputError(
             f"{where}: shape {shape} of {value['dtype']} needs {math.prod(shape) * dtype.itemsize} bytes, "
@@ -166,7 +133,7 @@ def _check_layout(
     position = 0
     for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            raise InputError(f"{show_path(path)}: tensor {describe(name)} starts at byte {begin}, expected {position}")
+            raise InputError(f"{show_path(path)}: tensor {name!r:.120} starts at byte {begin}, expected {position}")
         position = end
     if position != size:
         raise InputError(

@@ -224,7 +224,6 @@ def _segment(
 ) -> None:
     """Segment the images `todo` with all memories and record what each found."""
     from ntt_jax.ablation.predictor import ManyPredictor
-    from ntt_jax.runs import images as runner
 
     def load(devices: list[Any], largest_side: int) -> Any:
         return models.make_predictor(
@@ -234,9 +233,8 @@ def _segment(
     def record(image: "CocoImage", found: "SharedDetections") -> dict[str, Any]:
         return dataclasses.replace(found, image_id=image.id).to_json()
 
-    (share,) = runner.shares(run.processes, dataset, todo, args.batch_size)
     what = f"ablate, {len(memories['prototypes'])} memories"
-    evaluate.segment(args, run, dataset, share, todo, load, what, record)
+    evaluate.segment(args, run, dataset, todo, load, what, record)
 
 
 def shared_detections(run: "RunFolder", dataset: "CocoDataset") -> "Iterator[SharedDetections]":
@@ -267,9 +265,8 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset", references: "Refere
     numbers = range(sum(len(chosen.references) for chosen in references.classes))
     with FolderLock(folder) as lock, RunFolder(lock, identity, restart=args.restart, key="reference") as run:
         todo = {number for number in numbers if number not in run.records}
-        (share,) = run.processes.shares(numbers, todo.__contains__, args.batch_size)
-        if share:
-            memory.encode(args, run, dataset, images, references, share, todo)
+        if todo:
+            memory.encode(args, run, dataset, images, references, numbers, todo)
         return recorded_memory(run, references)
 
 

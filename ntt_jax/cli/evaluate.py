@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,6 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
-    options.add_processes(parser)
 
 
 def add_run_folder(parser: Any) -> None:
@@ -54,7 +54,6 @@ def add_run_folder(parser: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory", "annotations", "images")
-    options.check_processes(args)
     options.make_output_folder(args.out)
 
 
@@ -62,10 +61,9 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    processes = options.join_processes(args)
     from ntt_jax.runs.lock import FolderLock
 
-    with FolderLock(args.out, processes) as lock:
+    with FolderLock(args.out) as lock:
         evaluate(args, lock, models.read_dataset(args.annotations), args.memory)
 
 
@@ -96,40 +94,30 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
         "dtype": args.dtype,
         **models.exif_identity(args),
     }
-    processes = lock.processes
     with RunFolder(lock, identity, restart=args.restart) as run:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
-        if run.records.own.dropped:
+        if run.records.dropped:
             models.warn("the last record of an earlier start was cut off; that image is done again")
         todo = runner.unfinished(run.records, dataset, args.images)
-        run.gather(lock, todo, args.batch_size)
-        shares = runner.shares(processes, dataset, todo, args.batch_size)
-        if share := shares[processes.index]:
+        if todo:
 
             def load(devices: list[Any], largest_side: int) -> Any:
                 return models.load_predictor(args, bank, config, devices, largest_side)
 
-            segment(args, run, dataset, share, todo, load, "evaluate")
-        if processes.index == 0:
-            if processes.count > 1:
-                models.say("waiting until the other processes have finished their shares")
-            run.wait_for_others(lock, [[image.id for image in share if image.id in todo] for share in shares])
-            report(args.out, runner.write_outcome(run, dataset, ground_truth))
-        else:
-            models.leave(lock, run.metrics)
+            segment(args, run, dataset, todo, load, "evaluate")
+        report(args.out, runner.write_outcome(run, dataset, ground_truth))
 
 
 def segment(
     args: argparse.Namespace,
     run: "RunFolder",
     dataset: "CocoDataset",
-    share: "list[CocoImage]",
     todo: set[int],
     load: Callable[[list[Any], int], Any],
     what: str,
     record: "Callable[[CocoImage, Any], dict[str, Any]] | None" = None,
 ) -> None:
-    """Segment the images of a share that are in `todo` and record what is found; note the start in run.json.
+    """Segment the images that are in `todo` and record what is found; note the start in run.json.
 
     load: makes the target pass for these devices and this largest side of an image. what: for the progress. record: as
     for `runner.segment_images`.
@@ -139,24 +127,23 @@ def segment(
     devices, started = options.start_jax(args), time.time()
     largest = max(max(image.height, image.width) for image in dataset.images.values())
     predictor = load(devices, largest)
-    mine = sum(image.id in todo for image in share)
-    done = 0 if run.processes.count > 1 else len(dataset.images) - mine
-    label = what if run.processes.count == 1 else f"{what}, {run.processes}"
-    with Progress(label, done + mine, done=done) as progress:
+    groups = runner.groups_to_do(list(dataset.images.values()), lambda image: image.id in todo, args.batch_size)
+    total = len(dataset.images)
+    with Progress(what, total, done=total - len(todo)) as progress:
         try:
             runner.segment_images(
                 run,
                 dataset,
                 args.images,
                 predictor,
-                share=share,
+                images=list(chain.from_iterable(groups)),
                 todo=todo,
                 window=args.batch_size * len(devices),
                 observer=progress,
                 record=record,
             )
         finally:
-            run.note_start(models.describe_start(args, run.processes, devices, started, progress.steps))
+            run.note_start(models.describe_start(args, devices, started, progress.steps))
 
 
 def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory]":

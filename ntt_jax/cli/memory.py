@@ -5,6 +5,8 @@ import glob
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,6 @@ import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.runs.processes import Processes
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")
     options.add_compute(parser)
-    options.add_processes(parser)
 
 
 def add_negatives(parser: Any) -> None:
@@ -73,7 +73,6 @@ def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "dinov2", "annotations", "images", "references")
     check_negatives(args)
-    options.check_processes(args)
     options.check_output_file(args.out)
 
 
@@ -81,11 +80,10 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    processes = options.join_processes(args)
     dataset = models.read_dataset(args.annotations)
     references = load(args.references, dataset)
     negatives = load_negatives(args, references, args.images)
-    build(args, processes, dataset, args.images, references, args.out, negatives)
+    build(args, dataset, args.images, references, args.out, negatives)
 
 
 def load(path: Path, dataset: "CocoDataset") -> "ReferenceSet":
@@ -120,14 +118,13 @@ def load_negatives(args: argparse.Namespace, references: "ReferenceSet", images:
 
 def build(
     args: argparse.Namespace,
-    processes: Processes,
     dataset: "CocoDataset",
     images: Path,
     references: "ReferenceSet",
     out: Path,
     negatives: "Negatives | None" = None,
 ) -> None:
-    """Encode the references with `--dinov2` and write the memory file `out` (process 0 does, when all are encoded)."""
+    """Encode the references with `--dinov2` and write the memory file `out`."""
     from ntt_jax.memory.bank import MemoryBank, save_memory
     from ntt_jax.references.build import places
     from ntt_jax.references.sampling import check_references
@@ -147,23 +144,17 @@ def build(
     restart = getattr(args, "restart", False)  # an option of `run`
     try:
         with (
-            FolderLock(parts, processes) as lock,
+            FolderLock(parts) as lock,
             RunFolder(lock, provenance, restart=restart, key="reference") as run,
         ):
             args.resume_hint = "what is finished is saved; the same command goes on from there"
             todo = {number for number in numbers if number not in run.records}
-            run.gather(lock, todo, args.batch_size)
-            shares = processes.shares(numbers, todo.__contains__, args.batch_size)
-            if share := shares[processes.index]:
-                encode(args, run, dataset, images, references, share, todo, negatives)
-            if processes.index:
-                models.leave(lock, out)
-                return
-            run.wait_for_others(lock, [[number for number in share if number in todo] for share in shares])
+            if todo:
+                encode(args, run, dataset, images, references, numbers, todo, negatives)
             names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
             save_memory(out, MemoryBank(recorded_memory(run, references, unlike), names, ids, encoder, provenance))
     except InputError:
-        if processes.count == 1 and not any(path.stat().st_size for path in parts.glob("*.records")):
+        if not any(path.stat().st_size for path in parts.glob("*.records")):
             shutil.rmtree(parts, ignore_errors=True)
         raise
     for left in out.parent.glob(f"{glob.escape(out.name)}.{'[0-9a-f]' * 12}.parts"):
@@ -192,17 +183,18 @@ def encode(
     dataset: "CocoDataset",
     images: Path,
     references: "ReferenceSet",
-    share: list[int],
+    numbers: "Sequence[int]",
     todo: set[int],
     negatives: "Negatives | None" = None,
 ) -> None:
-    """Encode a share of the numbered references and record those that are to do."""
+    """Encode the numbered references that are to do, with those of their groups, and record them."""
     devices = options.start_jax(args)
+    from ntt_jax.runs.images import groups_to_do
     from ntt_jax.runs.memory import record_means
 
     encoder = models.load_encoder(args, devices)
-    what = "memory" if run.processes.count == 1 else f"memory, {run.processes}"
-    with Progress(what, sum(number in todo for number in share), unit="references") as progress:
+    groups = groups_to_do(numbers, todo.__contains__, args.batch_size)
+    with Progress("memory", len(todo), unit="references") as progress:
         record_means(
             run,
             encoder,
@@ -210,7 +202,7 @@ def encode(
             images,
             references,
             negatives=negatives,
-            share=share,
+            numbers=list(chain.from_iterable(groups)),
             todo=todo,
             step=progress.step,
         )

@@ -12,7 +12,6 @@ from ntt_jax.cli import options
 from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
-from ntt_jax.runs.processes import Processes
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoDataset
     from ntt_jax.memory.bank import MemoryBank
     from ntt_jax.report.page import ReferenceSource
-    from ntt_jax.runs.lock import FolderLock
 
 
 FILES = ("sam2", "dinov2", "memory", "annotations", "images", "reference_annotations", "reference_images")
@@ -143,9 +141,7 @@ def show_patches(
         return patch_pictures(load_dinov2(args.dinov2, arithmetic(args.dtype)[0]), sources, step=progress.step)
 
 
-def describe_start(
-    args: argparse.Namespace, processes: Processes, devices: list[Any], started: float, images: int
-) -> dict[str, Any]:
+def describe_start(args: argparse.Namespace, devices: list[Any], started: float, images: int) -> dict[str, Any]:
     """When, on what and with which files a run worked, for run.json."""
     import jax
 
@@ -153,7 +149,6 @@ def describe_start(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
         "images": images,
-        "processes": processes.count,
         "device": devices[0].device_kind,
         "devices": len(devices),
         "batch_size": args.batch_size,
@@ -162,13 +157,6 @@ def describe_start(
         "system": platform.platform(),
         "files": {name: os.path.abspath(path) for name in FILES if (path := getattr(args, name, None)) is not None},
     }
-
-
-def leave(lock: "FolderLock", outcome: Path) -> None:
-    """The end of a process that is not the first. Raises `InputError` if nobody is left to write the outcome."""
-    if lock.holder(0) is None and not outcome.exists():
-        raise lock.ended(0)
-    say(f"{lock.processes} has finished its share; process 0 writes {outcome}")
 
 
 def say(message: str) -> None:

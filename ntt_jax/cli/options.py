@@ -14,7 +14,6 @@ from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_output, check_private, open_input, show_path
 from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
-from ntt_jax.runs.processes import AUTOMATIC, Processes, join
 
 CACHE_OFF = "none"
 
@@ -202,54 +201,6 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
         help=f"where compiled programs are kept, so that the next start is quick; {CACHE_OFF!r} keeps none "
         "(default: ntt-jax/xla in $XDG_CACHE_HOME or ~/.cache)",
     )
-
-
-def add_processes(parser: Any) -> None:
-    """Several processes: `--coordinator`, `--process-id`, `--num-processes`."""
-    group = parser.add_argument_group(
-        "several processes or machines",
-        "  Start the same command once in every process, all with the same files and options; --out must be on a file\n"
-        "  system that all of them share. Each process uses the devices that it sees. See docs/parallel.md.",
-    )
-    group.add_argument(
-        "--coordinator",
-        type=_coordinator,
-        metavar="HOST:PORT",
-        help=f"where process 0 is to be found; {AUTOMATIC!r}: ask the cluster (Slurm, Open MPI, Cloud TPU)",
-    )
-    group.add_argument(
-        "--process-id",
-        type=whole_number(0, 2**16),
-        metavar="I",
-        help="which process this is, from 0 on (default: what the cluster says)",
-    )
-    group.add_argument(
-        "--num-processes",
-        type=whole_number(1, 2**16),
-        metavar="N",
-        help="how many there are (default: what the cluster says)",
-    )
-
-
-def _coordinator(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if text != AUTOMATIC and not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise argparse.ArgumentTypeError(f"expected HOST:PORT or {AUTOMATIC!r}, found {text!r}")
-    return text
-
-
-def check_processes(args: argparse.Namespace) -> None:
-    """Raise `InputError` for options of `add_processes` that do not go together."""
-    index, count = args.process_id, args.num_processes
-    if args.coordinator is None and (index is not None or count is not None):
-        raise InputError("--process-id and --num-processes need --coordinator, where the processes find each other")
-    if index is not None and count is not None and index >= count:
-        raise InputError(f"--process-id: of {count} processes the last is {count - 1}, found {index}")
-
-
-def join_processes(args: argparse.Namespace) -> Processes:
-    """Who this process is, as the options of `add_processes` or the cluster say. Before JAX is imported."""
-    return join(args.coordinator, args.process_id, args.num_processes)
 
 
 def add_detection(parser: Any) -> None:

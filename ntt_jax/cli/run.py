@@ -1,7 +1,6 @@
 """`ntt-jax run`: sample, memory and evaluate in one."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,6 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
-    options.add_processes(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -44,7 +42,6 @@ def check(args: argparse.Namespace) -> None:
     options.check_paths(args, "sam2", "dinov2", "reference_annotations", "annotations", "images", "reference_images")
     sample.check_choice(args)
     memory.check_negatives(args)
-    options.check_processes(args)
     options.make_output_folder(args.out)
 
 
@@ -52,14 +49,13 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    processes = options.join_processes(args)
     options.divide_cpu(args.cores)
     from ntt_jax.references.sampling import load_references, save_references
     from ntt_jax.runs.folder import ADVICE
     from ntt_jax.runs.lock import FolderLock
 
     references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
-    with FolderLock(args.out, processes) as lock:
+    with FolderLock(args.out) as lock:
         args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
         sources = models.read_dataset(args.reference_annotations)
         references = sample.choose(args, sources)
@@ -69,18 +65,13 @@ def run(args: argparse.Namespace) -> None:
                     f"{references_file}: made from another reference annotation file or with other --classes, --shots "
                     f"or --seed; {ADVICE}"
                 )
-        elif processes.index == 0:
+        else:
             save_references(references_file, references)
         folder = args.reference_images or args.images
         negatives = memory.load_negatives(args, references, folder)
         if args.restart or not is_current(args, sources, references, negatives, memory_file):
-            if processes.index == 0:
-                memory_file.unlink(missing_ok=True)
-            memory.build(args, processes, sources, folder, references, memory_file, negatives)
-            while not is_current(args, sources, references, negatives, memory_file):  # process 0 is about to write it
-                if lock.holder(0) is None:
-                    raise lock.ended(0)
-                time.sleep(0.2)
+            memory_file.unlink(missing_ok=True)
+            memory.build(args, sources, folder, references, memory_file, negatives)
         evaluate.evaluate(args, lock, models.read_dataset(args.annotations), memory_file)
 
 

@@ -1,15 +1,15 @@
 """The durable run: every image of a data set through the target pass, each result on the disk before the next batch.
 
 The images are taken in the annotation file's order in groups of one device's batch. An image keeps its place in its
-group whatever was finished before, whatever cannot be read and however the groups are shared out among devices and
-processes, so every run computes every image in the same place of the same batch, and ends in the same bytes.
+group whatever was finished before, whatever cannot be read and however the groups are shared out among devices, so
+every run computes every image in the same place of the same batch, and ends in the same bytes.
 """
 
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.runs.folder import RunFolder
-from ntt_jax.runs.processes import Processes
-from ntt_jax.runs.records import RunRecords
+from ntt_jax.runs.records import RecordFile
 
 if TYPE_CHECKING:
     from ntt_jax.compiled.predictor import HostDetections
@@ -36,6 +35,8 @@ _LOST = {
     if hasattr(errno, name)
 }
 
+
+Item = TypeVar("Item")
 
 Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
 """The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
@@ -63,7 +64,7 @@ def check_images(dataset: CocoDataset, folder: Path) -> None:
         )
 
 
-def unfinished(records: RunRecords, dataset: CocoDataset, folder: Path) -> set[int]:
+def unfinished(records: RecordFile, dataset: CocoDataset, folder: Path) -> set[int]:
     """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
     return {
         image.id
@@ -73,9 +74,10 @@ def unfinished(records: RunRecords, dataset: CocoDataset, folder: Path) -> set[i
     }
 
 
-def shares(processes: Processes, dataset: CocoDataset, todo: set[int], batch_size: int) -> list[list[CocoImage]]:
-    """Every process's share of the images: those of every group of `batch_size` with one of `todo` in it."""
-    return processes.shares(list(dataset.images.values()), lambda image: image.id in todo, batch_size)
+def groups_to_do(items: Sequence[Item], todo: Callable[[Item], bool], size: int) -> list[list[Item]]:
+    """The groups of `size` consecutive items that have anything `todo`, whole, so that each item keeps its place."""
+    groups = [list(items[start : start + size]) for start in range(0, len(items), size)]
+    return [group for group in groups if any(map(todo, group))]
 
 
 def segment_images(
@@ -84,25 +86,25 @@ def segment_images(
     folder: Path,
     predict: Predict,
     *,
-    share: Sequence[CocoImage],
+    images: Sequence[CocoImage],
     todo: set[int],
     window: int,
     observer: Observer,
     record: Callable[[CocoImage, Any], dict[str, Any]] | None = None,
 ) -> None:
-    """Segment the images of a share that are in `todo` and append one record for each to `run.records`.
+    """Segment the images that are in `todo` and append one record for each to `run.records`.
 
-    predict: the target pass; gives one result per image, in order. share: of this process (`shares`). window: images
-    worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation file
-    says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
+    predict: the target pass; gives one result per image, in order. images: whole groups (`groups_to_do`). window:
+    images worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation
+    file says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
     record: makes the record of an image of what `predict` found; as `ImageDetections` by default.
     """
     record = record or _record
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
     def pixels() -> Iterator[np.ndarray]:
-        ahead = map_ahead(lambda image: read_checked(dataset, folder, image), share, ahead=window)
-        for image, read in zip(share, ahead, strict=True):
+        ahead = map_ahead(lambda image: read_checked(dataset, folder, image), images, ahead=window)
+        for image, read in zip(images, ahead, strict=True):
             fed.append((image, read if isinstance(read, str) else None))
             yield _BLANK if isinstance(read, str) else read
 

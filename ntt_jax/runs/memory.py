@@ -22,7 +22,7 @@ def record_means(
     references: ReferenceSet,
     *,
     negatives: Negatives | None = None,
-    share: Sequence[int],
+    numbers: Sequence[int],
     todo: set[int],
     step: Callable[[int], None],
 ) -> None:
@@ -31,7 +31,7 @@ def record_means(
     The durable half of `build_memory`: each is appended to `run.records`, so whatever ends it early, finished batches
     are saved. `recorded_memory` is the other half.
     """
-    everything, numbers = sources(dataset, folder, references, negatives), list(share)
+    everything, numbers = sources(dataset, folder, references, negatives), list(numbers)
     for batch in encode_all(encoder, [everything[number] for number in numbers]):
         done, numbers = numbers[: len(batch)], numbers[len(batch) :]
         records = [

@@ -9,7 +9,6 @@ alone: a link, a pipe or a file with a second name in their place is refused bef
 import contextlib
 import json
 import os
-import re
 import signal
 import threading
 import zlib
@@ -27,8 +26,7 @@ MAX_RECORD = 2**26
 class RecordReader:
     """The records at `path`, each found again by the integer under `key`; the last one of an id counts.
 
-    For a file that another process may be adding to, or that is not there yet: `refresh` looks for more. Only the
-    places are kept in memory, so the file may grow beyond it. Raises `OSError` as the file system does.
+    Only the places are kept in memory, so the file may grow beyond it. Raises `OSError` as the file system does.
     """
 
     def __init__(self, path: Path, key: str = "image_id"):
@@ -37,18 +35,9 @@ class RecordReader:
         self._skipped: set[int] = set()
         self._end = 0
         self._file: IO[bytes] | None = None
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take note of the whole records behind those known so far."""
-        try:
-            # Opened anew: a network file system shows what others have written only then.
-            with self._open() as file:
-                file.seek(self._end)
-                while (record := self._parse(line := file.readline(MAX_RECORD))) is not None:
-                    self._note(record, len(line))
-        except FileNotFoundError:
-            return
+        with self._open() as file:
+            while (record := self._parse(line := file.readline(MAX_RECORD))) is not None:
+                self._note(record, len(line))
 
     def _open(self) -> IO[bytes]:
         return os.fdopen(open_in_place(self.path, create=False, write=False), "rb")
@@ -68,6 +57,9 @@ class RecordReader:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
     def skipped(self, id: int) -> bool:
         """Whether the record says that the work was left out (it has the key "skipped")."""
         return id in self._skipped
@@ -77,7 +69,8 @@ class RecordReader:
         offset, length = self._places[id]
         if self._file is None:
             self._file = self._open()
-        record = self._parse(os.pread(self._file.fileno(), length, offset))
+        self._file.seek(offset)
+        record = self._parse(self._file.read(length))
         if record is None or record[self.key] != id:
             raise InputError(
                 f"{show_path(self.path)}: the record of {self.key} {id} has changed on the disk; use --restart"
@@ -140,60 +133,23 @@ class RecordFile(RecordReader):
             raise InputError(f"{show_path(self.path)}: the file was removed while the run was writing to it")
 
 
-class RunRecords:
-    """All records in `folder`: those that this process adds to, and those of the others, of this start or earlier ones.
+def take_over(records: RecordFile) -> None:
+    """Move the records of the further processes of an earlier version (finished-1.records, ...) into `records`.
 
-    Process 0 writes finished.records, process i finished-i.records; whatever the number of processes was, all files
-    count. Where two have an id, the record that does not say "skipped" counts.
+    Where two have an id, the record that does not say "skipped" counts. A kill in between loses nothing.
     """
-
-    def __init__(self, folder: Path, index: int = 0, key: str = "image_id"):
-        self._folder = folder
-        self.own = RecordFile(folder / record_name(index), key)
-        self._others: dict[Path, RecordReader] = {}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Take note of what the other processes have finished since."""
-        for path in record_files(self._folder):
-            if path in self._others:
-                self._others[path].refresh()
-            elif path != self.own.path:
-                self._others[path] = RecordReader(path, self.own.key)
-
-    def _holding(self, id: int) -> list[RecordReader]:
-        found = [file for file in (self.own, *self._others.values()) if id in file]
-        return sorted(found, key=lambda file: file.skipped(id))
-
-    def __contains__(self, id: int) -> bool:
-        return bool(self._holding(id))
-
-    def skipped(self, id: int) -> bool:
-        """Whether nothing but the reason why the work was left out is recorded."""
-        return self._holding(id)[0].skipped(id)
-
-    def read(self, id: int) -> dict[str, Any]:
-        """The record of `id`, read back from the disk and checked again."""
-        return self._holding(id)[0].read(id)
-
-    def append(self, records: list[dict[str, Any]]) -> None:
-        """Add to this process's file (`RecordFile.append`)."""
-        self.own.append(records)
-
-    def close(self) -> None:
-        """Close the files; nothing is left to be written."""
-        for file in (self.own, *self._others.values()):
-            file.close()
+    for path in earlier_files(records.path.parent):
+        theirs = RecordReader(path, records.key)
+        new = [id for id in theirs if id not in records or (records.skipped(id) and not theirs.skipped(id))]
+        for start in range(0, len(new), 256):
+            records.append([theirs.read(id) for id in new[start : start + 256]])
+        theirs.close()
+        path.unlink()
 
 
-def record_name(index: int) -> str:
-    """Name of the file that process `index` writes."""
-    return f"finished-{index}.records" if index else "finished.records"
-
-
-def record_files(folder: Path) -> list[Path]:
-    """Every process's file in a run folder."""
-    return sorted(path for path in folder.glob("finished*.records") if re.fullmatch(_NAME, path.name))
+def earlier_files(folder: Path) -> list[Path]:
+    """The files of records that only an earlier version wrote, one for each further process."""
+    return [path for path in sorted(folder.glob("finished-*.records")) if path.stem[len("finished-") :].isdecimal()]
 
 
 def record_size(path: Path) -> int:
@@ -203,9 +159,6 @@ def record_size(path: Path) -> int:
         return os.fstat(handle).st_size
     finally:
         os.close(handle)
-
-
-_NAME = r"finished(-[0-9]+)?\.records"
 
 
 @contextlib.contextmanager

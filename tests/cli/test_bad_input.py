@@ -121,22 +121,6 @@ def more_devices_than_there_are(world, tmp):
 
 
 @case
-def process_of_no_coordinator(world, tmp):
-    return world.evaluate(tmp / "out", process_id=0, num_processes=2), "need --coordinator"
-
-
-@case
-def process_beyond_the_last(world, tmp):
-    command = world.evaluate(tmp / "out", coordinator="localhost:4321", process_id=2, num_processes=2)
-    return command, "the last is 1, found 2"
-
-
-@case
-def coordinator_without_a_port(world, tmp):
-    return memory(world, tmp, coordinator="localhost"), "HOST:PORT"
-
-
-@case
 def cache_that_others_can_write(world, tmp):
     (tmp / "cache").mkdir()
     (tmp / "cache").chmod(0o777)

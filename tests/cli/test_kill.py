@@ -1,15 +1,14 @@
-"""SIGKILL at random moments, on devices and processes of any number: nothing is lost, nothing is done twice, and the
-bytes are those of one process that was left alone."""
+"""SIGKILL at random moments: nothing is lost, nothing is done twice, and the bytes are those of one process that was
+left alone, on any number of devices."""
 
 import json
 import random
-import socket
 import time
 
 import pytest
 from cli_files import Starter, arguments, make_world
 
-KILLS, KILLS_OF_TWO = 20, 3
+KILLS = 20
 
 
 @pytest.fixture(scope="session")
@@ -75,15 +74,6 @@ def assert_nothing_lost(out, before):
         assert whole[path].startswith(content)
 
 
-def together(command, count=2):
-    """The command for each of several processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    given = {"coordinator": f"127.0.0.1:{port}", "num_processes": count}
-    return [[*command, *arguments(given | {"process_id": index})] for index in range(count)]
-
-
 def test_killed_at_random_moments(world, start, reference, generator, tmp_path):
     kills = runs = 0
     while kills < KILLS:
@@ -106,49 +96,6 @@ def test_killed_at_random_moments(world, start, reference, generator, tmp_path):
             break
         assert_same(out, reference[0])
     print(f"{kills} kills in {runs} runs")
-
-
-def test_one_of_two_processes_is_killed(world, start, reference, generator, tmp_path):
-    """In the memory or the evaluation of `run`: the other ends with one line, or at the end of its share, and both
-    started again go on. All files are those of one process."""
-    kills = runs = 0
-    while kills < KILLS_OF_TWO:
-        runs += 1
-        out = tmp_path / f"run {runs}"
-        out.mkdir()
-        while True:
-            before = finished(out)
-            processes = [start(command) for command in together(run(world, out))]
-            if kills < KILLS_OF_TWO:
-                time.sleep(generator.uniform(0, 2.5 * reference[1]))
-                end_with_one_killed(processes, generator.randrange(2), 6 * reference[1])
-                if not (out / "metrics.json").exists():  # it did not come too late
-                    kills += 1
-                    assert_nothing_lost(out, before)
-                    continue
-            else:
-                for process in processes:
-                    assert process.wait() == 0, process.text()
-                assert "process 1 of 2 has finished its share" in processes[1].text()
-            break
-        names = ("references.json", "memory.safetensors", "results.json", "metrics.json")
-        assert_same(out, reference[0], names)
-        assert not list(out.glob("*.parts"))
-    print(f"{kills} kills in {runs} runs")
-
-
-def end_with_one_killed(processes, victim, within):
-    """Kill one of two processes; the other is to end by itself, with a line that says why or its share finished."""
-    processes[victim].kill()
-    # Before the two have met, nobody can know that the other will never come: that takes five minutes.
-    survivor, until = processes[1 - victim], time.monotonic() + within
-    while survivor.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    survivor.kill()
-    assert "Traceback" not in survivor.text()
-    if survivor.wait() == 2:
-        last = survivor.text().splitlines()[-1]
-        assert last.startswith("ntt-jax: error: process ") and "ended before its share was finished" in last
 
 
 @pytest.mark.large

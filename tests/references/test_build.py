@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -17,9 +18,9 @@ from ntt_jax.memory.aggregate import aggregate_memory
 from ntt_jax.references.build import build_memory, places, read_reference
 from ntt_jax.references.sampling import Reference, sample_references
 from ntt_jax.runs.folder import RunFolder
+from ntt_jax.runs.images import groups_to_do
 from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.memory import record_means, recorded_memory
-from ntt_jax.runs.processes import Processes
 
 # Sums over other batch shapes associate differently.
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -78,25 +79,21 @@ def test_batches_and_devices_do_not_matter(scenes, encoder, batch_size, devices)
 
 
 def test_a_memory_that_was_stopped_goes_on(scenes, encoder, tmp_path):
-    """Recorded by two processes, of which one stops early, and by one that goes on: bit for bit `build_memory`."""
+    """Recorded by a run that stops early, and by one that goes on: bit for bit `build_memory`."""
     dataset, folder = scenes
     chosen = references(dataset)
     compiled = ReferenceEncoder(encoder, batch_size=2)
     expected = build_memory(compiled, dataset, folder, chosen)
     numbers, memory = range(len(places(chosen))), None
-    for count, limit in ((2, 1), (1, None)):
-        locks = [FolderLock(tmp_path, Processes(index, count)) for index in range(count)]
-        runs = [RunFolder(lock, {"what": "a test"}, key="reference") for lock in locks]
-        todo = {number for number in numbers if number not in runs[0].records}
-        for run, share in zip(runs, runs[0].processes.shares(numbers, todo.__contains__, 2), strict=True):
+    for limit in (2, None):
+        with FolderLock(tmp_path) as lock, RunFolder(lock, {"what": "a test"}, key="reference") as run:
+            todo = {number for number in numbers if number not in run.records}
+            some = list(chain.from_iterable(groups_to_do(numbers, todo.__contains__, 2)))[:limit]
             steps = []
-            record_means(run, compiled, dataset, folder, chosen, share=share[:limit], todo=todo, step=steps.append)
-            assert sum(steps) == len(todo.intersection(share[:limit]))
-        if count == 1:
-            memory = recorded_memory(runs[0], chosen)
-        for lock, run in zip(locks, runs, strict=True):
-            run.records.close()
-            lock.__exit__()
+            record_means(run, compiled, dataset, folder, chosen, numbers=some, todo=todo, step=steps.append)
+            assert sum(steps) == len(todo.intersection(some))
+            if limit is None:
+                memory = recorded_memory(run, chosen)
     jax.tree.map(np.testing.assert_array_equal, memory, expected)
 
 

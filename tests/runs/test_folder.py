@@ -1,14 +1,16 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from ntt_jax.errors import InputError
 from ntt_jax.runs.folder import RunFolder, differences
 from ntt_jax.runs.lock import FolderLock
-from ntt_jax.runs.processes import Processes
+from ntt_jax.runs.records import RecordFile
 
 IDENTITY = {"sam2": "a" * 64, "memory": "b" * 64, "classes": {"1": "cat"}, "configuration": {"points_per_side": 32}}
 
@@ -40,7 +42,7 @@ def test_another_run_is_refused_with_what_changed(tmp_path):
         assert "sam2" not in message and "--restart" in message and "\n" not in message
         assert (tmp_path / "run.json").read_bytes() == before
         with RunFolder(lock, other, restart=True) as run:
-            assert len(run.records.own) == 0
+            assert len(run.records) == 0
 
 
 def test_a_run_without_a_finished_image_makes_way(tmp_path):
@@ -58,7 +60,7 @@ def test_restart_removes_the_old_outcome(tmp_path):
             run.metrics.write_text("{}")
             (tmp_path / "report.html").write_text("old")
         with RunFolder(lock, IDENTITY, restart=True) as run:
-            assert len(run.records.own) == 0 and not run.results.exists() and not run.metrics.exists()
+            assert len(run.records) == 0 and not run.results.exists() and not run.metrics.exists()
             assert not (tmp_path / "report.html").exists()
 
 
@@ -120,88 +122,68 @@ def test_differences_name_what_was_added_and_removed():
     assert differences(IDENTITY, dict(IDENTITY)) == ""
 
 
-def two(folder):
-    return [FolderLock(folder, Processes(index, 2)) for index in range(2)]
+def of_an_earlier_version(folder):
+    """A run that two processes of an earlier version left half finished: each had a file of records and a lock."""
+    with FolderLock(folder) as lock, RunFolder(lock, IDENTITY) as run:
+        run.records.append([{"image_id": 5}, {"image_id": 6, "skipped": "gone"}])
+    second = RecordFile(folder / "finished-1.records")
+    second.append([{"image_id": 9}, {"image_id": 6}, {"image_id": 5, "skipped": "gone"}])
+    second.close()
+    (folder / "lock-1").write_text("process 1 on somewhere\n")
 
 
-def test_each_of_several_processes_has_its_place(tmp_path):
-    first, second = two(tmp_path)
-    with first, second:
-        for index in range(2):
-            with pytest.raises(InputError, match="in use by another ntt-jax"):
-                FolderLock(tmp_path, Processes(index, 2))
-        assert first.holder(1) == second.holder(0) and first.holder(5) is None
-        with RunFolder(first, IDENTITY) as run, RunFolder(second, IDENTITY) as other:
-            other.records.append([{"image_id": 9}])
-            assert 9 not in run.records
-            run.wait_for_others(first, [[], [9]])
-            assert run.records.read(9) == {"image_id": 9}
-    # One process goes on with what two have done.
-    with FolderLock(tmp_path) as lock, RunFolder(lock, IDENTITY) as run:
-        assert 9 in run.records
+def test_a_run_of_several_processes_of_an_earlier_version_goes_on(tmp_path):
+    of_an_earlier_version(tmp_path)
+    for _ in range(2):
+        with FolderLock(tmp_path) as lock, RunFolder(lock, IDENTITY) as run:
+            assert [run.records.read(id) for id in (5, 6, 9)] == [{"image_id": id} for id in (5, 6, 9)]
+        assert not (tmp_path / "finished-1.records").exists()
+
+
+def test_another_run_leaves_those_records_alone(tmp_path):
+    of_an_earlier_version(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("finished*")}
     with FolderLock(tmp_path) as lock, pytest.raises(InputError, match="memory"):
         RunFolder(lock, IDENTITY | {"memory": "c" * 64})
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("finished*")} == before
+    with FolderLock(tmp_path) as lock, RunFolder(lock, IDENTITY | {"memory": "c" * 64}, restart=True) as run:
+        assert len(run.records) == 0 and not list(tmp_path.glob("finished-*"))
 
 
-def test_a_process_that_ended_is_noticed(tmp_path):
-    first, second = two(tmp_path)
-    with first, RunFolder(first, IDENTITY) as run:
-        first.watch()
-        with RunFolder(second, IDENTITY) as other:
-            other.records.append([{"image_id": 1}])
-        second.__exit__()
-        with pytest.raises(InputError, match="process 1 of 2 ended before its share was finished"):
-            run.wait_for_others(first, [[], [1, 2]])
-        with pytest.raises(InputError, match="process 1 of 2 ended"):
-            first.watch()
-        run.wait_for_others(first, [[], [1]])  # all that it had to do was done
+def test_a_process_of_an_earlier_version_that_still_works_is_noticed(tmp_path):
+    of_an_earlier_version(tmp_path)
+    with FileLock(tmp_path / "lock-1"), pytest.raises(InputError, match="in use by another ntt-jax"):
+        FolderLock(tmp_path)
 
 
-def test_a_process_that_works_on_from_an_earlier_start_is_noticed(tmp_path):
-    first, second = two(tmp_path)
-    first.__exit__()
-    with second, FolderLock(tmp_path) as lock, pytest.raises(InputError, match="in use by another ntt-jax"):
-        RunFolder(lock, IDENTITY)
+def test_a_lock_that_is_a_link_or_another_file_is_refused(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("somebody's own")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "lock").symlink_to(other)
+    with pytest.raises(InputError, match="symbolic link"):
+        FolderLock(folder)
+    (folder / "lock").unlink()
+    other.rename(folder / "lock")
+    with pytest.raises(InputError, match="not of this program"):
+        FolderLock(folder)
+    assert (folder / "lock").read_text() == "somebody's own"
 
 
-def test_restart_removes_the_records_of_all_processes(tmp_path):
-    locks = [FolderLock(tmp_path, Processes(index, 3)) for index in range(3)]
-    for number, lock in enumerate(locks):
-        with RunFolder(lock, IDENTITY) as run:
-            run.records.append([{"image_id": number}])
-        lock.__exit__()
-    other = IDENTITY | {"memory": "c" * 64}
-    first, second = two(tmp_path)
-    with first, second, RunFolder(first, other, restart=True), RunFolder(second, other, restart=True) as run:
-        assert not any(number in run.records for number in range(3))
-
-
-def test_processes_of_other_work_are_refused(tmp_path, monkeypatch):
-    """Every process is told which one is off, and in what."""
-    seen = []
-    monkeypatch.setattr("ntt_jax.runs.folder.agree", lambda processes, mine, watch: [*seen, mine])
-    first, second = two(tmp_path)
-    with first, second, RunFolder(first, IDENTITY) as run, RunFolder(second, IDENTITY) as other:
-        run.gather(first, [1, 2], 4)
-        seen.append({"run": run.identity, "--batch-size": 4, "state of the run folder": "x"})
-        with pytest.raises(InputError, match="process 1 was started with another state of the run folder"):
-            other.gather(second, [1, 2], 4)
-        with pytest.raises(InputError, match=r"--batch-size \(was 4, now 2\)"):
-            other.gather(second, [1, 2], 2)
-
-
-def test_a_folder_that_is_not_shared_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr("ntt_jax.runs.folder.agree", lambda processes, mine, watch: [mine, mine])
-    with FolderLock(tmp_path, Processes(0, 2)) as lock, RunFolder(lock, IDENTITY) as run:
-        monkeypatch.setattr(RunFolder._check_shared, "__kwdefaults__", {"within": 0.3})
-        with pytest.raises(InputError, match=r"finished-1\.records of process 1 is not to be seen here"):
-            run.gather(lock, [], 1)
+def test_a_refused_run_changes_nothing(tmp_path):
+    with FolderLock(tmp_path):
+        before = (tmp_path / "lock").read_bytes()
+        for _ in range(2):
+            with pytest.raises(InputError, match=f"process {os.getpid()} on "):
+                FolderLock(tmp_path)
+        assert (tmp_path / "lock").read_bytes() == before
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
     def no_locks(handle, what):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)  # what the library asks the system
     with pytest.raises(InputError, match="offers no file locks"):
         FolderLock(tmp_path)

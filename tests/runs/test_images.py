@@ -1,6 +1,5 @@
 """The durable run around a target pass that can be checked by eye: its detections are read off the image itself."""
 
-import contextlib
 import errno
 import itertools
 import json
@@ -21,8 +20,6 @@ from ntt_jax.images.rle import encode_masks
 from ntt_jax.runs import images as runner
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.lock import FolderLock
-from ntt_jax.runs.processes import Processes
-from ntt_jax.runs.records import record_files
 
 IDENTITY = {"what": "a test"}
 
@@ -80,9 +77,10 @@ def data(tmp_path):
 
 
 def segment(run, dataset, images, predict, todo, window, observer):
-    """All of `todo` by this process alone, `window` images at a time."""
-    (share,) = runner.shares(Processes(), dataset, todo, window)
-    runner.segment_images(run, dataset, images, predict, share=share, todo=todo, window=window, observer=observer)
+    """All of `todo`, `window` images at a time."""
+    groups = runner.groups_to_do(list(dataset.images.values()), lambda image: image.id in todo, window)
+    some = list(itertools.chain.from_iterable(groups))
+    runner.segment_images(run, dataset, images, predict, images=some, todo=todo, window=window, observer=observer)
 
 
 def work(lock, dataset, images, *, window=3, restart=False, **options):
@@ -129,7 +127,7 @@ def test_stopped_anywhere_it_goes_on_in_the_same_places(tmp_path, data, fail_aft
             work(lock, dataset, images, fail_after=fail_after)
         with RunFolder(lock, IDENTITY) as run:
             # Even the finished images of the batch in which it stopped are saved.
-            assert len(run.records.own) == fail_after
+            assert len(run.records) == fail_after
         _, observer = work(lock, dataset, images, seen=batches)
     assert observer.saved == 11 - fail_after
     # The batches are those of the whole run, from the one on in which it stopped.
@@ -184,7 +182,7 @@ def test_a_run_folder_that_is_removed_is_noticed(tmp_path, data):
 
         def remove(pictures):
             for picture in pictures:
-                run.records.own.path.unlink(missing_ok=True)
+                run.records.path.unlink(missing_ok=True)
                 yield bright_pixels(picture)
 
         with pytest.raises(InputError, match="was removed while the run was writing"):
@@ -216,7 +214,7 @@ def test_a_file_system_that_goes_away_is_not_the_fault_of_the_images(tmp_path, d
         assert caught.value.errno == number and caught.value.filename == str(lost)
         monkeypatch.undo()
         with RunFolder(lock, IDENTITY) as run:
-            assert len(run.records.own) == 3  # the window before the one that could not be read
+            assert len(run.records) == 3  # the window before the one that could not be read
             assert not any(run.records.skipped(i) for i in dataset.images if i in run.records)
         work(lock, dataset, images)
     assert (tmp_path / "lost" / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
@@ -235,7 +233,7 @@ def test_an_image_folder_that_goes_away(tmp_path, data):
     with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
         with pytest.raises(InputError, match="the image folder has gone"):
             segment(run, dataset, images, remove, set(dataset.images), 1, Observer())
-        assert len(run.records.own) and not any(run.records.skipped(i) for i in dataset.images if i in run.records)
+        assert len(run.records) and not any(run.records.skipped(i) for i in dataset.images if i in run.records)
 
 
 def test_an_image_folder_without_any_of_the_images(tmp_path, data):
@@ -245,39 +243,11 @@ def test_an_image_folder_without_any_of_the_images(tmp_path, data):
         runner.check_images(dataset, tmp_path)
 
 
-@pytest.mark.parametrize("counts", [(2, 2, 2), (3, 1, 2), (1, 4, 1)])
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_processes_that_come_and_go(tmp_path, data, counts, batch_size):
-    """Started three times with other numbers of processes, the last alone to its end: each image once, in its place."""
-    dataset, images = data
-    whole, together = tmp_path / "whole", tmp_path / "together"
-    whole.mkdir()
-    together.mkdir()
-    with FolderLock(whole) as lock:
-        work(lock, dataset, images, window=batch_size, seen=(whole_batches := []))
-    batches = []
-    for number, count in enumerate(counts):
-        parts = [FolderLock(together, Processes(index, count)) for index in range(count)]
-        runs = [RunFolder(lock, IDENTITY) for lock in parts]
-        todos = [runner.unfinished(run.records, dataset, images) for run in runs]
-        assert all(todo == todos[0] for todo in todos)
-        stop = 2 if number < len(counts) - 1 else None
-        for index, run in enumerate(runs):
-            share = runner.shares(run.processes, dataset, todos[0], batch_size)[index]
-            predict = target_pass(batch_size, fail_after=stop, seen=(seen := []))
-            options = {"share": share, "todo": todos[0], "window": batch_size, "observer": Observer()}
-            with contextlib.suppress(Stopped):
-                runner.segment_images(run, dataset, images, predict, **options)
-            batches += seen
-        for run, lock in zip(runs, parts, strict=True):
-            run.records.refresh()
-            if number == len(counts) - 1 and run.processes.index == 0:
-                runner.write_outcome(run, dataset, prepare_ground_truth(dataset, list(dataset.categories.values())[:1]))
-            run.records.close()
-            lock.__exit__()
-    assert all(batch in whole_batches for batch in batches)
-    lines = [line for path in record_files(together) for line in path.read_text().splitlines()]
-    ids = [json.loads(line[9:])["image_id"] for line in lines]
-    assert sorted(ids) == sorted(dataset.images)
-    for name in ("results.json", "metrics.json"):
-        assert (whole / name).read_bytes() == (together / name).read_bytes()
+@pytest.mark.parametrize("size", [1, 4])
+def test_groups_are_whole_and_have_something_to_do(size):
+    items, done = range(30), {3, 8, 9, 10, 11, 29}
+    groups = runner.groups_to_do(items, lambda item: item not in done, size)
+    together = [item for group in groups for item in group]
+    assert together == sorted(set(together)) and set(together) >= set(items) - done
+    for group in groups:
+        assert set(group) - done and group == [i for i in items if i // size == group[0] // size]

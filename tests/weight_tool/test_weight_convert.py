@@ -144,7 +144,7 @@ STRICT = [
     (edited("norm.bias"), r"tensor norm\.bias is missing"),
     (edited("blocks.1.attn.qkv.weight"), r"tensor blocks\.1\.attn\.qkv\.weight is missing"),
     (edited("cls_token"), "tensor cls_token is missing"),
-    (edited("other.weight", zeros((3, 16), np.float32)), r"unexpected tensor 'other\.weight'"),
+    (edited("head.weight", zeros((3, 16), np.float32)), r"unexpected tensor 'head\.weight'"),
     (edited("blocks.1.norm1.bias", zeros(15, np.float32)), r"blocks\.1\.norm1\.bias has shape \[15\], expected \[16\]"),
     (edited("blocks.7.norm1.bias", zeros(16, np.float32)), r"tensors blocks\.2\.\* are missing"),
     (edited("pos_embed", zeros((1, 18, 16), np.float32)), "18 positions, expected 1 \\+ a square"),

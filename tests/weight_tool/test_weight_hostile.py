@@ -9,13 +9,13 @@ import os
 import pickle
 import shutil
 import struct
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_archives import archive, checkpoint, tensor_pickle
 from weight_checkpoints import DINOV2_GIVEN, TINY_DINOV2, save, save_raw, state_dict
 
 from ntt_jax.errors import InputError
@@ -25,7 +25,6 @@ from weight_port.__main__ import main
 from weight_port.pickle_scan import scan
 from weight_port.source import open_source
 from weight_port.store import read_safetensors
-from weight_port.tensors import InputFile
 
 FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 FUZZ = settings(max_examples=700, deadline=None, database=None)
@@ -81,14 +80,14 @@ def test_a_safetensors_header_whose_length_begins_like_a_pickle(tmp_path):
     for version in (2, 3, 4, 5):
         header = json.dumps({"a": FLOATS}).encode().ljust(0x80 + 256 * version)
         tensors, _ = read_safetensors(save_raw(tmp_path / "x", header, b"0" * 8))
-        assert list(tensors) == ["a"] and not torch_file.looks_like_torch(InputFile(tmp_path / "x"))
+        assert list(tensors) == ["a"] and not torch_file.looks_like_torch(tmp_path / "x")
 
 
 def test_files_that_are_no_checkpoints(tmp_path, capsys):
     for name, content, message in [
-        ("empty.pt", b"", "found an empty file"),
-        ("empty.safetensors", b"", "found an empty file"),
-        ("page.safetensors", b"<!DOCTYPE html><html>not found</html>", "an HTML page, not a checkpoint"),
+        ("empty.pt", b"", "the file is empty"),
+        ("empty.safetensors", b"", "the file is empty"),
+        ("page.safetensors", b"<!DOCTYPE html><html>not found</html>", "not a safetensors file, or truncated"),
         ("short.safetensors", b"12345", "not a safetensors file"),
         ("huge.safetensors", struct.pack("<Q", 2**63) + b"{}" * 20, "not a safetensors file"),
         ("cut.pt", b"PK\x03\x04 cut off", "damaged or truncated archive"),
@@ -98,11 +97,41 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
         refused(tmp_path / name, message, capsys, tmp_path)
     refused(tmp_path / "absent.pt", "No such file", capsys, tmp_path)
     refused(tmp_path, "no model.safetensors or model.safetensors.index.json", capsys, tmp_path)
-    refused("a\0b", "cannot read the checkpoint", capsys, tmp_path)
+    refused("a\0b", "cannot be read", capsys, tmp_path)
     (tmp_path / "loop.pt").symlink_to(tmp_path / "loop.pt")
-    refused(tmp_path / "loop.pt", "cannot read the checkpoint", capsys, tmp_path)
+    refused(tmp_path / "loop.pt", "cannot be read", capsys, tmp_path)
     os.mkfifo(tmp_path / "pipe.safetensors")
     refused(tmp_path / "pipe.safetensors", "not a regular file", capsys, tmp_path)
+
+
+def archive(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as z:
+        for name, data in members.items():
+            z.writestr(name, data)
+    return path
+
+
+def tensor_pickle(name="norm.bias", numel=16, shape=(16,), stride=(1,), offset=0, key="0", storage="FloatStorage"):
+    """What torch.save would write for `{name: tensor}`, made by hand (text opcodes of protocol 0 are refused)."""
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+    def integer(value):
+        data = value.to_bytes(8, "little", signed=True)
+        return b"\x8a\x08" + data
+
+    def numbers(values):
+        return b"(" + b"".join(map(integer, values)) + b"t"
+
+    persistent = b"(" + text("storage") + f"ctorch\n{storage}\n".encode() + text(key) + text("cpu") + integer(numel)
+    arguments = b"(" + persistent + b"tQ" + integer(offset) + numbers(shape) + numbers(stride)
+    arguments += b"\x89ccollections\nOrderedDict\n)Rt"
+    return b"\x80\x02}" + text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+
+
+def checkpoint(path, data, storage=b"\0" * 64, **more):
+    return archive(path, {"x/data.pkl": data, "x/version": b"3\n", "x/data/0": storage, **more})
 
 
 class Payload:
@@ -193,6 +222,18 @@ def test_archives_that_expand_or_overlap(tmp_path, capsys):
     moved[second + 42 : second + 46] = moved[first + 42 : first + 46]  # both records start at the same place
     (tmp_path / "overlap.pt").write_bytes(moved)
     refused(tmp_path / "overlap.pt", "overlap", capsys, tmp_path)
+
+
+def test_missing_or_old_torch_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    path = checkpoint(tmp_path / "good.pt", tensor_pickle())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(path, 'pip install "ntt-jax[torch]"', capsys, tmp_path)
+
+    class OldTorch:
+        __version__ = "2.9.1+cu128"
+
+    monkeypatch.setitem(sys.modules, "torch", OldTorch)
+    refused(path, "torch 2.9.1+cu128 can run code from a checkpoint", capsys, tmp_path)
 
 
 def sharded(folder, tensors, mapping=None):
@@ -336,7 +377,7 @@ def test_fuzz_archives(tmp_path_factory, edits):
     checkpoint(buffer, tensor_pickle())
     path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
     path.write_bytes(changed(buffer.getvalue(), edits))
-    only_input_errors(lambda: torch_file._survey(InputFile(path)))
+    only_input_errors(torch_file._survey, path)
 
 
 def test_nothing_is_left_in_temporary_folders(converted):

@@ -1,6 +1,5 @@
 """Made scenes as plain arrays on disk, written once by several processes and then memory-mapped. No JAX here."""
 
-import fcntl
 import functools
 import json
 import multiprocessing
@@ -9,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from ntt_jax.demo.scenes import NOVEL_SPLITS, ObjectClass, Scene, SceneConfig, base_classes, make_scene, novel_classes
@@ -102,8 +102,7 @@ def _arrays(
 ) -> dict[str, np.ndarray]:
     done = folder / "done.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the training of the other model may be making the very same scenes
+    with FileLock(folder / "lock"):  # the training of the other model may be making the very same scenes
         if not done.exists():
             for name, (shape, dtype) in array_shapes(count).items():
                 np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
