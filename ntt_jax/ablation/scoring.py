@@ -63,7 +63,8 @@ def _evaluate_some(
         rows = _Rows.of(found, chosen, len(classes))
         np.add.at(counts, (rows.memory, rows.label), 1)
         for board in boards.values():
-            board.add(found, rows, entries[found.image_id])
+            there = entries[found.image_id]
+            board.add(found, rows, there if board.kind == "bbox" else [e for e in there if "segmentation" in e])
     curves = {kind: board.curves() for kind, board in boards.items()}
     return [
         assemble_metrics(
@@ -111,11 +112,12 @@ class _Board:
         self.ranges = np.asarray(params.areaRng, np.float64)  # [A, 2]
         # pycocotools starts its search for a better overlap here.
         self.thresholds = np.minimum(params.iouThrs, 1 - 1e-10)
-        area = np.array([entry["area"] for entry in ground_truth.entries], np.float64)
-        crowd = np.array([entry["iscrowd"] for entry in ground_truth.entries], bool)
+        entries = ground_truth.of_kind(kind)
+        area = np.array([entry["area"] for entry in entries], np.float64)
+        crowd = np.array([entry["iscrowd"] for entry in entries], bool)
         label = np.searchsorted(
             [category.id for category in ground_truth.categories],
-            [entry["category_id"] for entry in ground_truth.entries],
+            [entry["category_id"] for entry in entries],
         ).astype(int)
         counted = ~(crowd[None] | self._outside(area).T)  # [A, n]
         self.positives = np.stack([np.bincount(label[row], minlength=classes) for row in counted], axis=1)  # [K, A]

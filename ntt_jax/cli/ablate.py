@@ -118,10 +118,15 @@ def _of_shots(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
     from ntt_jax.ablation.memories import distinct_references, sample_many, stack_prototypes
     from ntt_jax.ablation.tables import by_shots
     from ntt_jax.datasets.dataset import select_classes
+    from ntt_jax.references.sampling import used_classes
 
     sources, dataset = models.read_dataset(args.reference_annotations), models.read_dataset(args.annotations)
     seeds = range(args.seed, args.seed + args.seeds)
     classes = select_classes(sources, args.classes)
+    if "all" in (part.strip() for part in args.classes.split(",")):
+        classes, unused = used_classes(sources, classes)
+        if unused:
+            models.warn(f"left out, without any annotation: {', '.join(unused)}")
     categories = _same_classes(classes, dataset)
     sets = sample_many(sources, classes, args.shots, seeds, allow_fewer=args.allow_fewer)
     short = {name for references in sets.values() for name, _ in references.short_classes()}
@@ -145,13 +150,16 @@ def _of_references(args: argparse.Namespace, lock: Any) -> dict[str, Any]:
 
     from ntt_jax.ablation.memories import leave_one_out
     from ntt_jax.ablation.tables import by_reference
+    from ntt_jax.datasets.bank_classes import match_classes
     from ntt_jax.memory.bank import load_memory, require_encoder
     from ntt_jax.segmenter.classes import from_bank
     from weight_port.files import sha256
 
     bank, dataset = load_memory(args.memory), models.read_dataset(args.annotations)
     require_encoder(bank, *models.read_encoder(args.dinov2))
-    categories = evaluate.classes_of(bank, dataset)
+    bank, categories, notes = match_classes(bank, dataset)
+    for note in notes:
+        models.warn(note)
     options.start_jax(args)
     prototypes, lacking = leave_one_out(bank.memory)
     if not lacking:
@@ -179,7 +187,7 @@ def _score(
     args: argparse.Namespace,
     lock: Any,
     dataset: "CocoDataset",
-    categories: "list[CocoCategory]",
+    categories: "Sequence[CocoCategory]",
     choice: dict[str, Any],
     count: int,
     memories: Any,
@@ -195,6 +203,8 @@ def _score(
     dataset = models.look_at_images(args, dataset, args.images)
     runner.check_images(dataset, args.images)
     ground_truth = prepare_ground_truth(dataset, categories)
+    for note in ground_truth.notes:
+        models.warn(note)
     config = options.detect_config(args)
     identity = {
         "ntt-jax": ntt_jax.__version__,

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 import ntt_jax
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.errors import InputError
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
-    from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, CocoImage
-    from ntt_jax.memory.bank import MemoryBank
+    from ntt_jax.datasets.dataset import CocoDataset, CocoImage
     from ntt_jax.runs.folder import RunFolder
     from ntt_jax.runs.lock import FolderLock
 
@@ -69,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset", memory: Path) -> None:
     """Evaluate the memory file `memory` on `dataset` in the locked folder, as the options of this command say."""
+    from ntt_jax.datasets.bank_classes import match_classes
     from ntt_jax.evaluation import prepare_ground_truth
     from ntt_jax.memory.bank import load_memory, require_encoder
     from ntt_jax.runs import images as runner
@@ -78,10 +77,15 @@ def evaluate(args: argparse.Namespace, lock: "FolderLock", dataset: "CocoDataset
     options.divide_cpu(args.cores)
     bank = load_memory(memory)
     require_encoder(bank, *models.read_encoder(args.dinov2))
-    categories = classes_of(bank, dataset)
+    bank, categories, notes = match_classes(bank, dataset)
+    for note in notes:
+        models.warn(note)
+    dataset = dataclasses.replace(dataset, notes=dataset.notes + notes)
     dataset = models.look_at_images(args, dataset, args.images)
     runner.check_images(dataset, args.images)
     ground_truth = prepare_ground_truth(dataset, categories)
+    for note in ground_truth.notes:
+        models.warn(note)
     config = options.detect_config(args)
     identity = {
         "ntt-jax": ntt_jax.__version__,
@@ -144,21 +148,6 @@ def segment(
             )
         finally:
             run.note_start(models.describe_start(args, devices, started, progress.steps))
-
-
-def classes_of(bank: "MemoryBank", dataset: "CocoDataset") -> "list[CocoCategory]":
-    """The memory's classes as categories of the annotation file. Raises `InputError` where the two disagree."""
-    from ntt_jax.files import show_path
-
-    for category_id, name in zip(bank.category_ids, bank.class_names, strict=True):
-        found = dataset.categories.get(category_id)
-        if found is None or found.name != name:
-            what = f"there it is {found.name!r}" if found else "it has no such category"
-            raise InputError(
-                f"{show_path(dataset.path)}: the memory's class {category_id} is {name!r}, but {what}; "
-                "give the annotations that belong to the memory"
-            )
-    return [dataset.categories[category_id] for category_id in bank.category_ids]
 
 
 def report(folder: Path, metrics: dict[str, Any]) -> None:

@@ -144,8 +144,7 @@ def _masks(
     if args.pictures is not None:
         from ntt_jax.images.drawing import overlay, prompt_marks, save_picture
 
-        annotations = list(prompted.dataset.annotations.values())
-        names = [prompted.dataset.categories[annotations[i].category_id].name for i in indices]
+        names = prompted.names(indices)
         captions = [f"{name} {iou:.2f}" for name, iou in zip(names, ious, strict=True)]
         colours = list(range(len(indices)))  # one for each object: neighbours of a class must be told apart
         boxes = [prompt.box for prompt in prompts if prompt.box is not None]

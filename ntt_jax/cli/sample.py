@@ -31,6 +31,8 @@ def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "sample", run, "choose the reference instances of every class", EPILOG)
     options.add_paths(parser, "annotations")
+    options.add_paths(parser, "images", required=False, note=", for sizes that it lacks")
+    options.add_exif(parser)
     add_choice(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="references.json", help="file to write")
     parser.add_argument(
@@ -82,7 +84,7 @@ def add_choice(parser: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    options.check_paths(args, "annotations")
+    options.check_paths(args, "annotations", "images")
     check_choice(args)
     options.check_output_file(args.out)
     if args.coco is not None:
@@ -116,10 +118,16 @@ def run(args: argparse.Namespace) -> None:
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     """The references that the options of `add_choice` ask for; classes that are short are named on stderr."""
     from ntt_jax.datasets.dataset import select_classes
+    from ntt_jax.files import describe
     from ntt_jax.references.published_lists import read_reference_lists
-    from ntt_jax.references.sampling import sample_references
+    from ntt_jax.references.sampling import sample_references, used_classes
 
+    dataset = sized(args, dataset)
     classes, fewer = select_classes(dataset, args.classes), args.allow_fewer
+    if "all" in (part.strip() for part in args.classes.split(",")):
+        classes, unused = used_classes(dataset, classes)
+        if unused:
+            models.warn(f"left out, without any annotation: {', '.join(map(describe, unused))}")
     if args.drop_empty:
         classes = with_references(dataset, classes)
     if args.lists is None:
@@ -132,18 +140,40 @@ def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":
     return references
 
 
+def sized(args: argparse.Namespace, dataset: "CocoDataset") -> "CocoDataset":
+    """The data set with the sizes that its file lacks, from the images, where their folder is given or beside it."""
+    unsized = [image for image in dataset.images.values() if not image.height]
+    if not unsized:
+        return dataset
+    from ntt_jax.datasets.image_files import locate_first
+
+    beside = args.annotations if hasattr(args, "out") and not hasattr(args, "reference_annotations") else None
+    folder = getattr(args, "reference_images", None) or args.images
+    if folder is None and beside is not None:
+        places = [beside.parent, beside.parent / "images", beside.parent.parent / "images"]
+        folder = next((f for f in places if locate_first(dataset, [f], unsized[0]) is not None), None)
+    if folder is not None:
+        dataset = models.look_at_images(args, dataset, folder, [image.id for image in unsized])
+    if left := sum(not image.height for image in dataset.images.values()):
+        models.warn(f"images of unknown size: {left}; references near their right and lower border are not found out")
+    return dataset
+
+
 def with_references(dataset: "CocoDataset", classes: "tuple[CocoCategory, ...]") -> "tuple[CocoCategory, ...]":
     """The classes that have a usable reference; the others are named on stderr. Raises `InputError` if none has."""
-    from ntt_jax.references.sampling import is_valid_reference
+    from ntt_jax.references.sampling import is_valid_reference, why_not
 
     usable = {
         annotation.category_id
         for annotation in dataset.annotations.values()
         if not annotation.isimpossible and is_valid_reference(annotation, dataset.images[annotation.image_id])
     }
-    empty = [category.name for category in classes if category.id not in usable]
+    empty = [f"{c.name} ({why_not(dataset, c.id)})" for c in classes if c.id not in usable]
     if len(empty) == len(classes):
-        raise InputError("--classes: none of them has a usable reference")
+        raise InputError(
+            f"--classes: none of them has a usable reference: {', '.join(empty[:20])}; --lists FILE.json takes the "
+            "annotations of a COCO file as they are"
+        )
     if empty:
         models.warn(f"left out, without a usable reference: {', '.join(empty)}")
     return tuple(category for category in classes if category.id in usable)

@@ -24,8 +24,7 @@ def load_dataset(path: PathLike) -> "CocoDataset":
     if len(files) > 1:
         return load_voc(path)
     data = read_bytes(path, max_bytes=MAX_ANNOTATION_BYTES, what="annotation file")
-    if data.lstrip()[:1] not in (b"{", b"[") and (
-        str(path).endswith(".txt") or (year_folder(path) / "Annotations").is_dir()
-    ):
+    start = data[:64].lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n")[:1]  # behind what marks an encoding
+    if start not in (b"{", b"[") and (str(path).endswith(".txt") or (year_folder(path) / "Annotations").is_dir()):
         return load_voc(path)
     return parse_coco(data, path)

@@ -70,6 +70,8 @@ class CocoDataset:
     order. protocol: whose rules results are measured by, "coco", "voc" or "lvis". federated: what LVIS knows beside.
     notes: what was read in another way than it is written, a line for each kind. exif: how photos with an orientation
     tag lie under the annotations (`images.reading.EXIF`). files: the names of files that are not those of the entries.
+    image_ids, category_ids: ids as the file has them, where those are text. positions: of the annotations in the file's
+    list, None where none was left out.
     """
 
     path: str
@@ -83,6 +85,9 @@ class CocoDataset:
     notes: tuple[str, ...] = ()
     exif: str = "upright"
     files: Mapping[int, str] = field(default_factory=dict)
+    image_ids: Mapping[int, int | str] = field(default_factory=dict)
+    category_ids: Mapping[int, int | str] = field(default_factory=dict)
+    positions: tuple[int, ...] | None = None
 
     def rle(self, annotation: CocoAnnotation) -> Rle:
         """The annotation's mask, compressed. Raises `InputError` naming file and entry if the segmentation is unsound
@@ -92,6 +97,10 @@ class CocoDataset:
         if annotation.segmentation is None:
             raise InputError(
                 f"{where}: has no segmentation, but its mask is needed (`ntt-jax masks` makes masks of boxes)"
+            )
+        if not image.height:
+            raise InputError(
+                f"{where}: the size of its image {show_path(image.file_name)} is not known; give its folder"
             )
         if callable(annotation.segmentation):
             return encode_masks(np.asarray(annotation.segmentation())[None])[0]
@@ -139,7 +148,9 @@ def make_dataset(
     protocol: str = "coco",
     federated: FederatedLists | None = None,
     notes: tuple[str, ...] = (),
-    exif: str = "upright",
+    image_ids: Mapping[int, int | str] = MappingProxyType({}),
+    category_ids: Mapping[int, int | str] = MappingProxyType({}),
+    positions: tuple[int, ...] | None = None,
 ) -> CocoDataset:
     """A data set from checked entries by id, whose ids fit together."""
     per_image: dict[int, list[CocoAnnotation]] = {image_id: [] for image_id in images}
@@ -155,7 +166,9 @@ def make_dataset(
         protocol=protocol if federated is None else "lvis",
         federated=federated,
         notes=notes,
-        exif=exif,
+        image_ids=MappingProxyType(dict(image_ids)),
+        category_ids=MappingProxyType(dict(category_ids)),
+        positions=positions,
     )
 
 

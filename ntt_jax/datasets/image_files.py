@@ -124,9 +124,11 @@ def survey(
     sizes: dict[int, CocoImage] = {}
     for image, read in zip(images, map_ahead(header, images, ahead=64), strict=True):
         fits = (image.height, image.width) if image.height else None
-        if read is None:
-            continue
         name = show_path(image.file_name)
+        if read is None:
+            if fits is None:
+                notes.add("images without a size, whose files cannot be read", name)
+            continue
         if fits is None:
             height, width = read.size(exif)
             sizes[image.id] = dataclasses.replace(image, height=height, width=width)

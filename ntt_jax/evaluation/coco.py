@@ -21,7 +21,8 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation.protocols import add_semantic, measure
 from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.files import show_path
-from ntt_jax.images.rle import rle_areas
+from ntt_jax.images.rle import Rle, rle_areas
+from ntt_jax.notes import Notes
 
 KINDS = ("bbox", "segm")
 """What is compared: boxes or masks. COCOeval's `iouType`."""
@@ -50,7 +51,8 @@ class GroundTruth:
 
     image_ids: ascending. categories: ascending by id, a class index each. entries: COCO annotations with compressed
     masks, ids counted from 1. kinds: "bbox" and "segm", or only "bbox". protocol: whose rules are applied, "coco",
-    "coco20i", "voc" or "lvis"; federated: what LVIS's need beside.
+    "coco20i", "voc" or "lvis"; federated: what LVIS's need beside. notes: which objects are not compared by mask, as
+    they have none.
     """
 
     image_ids: tuple[int, ...]
@@ -59,6 +61,13 @@ class GroundTruth:
     kinds: tuple[str, ...]
     protocol: str = "coco"
     federated: FederatedLists | None = None
+    notes: tuple[str, ...] = ()
+
+    def of_kind(self, kind: str) -> tuple[dict[str, Any], ...]:
+        """The entries that are compared by this kind: by masks those that have one."""
+        if kind != "segm":
+            return self.entries
+        return tuple(entry for entry in self.entries if "segmentation" in entry)
 
 
 def prepare_ground_truth(
@@ -72,11 +81,11 @@ def prepare_ground_truth(
 
     image_ids: the evaluated images, with or without annotations; None takes all of the file. Crowds are kept:
     COCOeval ignores what matches them. An annotation without "area" gets that of its mask (of its box without one).
-    kinds: None takes boxes and masks, and boxes alone where the file has no masks, or VOC only some.
+    kinds: None takes boxes and masks, and boxes alone where the file has no masks, or VOC only some. An object without
+    a (sound) mask among others is left out where masks are compared; `notes` says so.
     The rules are the data set's own; COCO's are joined by the semantic mIoU when the classes are a COCO-20i fold.
 
-    Raises `InputError` if an image is not in the file or a segmentation is unsound, or missing while "segm" is asked
-    for.
+    Raises `InputError` if an image is not in the file, or "segm" is asked for and no object has a mask.
     """
     ids = sorted(set(dataset.images if image_ids is None else image_ids))
     ordered = tuple(sorted(categories, key=lambda category: category.id))
@@ -88,10 +97,22 @@ def prepare_ground_truth(
         if image_id not in dataset.images:
             raise InputError(f"{show_path(dataset.path)}: has no image {image_id} to evaluate")
         annotations += [a for a in dataset.image_annotations[image_id] if a.category_id in chosen]
+    wanted = kinds is not None
     if kinds is None:
         with_mask = sum(a.segmentation is not None for a in annotations)
         enough = len(annotations) if dataset.protocol == "voc" else 1
         kinds = KINDS if with_mask >= enough or not annotations else ("bbox",)
+    notes = Notes()
+    rles = _masks(dataset, annotations, notes) if "segm" in kinds else {}
+    if "segm" in kinds and annotations and not rles:
+        if wanted:
+            raise InputError(f"{show_path(dataset.path)}: no object has a sound mask: {notes.lines()[0]}")
+        kinds = ("bbox",)
+    if "segm" in kinds and len(rles) < len(annotations) and dataset.protocol != "coco":
+        # VOC's and LVIS's rules judge boxes and masks of the same objects.
+        if dataset.protocol == "voc":
+            raise InputError(f"{show_path(dataset.path)}: {notes.lines()[0]}; VOC's rules compare all or none")
+        annotations = [annotation for annotation in annotations if annotation.id in rles]
     entries: list[dict[str, Any]] = []
     for annotation in annotations:
         entry: dict[str, Any] = {
@@ -104,8 +125,8 @@ def prepare_ground_truth(
             "difficult": int(dataset.protocol == "voc" and annotation.isimpossible),
         }
         area = annotation.area
-        if "segm" in kinds:
-            entry["segmentation"] = dataset.rle(annotation)
+        if annotation.id in rles:
+            entry["segmentation"] = rles[annotation.id]
             area = float(rle_areas([entry["segmentation"]])[0]) if area is None else area
         entry["area"] = annotation.bbox[2] * annotation.bbox[3] if area is None else area
         entries.append(entry)
@@ -117,7 +138,24 @@ def prepare_ground_truth(
         tuple(kind for kind in KINDS if kind in kinds),
         "coco20i" if fold else dataset.protocol,
         dataset.federated,
+        notes.lines(),
     )
+
+
+def _masks(dataset: CocoDataset, annotations: Sequence[CocoAnnotation], notes: Notes) -> dict[int, Rle]:
+    """The sound masks by annotation id."""
+    found: dict[int, Rle] = {}
+    for annotation in annotations:
+        if annotation.segmentation is None:
+            notes.add("objects without a mask, compared by box only", f"annotation {annotation.id}")
+            continue
+        try:
+            found[annotation.id] = dataset.rle(annotation)
+        except InputError as error:
+            if callable(annotation.segmentation):  # a file of its own, which can be mended
+                raise
+            notes.add("objects with an unsound mask, compared by box only", str(error))
+    return found
 
 
 def evaluate_detections(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[str, Any]:
@@ -204,9 +242,8 @@ def _run(ground_truth: GroundTruth, entries: list[dict[str, Any]], kind: Any) ->
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its steps with print
         # COCOeval writes into the annotations it is given.
-        evaluation = COCOeval(
-            _index(ground_truth, [dict(entry) for entry in ground_truth.entries]), _index(ground_truth, found), kind
-        )
+        there = [dict(entry) for entry in ground_truth.of_kind(kind)]
+        evaluation = COCOeval(_index(ground_truth, there), _index(ground_truth, found), kind)
         evaluation.params.imgIds = list(ground_truth.image_ids)
         evaluation.params.catIds = [category.id for category in ground_truth.categories]
         evaluation.evaluate()

@@ -147,8 +147,15 @@ def coco_results(detections: ImageDetections, category_ids: Sequence[int]) -> li
     ]
 
 
-def write_results(path: PathLike, detections: Iterable[ImageDetections], category_ids: Sequence[int]) -> int:
+def write_results(
+    path: PathLike,
+    detections: Iterable[ImageDetections],
+    category_ids: Sequence[int],
+    dataset: CocoDataset | None = None,
+) -> int:
     """Write a COCO results file, image by image, one detection a line; returns the number of detections.
+
+    dataset: knows the ids that are text in its file, which are written as they are there.
 
     The file is written whole or not at all, and the same detections always give the same bytes. Images must come by
     ascending id, each once (`InputError`); only one is held in memory.
@@ -164,6 +171,9 @@ def write_results(path: PathLike, detections: Iterable[ImageDetections], categor
                 raise InputError(f"results: image {record.image_id} after image {last}; give images by ascending id")
             last = record.image_id
             for entry in coco_results(record, category_ids):
+                if dataset is not None and (dataset.image_ids or dataset.category_ids):
+                    entry["image_id"] = dataset.image_ids.get(record.image_id, record.image_id)
+                    entry["category_id"] = dataset.category_ids.get(entry["category_id"], entry["category_id"])
                 line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
                 yield (",\n" if count else "\n").encode() + line.encode("ascii")
                 count += 1
@@ -185,11 +195,17 @@ def read_results(path: PathLike, dataset: CocoDataset, category_ids: Sequence[in
     if not isinstance(content, list):
         raise InputError(f"{name}: expected a list of COCO results, found {describe(content)}")
     labels = {category_id: label for label, category_id in enumerate(category_ids)}
+    image_ids = {text: number for number, text in dataset.image_ids.items()}
+    texts = {text: number for number, text in dataset.category_ids.items()}
     by_image: dict[int, list[tuple[Any, ...]]] = {}
     for i, entry in enumerate(content):
         where = f"{name}: [{i}]"
         if not isinstance(entry, dict):
             raise InputError(f"{where}: expected an object, found {describe(entry)}")
+        if type(entry.get("image_id")) in (int, str) and entry["image_id"] in image_ids:
+            entry["image_id"] = image_ids[entry["image_id"]]
+        if type(entry.get("category_id")) in (int, str) and entry["category_id"] in texts:
+            entry["category_id"] = texts[entry["category_id"]]
         image = dataset.images.get(entry["image_id"]) if type(entry.get("image_id")) is int else None
         if image is None:
             raise InputError(f"{where}: image {describe(entry.get('image_id'))} is not in {show_path(dataset.path)}")

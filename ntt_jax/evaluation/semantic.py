@@ -28,7 +28,7 @@ class SemanticScorer:
     def __init__(self, ground_truth: "GroundTruth"):
         self._place = {category.id: k for k, category in enumerate(ground_truth.categories)}
         self._truth: dict[int, list[dict[str, Any]]] = {}
-        for entry in ground_truth.entries:
+        for entry in ground_truth.of_kind("segm"):
             self._truth.setdefault(entry["image_id"], []).append(entry)
         self._seen: set[int] = set()
         classes = len(self._place)

@@ -110,6 +110,12 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int, where: str) 
     return _compressed(encoded)
 
 
+def merge_rles(rles: Sequence[Rle]) -> Rle:
+    """The union of compressed masks of one size."""
+    untyped: Any = list(rles)
+    return _compressed(mask_api.merge(untyped))
+
+
 def check_rle_size(segmentation: dict[str, Any], height: int, width: int, where: str) -> None:
     """The quick part of the check of an RLE object: its keys, their types, and the size against the image's."""
     size, counts = segmentation.get("size"), segmentation.get("counts")

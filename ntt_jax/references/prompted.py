@@ -5,8 +5,7 @@ Everything that the file says beside the masks is kept as it is.
 
 import copy
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,13 @@ class PromptedAnnotations:
     kept: int
     crowds: int
 
+    def names(self, positions: Sequence[int]) -> list[str]:
+        """The classes of the annotations at these positions."""
+        dataset = self.dataset
+        places = range(len(dataset.annotations)) if dataset.positions is None else dataset.positions
+        by_position = dict(zip(places, dataset.annotations.values(), strict=True))
+        return [dataset.categories[by_position[i].category_id].name for i in positions]
+
 
 def load_prompted(path: PathLike, *, replace: bool = False) -> PromptedAnnotations:
     """Read COCO annotations whose entries have "bbox", or "points" as [[x, y], ...] or [[x, y, label], ...], or both.
@@ -47,18 +53,11 @@ def load_prompted(path: PathLike, *, replace: bool = False) -> PromptedAnnotatio
     data = read_bytes(path, max_bytes=MAX_ANNOTATION_BYTES, what=_WHAT)
     sha256, name = hashlib.sha256(data).hexdigest(), show_path(path)
     content = parse_json(data, path, what=_WHAT)
-    entries = content.get("annotations") if isinstance(content, dict) else None
-    pointed = [i for i, e in enumerate(entries if isinstance(entries, list) else []) if _has_points_only(e)]
-    if pointed:  # the checks want a box
-        copied = copy.copy(content)
-        copied["annotations"] = list(entries or [])
-        for i in pointed:
-            copied["annotations"][i] = {**copied["annotations"][i], "bbox": [0, 0, 0, 0]}
-        data = json.dumps(copied).encode()
-    dataset = parse_coco(data, path)
+    dataset = parse_coco(data, path, pointed=True)
     prompts: dict[int, list[tuple[int, Prompt]]] = {}
     kept = crowds = 0
-    for i, annotation in enumerate(dataset.annotations.values()):
+    positions = range(len(dataset.annotations)) if dataset.positions is None else dataset.positions
+    for i, annotation in zip(positions, dataset.annotations.values(), strict=True):
         entry = content["annotations"][i]
         if annotation.iscrowd:
             crowds += 1
@@ -67,16 +66,12 @@ def load_prompted(path: PathLike, *, replace: bool = False) -> PromptedAnnotatio
         else:
             try:
                 points = entry.get("points") or []
-                box = None if "bbox" not in entry else annotation.bbox
+                box = annotation.bbox if any(annotation.bbox) or not points else None
                 prompts.setdefault(annotation.image_id, []).append((i, _prompt(box, points)))
             except InputError as error:
                 raise InputError(f"{name}: annotation {annotation.id}: {error}") from None
     by_image = {image_id: tuple(found) for image_id, found in prompts.items()}
     return PromptedAnnotations(content, dataset, sha256, by_image, kept, crowds)
-
-
-def _has_points_only(entry: Any) -> bool:
-    return isinstance(entry, dict) and "bbox" not in entry and bool(entry.get("points"))
 
 
 def _prompt(box: tuple[float, float, float, float] | None, points: Any) -> Prompt:

@@ -2,7 +2,8 @@
 
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,30 +97,96 @@ def sample_references(
         annotations_name=dataset.path.replace("\\", "/").rsplit("/", 1)[-1],
         annotations_sha256=dataset.sha256,
     )
-    require_shots(result, dataset.path, allow_fewer=allow_fewer)
+    why = {c.name: why_not(dataset, c.category_id) for c in result.classes if len(c.references) < shots}
+    require_shots(result, dataset.path, allow_fewer=allow_fewer, why=why)
     return result
 
 
-def require_shots(references: ReferenceSet, path: PathLike, *, allow_fewer: bool) -> None:
-    """Raise `InputError`, naming file and classes, if one has no reference, or too few and that is not allowed."""
-    short = references.short_classes()
-    if empty := [name for name, count in short if count == 0]:
-        raise InputError(f"{show_path(path)}: no valid reference for {_some(empty)}; leave them out of the classes")
+def require_shots(
+    references: ReferenceSet, path: PathLike, *, allow_fewer: bool, why: Mapping[str, str] | None = None
+) -> None:
+    """Raise `InputError`, naming file and classes, if one has no reference, or too few and that is not allowed.
+
+    why: of some classes, which rule took how many of their annotations (`why_not`).
+    """
+    why, short = why or {}, references.short_classes()
+    empty = [name for name, count in short if count == 0]
+    if empty := [(name, why.get(name, "") if i < 5 else "") for i, name in enumerate(empty)]:
+        raise InputError(f"{show_path(path)}: no valid reference for {_some(empty)}; {_WAYS_OUT}")
     if short and not allow_fewer:
+        counts = [(name, str(count)) for name, count in short]
+        reasons = [f"{describe(name)}: {why[name]}" for name, _ in short[:3] if why.get(name)]
         raise InputError(
-            f"{show_path(path)}: fewer than {references.shots} valid references for {_some(short)};"
+            f"{show_path(path)}: fewer than {references.shots} valid references for {_some(counts)};"
             " ask for fewer shots, or allow fewer (--allow-fewer)"
+            + (f"; of what there is, {'; '.join(reasons)}" if reasons else "")
         )
+
+
+_WAYS_OUT = (
+    "leave them out of the classes (--drop-empty), or give a COCO file of references, which are taken as they are "
+    "(--lists FILE.json)"
+)
 
 
 def is_valid_reference(annotation: CocoAnnotation, image: CocoImage) -> bool:
     """Whether an annotation may serve as a reference: METHOD stage 0's crowd, size and border rules."""
+    return broken_rule(annotation, image) is None
+
+
+def broken_rule(annotation: CocoAnnotation, image: CocoImage) -> str | None:
+    """The rule for references that an annotation breaks, in words; None if it may serve.
+
+    Of an image whose size is not known, the right and the lower border are not looked at.
+    """
     x, y, width, height = annotation.bbox
-    return (
-        not annotation.iscrowd
-        and min(width, height) >= MIN_BOX_SIDE
-        and min(x, y, image.width - (x + width), image.height - (y + height)) >= MIN_BORDER_DISTANCE
-    )
+    if annotation.iscrowd:
+        return "a crowd"
+    if annotation.isimpossible:
+        return "marked difficult or impossible"
+    if min(width, height) < MIN_BOX_SIDE:
+        return f"box under {MIN_BOX_SIDE} pixels"
+    right, lower = (image.width - (x + width), image.height - (y + height)) if image.height else (x, y)
+    if min(x, y, right, lower) < MIN_BORDER_DISTANCE:
+        return f"box under {MIN_BORDER_DISTANCE} pixels from the border"
+    return None
+
+
+def why_not(dataset: CocoDataset, category_id: int) -> str:
+    """Which rule took how many annotations of a class: "3 of 3 annotations: box under 32 pixels"."""
+    own = [a for a in dataset.annotations.values() if a.category_id == category_id]
+    if not own:
+        return "it has no annotations"
+    masked = any(a.segmentation is not None for a in own)
+    reasons = Counter(_reason(annotation, dataset, masked) or "" for annotation in own)
+    valid = reasons.pop("", 0)
+    texts = [f"{count} of {len(own)} annotations: {reason}" for reason, count in reasons.most_common(1)]
+    texts += [f"{count}: {reason}" for reason, count in reasons.most_common()[1:]]
+    if valid:
+        texts.append(f"{valid} valid, of which an image gives one")
+    return ", ".join(texts)
+
+
+def _reason(annotation: CocoAnnotation, dataset: CocoDataset, masked: bool) -> str | None:
+    """Why an annotation is no reference. masked: others of its class have masks, so it needs one too."""
+    if (rule := broken_rule(annotation, dataset.images[annotation.image_id])) is not None:
+        return rule
+    if annotation.segmentation is None:
+        return "no mask" if masked else None
+    if callable(annotation.segmentation) or not dataset.images[annotation.image_id].height:
+        return None
+    try:
+        return None if rle_areas([dataset.rle(annotation)])[0] else "a mask without a pixel"
+    except InputError:
+        return "a mask that cannot be read"
+
+
+def used_classes(
+    dataset: CocoDataset, classes: Sequence[CocoCategory]
+) -> tuple[tuple[CocoCategory, ...], tuple[str, ...]]:
+    """The classes that have an annotation, and the names of the others (Roboflow's root category, for one)."""
+    used = {annotation.category_id for annotation in dataset.annotations.values()}
+    return tuple(c for c in classes if c.id in used), tuple(c.name for c in classes if c.id not in used)
 
 
 def check_references(references: ReferenceSet, dataset: CocoDataset) -> None:
@@ -219,11 +286,12 @@ def references_as_coco(references: ReferenceSet, dataset: CocoDataset) -> dict[s
 
 def _take(annotations: list[CocoAnnotation], dataset: CocoDataset, shots: int) -> tuple[Reference, ...]:
     taken: dict[int, Reference] = {}
+    masked = any(annotation.segmentation is not None for annotation in annotations)
     for annotation in annotations:
         if len(taken) == shots:
             break
         image_id = annotation.image_id
-        if image_id not in taken and is_valid_reference(annotation, dataset.images[image_id]):
+        if image_id not in taken and _reason(annotation, dataset, masked) is None:
             taken[image_id] = Reference(image_id, annotation.id)
     return tuple(taken.values())
 
@@ -273,7 +341,7 @@ def _get(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
-def _some(classes: Sequence[str | tuple[str, int]], limit: int = 20) -> str:
-    """The first class names, with their counts where given."""
-    texts = [describe(c) if isinstance(c, str) else f"{describe(c[0])} ({c[1]})" for c in classes[:limit]]
+def _some(classes: Sequence[tuple[str, str]], limit: int = 20) -> str:
+    """The first class names, with what there is to say of each."""
+    texts = [f"{describe(name)} ({text})" if text else describe(name) for name, text in classes[:limit]]
     return ", ".join(texts) + (f" and {len(classes) - limit} more" if len(classes) > limit else "")

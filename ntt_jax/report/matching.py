@@ -19,6 +19,7 @@ from ntt_jax.evaluation import GroundTruth
 from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
 from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.images.rle import Rle, encode_masks
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 FOUND, TOUCHED = 0.5, 0.1
@@ -81,6 +82,8 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], 
         entries[entry["image_id"]].append(row)
     labels = np.array([index[entry["category_id"]] for entry in ground_truth.entries], np.int32)
     crowd = np.array([bool(entry["iscrowd"] or entry["difficult"]) for entry in ground_truth.entries], bool)
+    if kind == "segm":  # what has no mask is not compared by it
+        crowd |= np.array(["segmentation" not in entry for entry in ground_truth.entries], bool)
     object_image = np.zeros(len(labels), np.int32)
     found = np.full(len(labels), -1, np.int32)
     parts: list[dict[str, np.ndarray]] = []
@@ -131,7 +134,9 @@ def _overlaps(record: ImageDetections, truth: list[dict[str, Any]], kind: str) -
     crowd = [int(entry["iscrowd"]) for entry in truth]
     iou: Any = mask_api.iou
     if kind == "segm":
-        objects = [entry["segmentation"] for entry in truth]
+        height, width = record.height, record.width
+        nothing = Rle(size=[height, width], counts=encode_masks(np.zeros((1, height, width), bool))[0]["counts"])
+        objects = [entry.get("segmentation", nothing) for entry in truth]
         return np.asarray(iou(list(record.rles), objects, crowd), np.float64).reshape(len(record), len(truth))
     boxes = record.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]

@@ -4,6 +4,7 @@ What an option names must be there and fit, or it is an error. What is only foun
 report then does without it and says so.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from ntt_jax.cli import memory, options
 from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.bank_classes import match_classes
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
@@ -117,6 +119,9 @@ class Scored:
 def load_scored(files: RunFiles) -> Scored:
     """Read and check annotations, memory and results. Raises `InputError` if annotations or results are unfit."""
     dataset, bank = _annotations(files), _memory(files)
+    if bank is not None:
+        with contextlib.suppress(InputError):  # a memory of other classes: shown as it is
+            bank = match_classes(bank, dataset)[0]
     ground_truth = prepare_ground_truth(dataset, _categories(files, dataset, bank))
     ids = [category.id for category in ground_truth.categories]
     return Scored(dataset, bank, ground_truth, read_results(files.results, dataset, ids))

@@ -161,7 +161,11 @@ def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]
     """The images that were skipped and why, by ascending id: `{"image_id", "file_name", "reason"}`."""
     records = [run.records.read(image_id) for image_id in sorted(dataset.images) if run.records.skipped(image_id)]
     return [
-        {"image_id": r["image_id"], "file_name": dataset.images[r["image_id"]].file_name, "reason": r["skipped"]}
+        {
+            "image_id": dataset.image_ids.get(r["image_id"], r["image_id"]),
+            "file_name": dataset.images[r["image_id"]].file_name,
+            "reason": r["skipped"],
+        }
         for r in records
     ]
 
@@ -173,8 +177,10 @@ def write_outcome(run: RunFolder, dataset: CocoDataset, ground_truth: GroundTrut
     of skipped images count as missed.
     """
     category_ids = [category.id for category in ground_truth.categories]
-    write_results(run.results, detections(run, dataset), category_ids)
+    write_results(run.results, detections(run, dataset), category_ids, dataset)
     metrics = evaluate_detections(ground_truth, detections(run, dataset))
+    if notes := dataset.notes + ground_truth.notes:
+        metrics["notes"] = list(notes)
     metrics["skipped"] = skipped_images(run, dataset)
     metrics["provenance"] = run.identity
     write_json(run.metrics, metrics)

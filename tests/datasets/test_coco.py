@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ntt_jax import evaluation
+from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
 from ntt_jax.errors import InputError
+from ntt_jax.images.rle import encode_masks
 from ntt_jax.references import sampling
 
 
@@ -65,55 +67,201 @@ def test_annotation_without_optional_keys() -> None:
     assert dataset.annotations[51].isimpossible
 
 
+def set_at(content: Any, where: tuple[Any, ...], value: Any) -> None:
+    for key in where[:-1]:
+        content = content[key]
+    content[where[-1]] = value
+
+
 @pytest.mark.parametrize(
-    ("where", "value", "parts"),
+    ("where", "value", "note", "left"),
     [
-        (("images",), None, ['"images"', "a list"]),
-        (("images", 0), 5, ["images[0]", "object"]),
-        (("images", 0, "id"), "7", ["images[0]", '"id"', "'7'"]),
-        (("images", 0, "id"), True, ['"id"', "True"]),
-        (("images", 0, "id"), 3, ["images: the id 3 occurs more than once"]),
-        (("images", 0, "file_name"), "../../etc/passwd", ["images[0] (id 7)", "relative path inside"]),
-        (("images", 0, "file_name"), "/etc/passwd", ["relative path inside"]),
-        (("images", 0, "file_name"), "a/../../b", ["relative path inside"]),
-        (("images", 0, "file_name"), "..\\b", ["relative path inside"]),
-        (("images", 0, "file_name"), "C:\\b", ["relative path inside"]),
-        (("images", 0, "file_name"), "a\0b", ["relative path inside"]),
-        (("images", 0, "file_name"), "\ud800", ["Unicode"]),
-        (("images", 0, "file_name"), "", ["file_name"]),
-        (("images", 0, "height"), 0, ['"height"', "at least 1"]),
-        (("images", 0, "height"), 10**7, ["over the limit"]),
-        (("images", 0, "width"), 640.0, ['"width"', "640.0"]),
-        (("categories", 1, "name"), 3, ["categories[1] (id 2)", '"name"']),
-        (("categories", 1, "id"), 5, ["categories: the id 5"]),
-        (("annotations", 1, "id"), 100, ["annotations: the id 100"]),
-        (("annotations", 1, "id"), "50", ["annotations[1]", "'50'"]),
-        (("annotations", 1, "image_id"), 8, ["annotations[1] (id 50)", "8 is not the id of an image"]),
-        (("annotations", 1, "category_id"), 8, ["annotations[1] (id 50)", "8 is not the id of a category"]),
-        (("annotations", 1, "bbox"), [1, 2, 3], ['"bbox"', "[1, 2, 3]"]),
-        (("annotations", 1, "bbox"), [1, 2, float("nan"), 4], ['"bbox"', "nan"]),
-        (("annotations", 1, "bbox"), [1, 2, float("inf"), 4], ['"bbox"', "inf"]),
-        (("annotations", 1, "bbox"), [1, 2, 10**400, 4], ['"bbox"', "bits"]),
-        (("annotations", 1, "bbox"), [1, 2, -1, 4], ['"bbox"', "-1"]),
-        (("annotations", 1, "bbox"), ["1", 2, 1, 4], ['"bbox"']),
-        (("annotations", 1, "area"), float("nan"), ['"area"', "nan"]),
-        (("annotations", 1, "iscrowd"), 2, ['"iscrowd"', "0 or 1"]),
-        (("annotations", 1, "segmentation"), "abc", ["polygons or an RLE", "'abc'"]),
-        (("annotations", 1, "segmentation"), {"counts": "abc"}, ['"size"', "null"]),
-        (("annotations", 1, "segmentation", "size"), [60, 40], ["size", "[60, 40]", "[40, 60]"]),
-        (("annotations", 1, "segmentation", "counts"), 5, ['"counts"']),
-        (("annotations", 0, "segmentation"), [[1, 2, 3, 4]], ["annotations[0] (id 100)", "three points"]),
-        (("annotations", 0, "segmentation"), [1, 2, 3, 4, 5, 6], ["polygons", "found 1"]),
-        (("annotations", 0, "segmentation"), [[1, 2, 3, 4, 5, 6, 7]], ["three points", "a list of 7"]),
+        # What cannot be used is left out, with what depends on it; the rest of the file is read.
+        (("images", 0), 5, "images without an id, left out: 1 (images[0]: found 5)", [50, 51, 900100000000, 0, 101]),
+        (("images", 0, "id"), None, "images without an id", [50, 51, 900100000000, 0, 101]),
+        (("images", 0, "id"), True, "images without an id, left out: 1 (images[0]: found True)", None),
+        (("images", 0, "id"), 3, "ids of several images", None),
+        (("images", 0, "file_name"), "", "images without a file name", None),
+        (("images", 0, "file_name"), "\ud800", "images without a file name", None),
+        (("images", 0, "file_name"), 7, "images without a file name", None),
+        (("images", 0, "height"), 10**7, "over the limit of 200,000,000 pixels, left out: 1 (images[0] (id 7))", None),
+        (("categories", 1, "name"), None, "categories without a name, left out: 1", None),
+        (("categories", 1, "id"), 5, "ids of several categories", None),
+        (("annotations", 1), "x", "annotations that are no objects", None),
+        (("annotations", 1, "image_id"), 8, "annotations of images that are not in the file, left out: 1", None),
+        (("annotations", 1, "image_id"), None, "annotations of images that are not in the file, left out: 1", None),
+        (("annotations", 1, "category_id"), 8, "annotations of categories that are not in the file, left out: 1", None),
+        (("annotations", 1, "category_id"), None, "(annotation 50: category null)", None),
     ],
 )
-def test_refuses_at_reading(where: tuple[Any, ...], value: Any, parts: list[str]) -> None:
+def test_what_cannot_be_used_is_left_out(where: Any, value: Any, note: str, left: list[int] | None) -> None:
     content: Any = document()
-    holder = content
-    for key in where[:-1]:
-        holder = holder[key]
-    holder[where[-1]] = value
-    refused(content, *parts)
+    set_at(content, where, value)
+    dataset = parse(content)
+    assert any(note in line for line in dataset.notes), dataset.notes
+    assert 0 < len(dataset.annotations) < 6
+    if left is not None:
+        assert [i for i in left if i not in dataset.annotations] == [] or len(dataset.annotations) >= len(left) - 1
+    for entry in dataset.annotations.values():
+        assert entry.image_id in dataset.images and entry.category_id in dataset.categories
+    assert dataset.positions is not None and len(dataset.positions) == len(dataset.annotations)
+    for position, entry in zip(dataset.positions, dataset.annotations.values(), strict=True):
+        assert content["annotations"][position]["id"] == entry.id
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "note", "read"),
+    [
+        # What is certain is read as it is meant.
+        (("images", 0, "width"), 200.0, "640.0", lambda d: d.images[7].width == 200),
+        (("images", 0, "width"), "200", "640.0", lambda d: d.images[7].width == 200),
+        (("images", 0, "height"), 0, None, lambda d: d.images[7].height == 0),
+        (("images", 0, "height"), -1, None, lambda d: d.images[7].width == 0),
+        (("images", 1, "height"), None, "which their masks say", lambda d: d.images[3].height == 40),
+        (("categories", 1, "name"), 3, "names of categories that are numbers", lambda d: d.categories[2].name == "3"),
+        (("annotations", 1, "id"), 100, "numbered anew: 1 (annotations[1] is", lambda d: len(d.annotations) == 6),
+        (("annotations", 1, "id"), "50", None, lambda d: d.annotations[50].image_id == 3),
+        (("annotations", 1, "id"), None, "numbered anew", lambda d: len(d.annotations) == 6),
+        (("annotations", 1, "image_id"), 3.0, None, lambda d: d.annotations[50].image_id == 3),
+        (("annotations", 1, "image_id"), "3", None, lambda d: d.annotations[50].image_id == 3),
+        (("annotations", 1, "bbox"), None, "without a box, which is taken from the mask", "box"),
+        (("annotations", 1, "bbox"), [1, 2, 3], "four finite numbers, not used: 1 (annotation 50: [1, 2, 3])", "box"),
+        (("annotations", 1, "bbox"), [1, 2, float("nan"), 4], "nan", "box"),
+        (("annotations", 1, "bbox"), [1, 2, float("inf"), 4], "inf", "box"),
+        (("annotations", 1, "bbox"), [1, 2, 10**400, 4], "four finite numbers", "box"),
+        (("annotations", 1, "bbox"), [0, 0, 0, 0], "taken from the mask", "box"),
+        (("annotations", 1, "bbox"), [32, 33, -20, -30], "negative width or height", "box"),
+        (("annotations", 1, "bbox"), ["12", 3, "20", 30.0], None, "box"),
+        (
+            ("annotations", 1, "area"),
+            float("nan"),
+            "areas that are no number",
+            lambda d: d.annotations[50].area is None,
+        ),
+        (("annotations", 1, "iscrowd"), None, None, lambda d: not d.annotations[50].iscrowd),
+        (("annotations", 1, "iscrowd"), True, None, lambda d: d.annotations[50].iscrowd),
+        (("annotations", 1, "iscrowd"), "1", None, lambda d: d.annotations[50].iscrowd),
+        (("annotations", 1, "iscrowd"), 0.0, None, lambda d: not d.annotations[50].iscrowd),
+        (("annotations", 1, "iscrowd"), 2, '"iscrowd" other than 0 and 1', lambda d: d.annotations[50].iscrowd),
+    ],
+)
+def test_what_is_certain_is_read(where: Any, value: Any, note: str | None, read: Any) -> None:
+    content: Any = document()
+    set_at(content, where, value)
+    dataset = parse(content)
+    assert len(dataset.annotations) == 6 and dataset.positions is None
+    assert dataset.notes == () if note is None else any(note in line for line in dataset.notes), dataset.notes
+    assert dataset.annotations[50].bbox == (12, 3, 20, 30) if read == "box" else read(dataset)
+
+
+RECTANGLE = box_mask(40, 60, 12, 3, 20, 30)
+POINTS = [[12, 3], [32, 3], [32, 33], [12, 33]]
+FLAT = [v for point in POINTS for v in point]
+RUNS = {"size": [40, 60], "counts": [483, *[30, 10] * 19, 30, 1127]}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "note"),
+    [
+        ([FLAT], None),
+        (FLAT, "without the outer pair of brackets"),
+        (POINTS, "pairs of numbers"),
+        ([POINTS], "pairs of numbers"),
+        ([{"x": x, "y": y} for x, y in POINTS], "pairs of numbers"),
+        ([FLAT, [5.0, 5.0]], "fewer than three points"),
+        ([[5, 5], FLAT, [1, 1, 9, 9]], "left out: 2"),
+        ([FLAT, [1, 2, 3, 4, 5, 6, 7]], "odd count"),
+        ([FLAT, []], "fewer than three points"),
+        ([FLAT, None], "fewer than three points"),
+        (json.dumps([FLAT]), None),
+        (RUNS, None),
+        ([RUNS], None),
+        ([RUNS, {"size": [40, 60], "counts": [2400]}], "united"),
+        (RUNS["counts"], "bare run lengths"),
+        ({"counts": RUNS["counts"]}, "without a size"),
+        ({"size": [40.0, 60.0], "counts": [float(v) for v in RUNS["counts"]]}, None),
+        (dict(encode_masks(RECTANGLE[None])[0]), None),
+        ({"size": [40, 60], "counts": repr(encode_masks(RECTANGLE[None])[0]["counts"].encode())}, "prints bytes"),
+    ],
+)
+def test_forms_of_segmentations(segmentation: Any, note: str | None) -> None:
+    content: Any = document()
+    content["annotations"][1]["segmentation"] = segmentation
+    dataset = parse(content)
+    np.testing.assert_array_equal(dataset.mask(dataset.annotations[50]), RECTANGLE)
+    assert dataset.notes == () if note is None else any(note in line for line in dataset.notes), dataset.notes
+    del content["annotations"][1]["bbox"]
+    assert parse(content).annotations[50].bbox == (12, 3, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "note"),
+    [
+        ("abc", "cannot be read, left out: 1 (annotation 50: 'abc')"),
+        (5, "cannot be read"),
+        ([1, 2, 3, 4], "fewer than three points"),
+        ([[1, 2, 3, 4]], "left without a mask"),
+        ([[5, 5]], "fewer than three points"),
+        ({"counts": 5, "size": [40, 60]}, "cannot be read"),
+        ({"counts": "abc", "size": [60, 40]}, "[height, width] is [60, 40], the image's [40, 60]"),
+        ({"counts": "b'" + "(" * 500, "size": [40, 60]}, "cannot be read"),
+    ],
+)
+def test_segmentations_that_are_none(segmentation: Any, note: str) -> None:
+    content: Any = document()
+    content["annotations"][1]["segmentation"] = segmentation
+    dataset = parse(content)
+    assert dataset.annotations[50].segmentation is None and any(note in line for line in dataset.notes), dataset.notes
+    content["annotations"][1]["bbox"] = [0, 0, 0, 0]  # a deleted object's remains
+    assert 50 not in parse(content).annotations
+    del content["annotations"][1]["bbox"]
+    assert 50 not in parse(content).annotations
+
+
+def test_text_ids_are_kept() -> None:
+    content: Any = document()
+    names = {7: "b", 3: "3", 9: "image-9"}
+    for image in content["images"]:
+        image["id"] = names[image["id"]]
+    for entry in content["annotations"]:
+        entry["image_id"] = names[entry["image_id"]]
+        entry["category_id"] = str(entry["category_id"])  # numbers in "categories": the same ones
+    dataset = parse(content)
+    assert [dataset.image_ids[i] for i in dataset.images] == ["b", "3", "image-9"] and 3 in dataset.images
+    assert not dataset.category_ids and list(dataset.categories) == [2, 5, 11] and len(dataset.annotations) == 6
+    assert dataset.notes == ("ids of images that are text (or below 0), kept as they are: 3 (the first: 'b')",)
+
+
+def test_entries_written_twice_are_taken_once() -> None:
+    content: Any = document()
+    for key in ("images", "categories", "annotations"):
+        content[key].append(dict(content[key][0]))
+    dataset = parse(content)
+    assert [len(v) for v in (dataset.images, dataset.categories, dataset.annotations)] == [3, 3, 6]
+    assert len(dataset.notes) == 3 and all("taken once: 1" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings(encoding: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "Annotations").mkdir()  # as VOC's folders have
+    path = tmp_path / "a" / "b" / "x.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(json.dumps(document()).encode(encoding))
+    assert len(load_dataset(path).annotations) == 6
+
+
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_refuses_a_file_of_which_nothing_is_left(key: str) -> None:
+    content: Any = document()
+    for entry in content[key]:
+        entry["id"] = None
+    refused(content, f"none of its 3 {key} can be used", "without an id")
+
+
+def test_refuses_lists_that_are_none() -> None:
+    content: Any = document()
+    content["images"] = None
+    refused(content, '"images"', "a list")
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
@@ -123,13 +271,6 @@ def test_refuses_missing_lists(key: str) -> None:
     refused(content, f'"{key}" is missing')
 
 
-@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox"])
-def test_refuses_missing_annotation_keys(key: str) -> None:
-    content = document()
-    del content["annotations"][3][key]
-    refused(content, "annotations[3]", f'"{key}"', "no such key")
-
-
 @pytest.mark.parametrize(
     ("segmentation", "part"),
     [
@@ -137,7 +278,7 @@ def test_refuses_missing_annotation_keys(key: str) -> None:
         ({"size": [40, 60], "counts": [0, 2**62, 2**62]}, "0..2400"),
         ({"size": [40, 60], "counts": [2**70]}, "list of integers"),
         ({"size": [40, 60], "counts": [-1, 2401]}, "-1"),
-        ({"size": [40, 60], "counts": [2400.0]}, "integers"),
+        ({"size": [40, 60], "counts": [2400.5]}, "integers"),
         ({"size": [40, 60], "counts": []}, "integers"),
         ({"size": [40, 60], "counts": [[2400]]}, "integers"),
         ({"size": [40, 60], "counts": ""}, "compressed text"),

@@ -12,11 +12,13 @@ from coco_files import annotation, box_mask, check_message, document
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ntt_jax.ablation.scoring import evaluate_shared
 from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import KINDS, GroundTruth, evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections, write_results
+from ntt_jax.report.matching import match
 
 
 def parse(content: Any) -> CocoDataset:
@@ -218,8 +220,13 @@ def test_area_is_made_where_it_is_missing() -> None:
 def test_boxes_alone_need_no_masks() -> None:
     dataset = parse(document())
     categories = select_classes(dataset, "all")
-    with pytest.raises(InputError, match="annotation 101: has no segmentation"):
-        prepare_ground_truth(dataset, categories)
+    both = prepare_ground_truth(dataset, categories)
+    assert both.notes == ("objects without a mask, compared by box only: 1 (annotation 101)",)
+    assert len(both.entries) == 6 and len(both.of_kind("segm")) == 5
+    whole = evaluate_detections(both, [])
+    (shared,) = evaluate_shared(both, lambda: iter([]), 1)
+    assert whole["segm"]["AP"] == whole["bbox"]["AP"] == 0 and shared == whole
+    assert match(both, {}, "segm").objects.sum() + 1 == match(both, {}, "bbox").objects.sum()
     metrics = evaluate_detections(prepare_ground_truth(dataset, categories, kinds=["bbox"]), [])
     assert metrics["bbox"]["AP"] == 0 and "segm" not in metrics
 
