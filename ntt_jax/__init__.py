@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax import _moved
 
 if TYPE_CHECKING:
+    from ntt_jax.compiled.devices import use_all_cores
     from ntt_jax.compiled.predictor import Predictor
     from ntt_jax.compiled.prompt_masker import Prompt
     from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config
@@ -36,6 +37,7 @@ _EXPORTS = {
     "load_dinov2": "loading",
     "load_sam2": "loading",
     "segment": "pipeline",
+    "use_all_cores": "compiled.devices",
 }
 # Rooms and modules that are attributes after `import ntt_jax`, by the name that people use.
 _MODULES = {
@@ -82,6 +84,7 @@ __all__ = [
     "load_dinov2",
     "load_sam2",
     "segment",
+    "use_all_cores",
 ]
 
 

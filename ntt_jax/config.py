@@ -123,7 +123,8 @@ class Limits:
         fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
         if not fits or not (self._contains(value) or value in self.also):
             raise InputError(f"{name}: expected {self}, found {value!r:.40}")
-        return self.kind(value)
+        number: Any = value
+        return self.kind(number)
 
     def _contains(self, value: Any) -> bool:
         return self.low <= value <= self.high and not (self.open_low and value == self.low)

@@ -220,7 +220,7 @@ def add_ours(rows: Rows, args: argparse.Namespace, models: Any, image: np.ndarra
             config,
             batch_size=batch,
             matmul_precision=precision,
-            point_devices=cores,
+            devices=cores,
             canvas=max(height, width),
         )
         count = batch * (1 if batch == 1 else 3)

@@ -106,7 +106,7 @@ def test_equals_segment(index=1):
 def test_any_number_of_images_on_several_devices(devices, count):
     # One image a step on one device: the share of each device. Another batch size may round a logit across 0.
     one = list(Predictor(*models(), prototypes(), CONFIG)(images()[:count]))
-    predictor = Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:devices])
+    predictor = Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:devices], divide="images")
     for found, wanted in zip(predictor(images()[:count]), one, strict=True):
         assert_same(found, wanted)
 
@@ -167,7 +167,7 @@ def test_bad_input():
 @pytest.mark.parametrize("count", [3, 8])
 def test_points_shared_among_devices(count):
     """16 points on numbers of devices that do and do not divide them."""
-    found = Predictor(*models(), prototypes(), CONFIG, batch_size=2, point_devices=jax.devices()[:count])(images())
+    found = Predictor(*models(), prototypes(), CONFIG, batch_size=2, devices=jax.devices()[:count])(images())
     for one, wanted in zip(found, predicted()[0], strict=True):
         assert_same(one, wanted)
 
@@ -175,7 +175,7 @@ def test_points_shared_among_devices(count):
 def test_points_shared_compile_nothing_more_and_keep_negatives():
     negatives = np.zeros((3, 1, DINOV2.embed_dim), np.float32)
     negatives[0, 0] = prototypes()[0]
-    predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=1, point_devices=jax.devices()[:2])
+    predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=1, devices=jax.devices()[:2])
     assert len(list(predictor(images()))) == len(SIZES)
     before = compile_count()
     assert len(list(predictor(images()))) == len(SIZES)
@@ -186,6 +186,7 @@ def test_points_shared_compile_nothing_more_and_keep_negatives():
         assert_same(one, wanted)
 
 
-def test_refuses_both_kinds_of_devices():
-    with pytest.raises(InputError, match="give one of them"):
-        Predictor(*models(), prototypes(), CONFIG, devices=jax.devices()[:1], point_devices=jax.devices()[:2])
+@pytest.mark.parametrize(("options", "said"), [({"divide": "rows"}, "divide"), ({"devices": "cpu"}, "devices")])
+def test_refuses_other_divisions(options, said):
+    with pytest.raises(InputError, match=f"{said}: expected"):
+        Predictor(*models(), prototypes(), CONFIG, **options)

@@ -93,8 +93,8 @@ class ManyPredictor(Predictor):
     """`Predictor` for prototypes `[M, K, C]` of M memories: an iterable of images in, `SharedDetections` out, in order.
 
     negatives: `[M, K, N, C]`, rows of zeros where a memory has fewer. Image ids of the detections are 0. All logits of
-    a batch stay on the device until its masks are drawn (268 MB an image with the published sizes). Other arguments
-    and errors as `Predictor`.
+    a batch stay on the device until its masks are drawn (268 MB an image with the published sizes). Devices divide the
+    images. Other arguments and errors as `Predictor`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ManyPredictor(Predictor):
     ):
         if np.ndim(prototypes) != 3 or not len(prototypes):
             raise InputError(f"prototypes: expected [M, K, C], found {list(np.shape(prototypes))}")
-        super().__init__(sam2, dinov2, prototypes[0], config, **options)
+        super().__init__(sam2, dinov2, prototypes[0], config, divide="images", **options)
         self._classes = self._place(prototypes, negatives, np.shape(prototypes)[1:])
         self._program = functools.partial(self._program, detect=detect_many)
 

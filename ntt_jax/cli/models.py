@@ -72,18 +72,19 @@ def load_predictor(
     args: argparse.Namespace, bank: "MemoryBank", config: DetectConfig, devices: list[Any], largest_side: int
 ) -> "Predictor":
     """The compiled target pass of the given checkpoints and memory, for images of up to about `largest_side`."""
+    from ntt_jax.compiled.devices import core_devices
     from ntt_jax.compiled.predictor import Predictor
 
-    cores = options.core_devices(devices)
+    cores = core_devices()
     return make_predictor(
         Predictor,
         args,
         config,
-        devices if cores is None else None,
+        devices if cores is None else cores,
         largest_side,
         prototypes=bank.memory.prototypes,
         negatives=bank.memory.negatives,
-        point_devices=cores,
+        divide="images" if cores is None else "points",
     )
 
 

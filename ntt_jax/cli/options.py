@@ -4,6 +4,7 @@ The checks here need no JAX, so a mistyped path or number is answered at once.
 """
 
 import argparse
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -325,20 +326,20 @@ def make_output_folder(path: Path, option: str = "--out") -> None:
 def start_jax(args: argparse.Namespace) -> list[Any]:
     """Start JAX as the options of `add_compute` say and return the devices to use.
 
-    Without an accelerator that is one, which stands for all cores; `core_devices` then has one for each of them.
+    Without an accelerator that is one, which stands for all cores; `devices.core_devices` has one for each of them.
 
     Raises `InputError` when there are fewer devices than asked for or the cache folder is not ours alone.
     """
     cache = _cache_folder(args.compilation_cache)
     import jax
 
+    from ntt_jax.compiled.devices import core_devices
+
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     divide_cpu(args.cores)
-    devices = jax.local_devices()
-    if _divided and devices[0].platform == "cpu":
-        devices = devices[:1]
+    devices = jax.local_devices() if core_devices() is None else jax.local_devices()[:1]
     if args.devices is None:
         return devices
     if args.devices > len(devices):
@@ -347,40 +348,17 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     return devices[: args.devices]
 
 
-_divided = False  # whether the devices of this process's CPU are its cores, by `divide_cpu`
-
-
 def divide_cpu(cores: int | None) -> None:
     """Let JAX see `cores` cores of the CPU, or all of them, as a device each, unless somebody has set their number.
 
     Only before the first array is made, for instance by reading a memory; afterwards nothing happens.
     """
-    global _divided
-    import jax
+    from ntt_jax.compiled.devices import available_cores, devices_are_set, use_all_cores
 
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    flags = os.environ.get("XLA_FLAGS", "")
-    if (
-        cores == 1
-        or getattr(jax.config, "jax_num_cpu_devices", -1) > 0
-        or "xla_force_host_platform_device_count" in flags
-    ):
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:  # JAX runs already
-        return
-    _divided = True
-
-
-def core_devices(devices: list[Any]) -> list[Any] | None:
-    """The devices that stand for the cores of a CPU, if these are what `start_jax` made of it, and otherwise None."""
-    if not _divided or devices[0].platform != "cpu":
-        return None
-    import jax
-
-    return jax.local_devices()
+    cores = available_cores() if cores is None else cores
+    if cores > 1 and not devices_are_set():
+        with contextlib.suppress(InputError):  # JAX runs already
+            use_all_cores(cores)
 
 
 def _cache_folder(option: str | None) -> Path | None:

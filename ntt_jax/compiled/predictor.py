@@ -5,7 +5,7 @@
     device  `draw_masks`: the returned masks at full size                 one program per canvas (640, powers of two)
     host    COCO run lengths                                              a thread, behind the device
 
-With `point_devices` the second line is three programs (`point_parallel`).
+Where devices divide the points of each image, the second line is three programs (`point_parallel`).
 """
 
 import copy
@@ -24,6 +24,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ntt_jax.compiled.devices import choose_devices
 from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.compiled.point_parallel import PointParallel
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
@@ -99,15 +100,15 @@ class Predictor:
       sam2, dinov2: the models. prototypes: `[K, C]`. config: constants of the method.
       negatives: `[K, N, C]`, what looks like a class and is none (`match.similarities`).
       batch_size: images per device and step.
-      devices: those to use, the default one if None. Each works on its own share of every batch.
+      devices: those to use; None is the default one, or the cores of the CPU after `ntt_jax.use_all_cores()`.
+      divide: what they divide: "points" of every image (`point_parallel`), the default for CPUs, or "images" of every
+        batch, the default for accelerators.
       matmul_precision: "highest" for float32 products; "tensorfloat32" trades exactness for speed on GPUs that have it.
-      point_devices: devices that share the points of every image (`point_parallel`), in place of `devices`: the cores
-        of a CPU that is divided into devices.
       canvas: longest image side to expect; masks are drawn on a canvas of at least this side. Without it, the first
         larger image compiles the drawing program anew (never the main one).
 
     Raises:
-      InputError: prototypes or negatives of another encoder, a batch size below 1, no devices, or both kinds of them.
+      InputError: prototypes or negatives of another encoder, a batch size below 1, no devices.
     """
 
     def __init__(
@@ -120,16 +121,15 @@ class Predictor:
         negatives: Any = None,
         batch_size: int = 1,
         devices: Sequence[Any] | None = None,
+        divide: str | None = None,
         matmul_precision: str = "highest",
-        point_devices: Sequence[Any] | None = None,
         canvas: int = 0,
     ):
         self.config = DetectConfig() if config is None else config
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")
-        if devices is not None and point_devices is not None:
-            raise InputError("devices, point_devices: give one of them; images or their points are divided, not both")
-        mesh = device_mesh(devices if point_devices is None else point_devices[:1])
+        devices, divide = choose_devices(devices, divide)
+        mesh = device_mesh(devices[:1] if divide == "points" else devices)
         self.batch_size = batch_size * mesh.size
         self.image_size = sam2.config.image_size
         self._canvas = canvas
@@ -143,8 +143,8 @@ class Predictor:
         self._program: Callable[..., Any] = functools.partial(
             _detect_batch, detect=detect_images, definitions=definitions, config=self.config, mesh=mesh
         )
-        if point_devices is not None and len(point_devices) > 1:
-            self._program = PointParallel(sam2, dinov2, self.config, definitions, point_devices)
+        if divide == "points" and len(devices) > 1:
+            self._program = PointParallel(sam2, dinov2, self.config, definitions, devices)
 
     def __call__(self, images: Iterable[np.ndarray]) -> Iterator[HostDetections]:
         """Detections of each image `[H, W, 3]` uint8 RGB, lazily and in order.

@@ -164,6 +164,7 @@ def run_demo(
                 SMALL_DETECT,
                 batch_size=batch_size,
                 devices=devices,
+                divide="images",
                 matmul_precision=precision,
                 canvas=640,
             )

@@ -69,8 +69,8 @@ class Segmenter:
       sam2, dinov2: the models, from `load_sam2` and `load_dinov2`.
       config: constants of the method, the published ones by default; thresholds: single ones of them by name, as
         `max_detections=20, nms_iou_threshold=0.6` (`DetectConfig` lists them).
-      batch_size, devices, matmul_precision, point_devices, canvas: as for `Predictor`; a batch is filled up, so one
-        image costs as much as `batch_size` images.
+      batch_size, devices, matmul_precision, canvas: as for `Predictor`; a batch is filled up, so one image costs as
+        much as `batch_size` images. On CPUs devices divide the points of every image: `ntt_jax.use_all_cores()`.
       exif: photos with an orientation tag: "upright", as viewers show them (where a mask or annotations fit only the
         stored pixels, those), or "raw", always as stored.
 
@@ -87,7 +87,6 @@ class Segmenter:
         batch_size: int = 1,
         devices: Sequence[Any] | None = None,
         matmul_precision: str = "highest",
-        point_devices: Sequence[Any] | None = None,
         canvas: int = 640,
         exif: str = "upright",
         **thresholds: Any,
@@ -101,7 +100,6 @@ class Segmenter:
             "batch_size": batch_size,
             "devices": devices,
             "matmul_precision": matmul_precision,
-            "point_devices": point_devices,
             "canvas": canvas,
         }
         if exif not in EXIF:

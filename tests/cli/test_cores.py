@@ -9,9 +9,10 @@ import pytest
 START = """
 import argparse
 from ntt_jax.cli import options
+from ntt_jax.compiled.devices import core_devices
 args = argparse.Namespace(compilation_cache="off", devices={devices}, cores={cores})
 devices = options.start_jax(args)
-cores = options.core_devices(devices)
+cores = core_devices()
 print(len(devices), None if cores is None else len(cores))
 """
 
