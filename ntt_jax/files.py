@@ -70,7 +70,7 @@ def read_bytes(path: PathLike, *, max_bytes: int, what: str, holes: bool = False
     """
     with open_input(path, what=what, max_bytes=max_bytes) as file:
         try:
-            if not holes and _has_hole(file):
+            if not holes and has_hole(file):
                 raise InputError(f"{show_path(path)}: the {what} has parts that were never written; copy it again")
             data = file.read(max_bytes + 1)
         except OSError as error:
@@ -220,8 +220,8 @@ def _require_ours(info: os.stat_result, path: PathLike) -> None:
     raise InputError(f"{show_path(path)}: {found}; remove it or give another folder")
 
 
-def _has_hole(file: IO[bytes]) -> bool:
-    """Whether the system knows of a part that was never written; the file is at its start again."""
+def has_hole(file: IO[bytes]) -> bool:
+    """Whether the system knows of a part of a large file that was never written; seek before you read on."""
     if not hasattr(os, "SEEK_HOLE"):
         return False
     descriptor = file.fileno()

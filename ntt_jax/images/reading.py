@@ -1,28 +1,31 @@
 """Image files to arrays (METHOD stage 1 step 1, stage 3 step 1): what Pillow's `convert("RGB")` gives."""
 
 import contextlib
+import io
 import logging
-import os
-import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, show_path
+from ntt_jax.files import PathLike, has_hole, open_input, reason, show_path
+from ntt_jax.images.apart import decode_apart
+from ntt_jax.images.structure import FORMATS as FORMATS
+from ntt_jax.images.structure import RAW, check_structure, format_of
 
-# Photograph formats whose decoders run inside Pillow. Others are refused: the EPS reader, for one, starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 # Endings by which a folder is searched for images.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 EXIF = ("upright", "raw")
 """How a photo's orientation tag is read: turned as viewers show it, or the pixels as they are stored."""
 MAX_PIXELS = 200_000_000
 """Default limit on height x width, for images and for annotations: 600 MB as RGB."""
+MAX_IMAGE_BYTES = 650_000_000
+"""Limit on the file: 200 million pixels that are not compressed."""
+_AT_ONCE = 2**24  # pixels; larger images are converted some rows at a time, so that no second copy is made
 
 _open_lock = threading.Lock()
 # What Pillow logs about a damaged file is in the error raised for it; without any handler, Python would print it too.
@@ -68,16 +71,18 @@ def read_image(
     and annotation tools show it. fits: height and width of annotations or a mask: where only the stored size is this,
     the pixels stay as stored. exif="raw": they always do. Without a tag nothing is touched.
 
+    The file is read whole, and looked through (`structure`), before a decoder sees it; JPEG 2000 and compressed TIFF
+    are decoded in a process of their own, with limits (`apart`).
+
     Raises `InputError`, naming the file, if it is missing, a folder, empty, not an image of a known format, truncated,
-    of a pixel type without a defined 8-bit meaning (32-bit grey, LAB), or of more than `max_pixels` pixels.
+    of a pixel type without a defined 8-bit meaning (32-bit grey, LAB), of more than `max_pixels` pixels or
+    `MAX_IMAGE_BYTES`, or expensive beyond its pixels.
     """
-    with _decoding(path), _open(path, max_pixels) as image:
-        header = _header(image, path)
+    data = _checked(path, max_pixels)
+    with _decoding(path), _open(data, max_pixels) as image:
+        header = _header(image, data)
         turn = header.turns(exif, fits)
-        if image.format == "TIFF":  # its tags are read late, and may warn
-            with _quiet():
-                image.load()
-        pixels = _to_rgb(image)
+        pixels = _pixels(image, data, _to_rgb, 3)
         if image.format == "TIFF":  # Pillow turns these itself
             return pixels if turn else turned(pixels, _BACK.get(header.orientation, header.orientation))
         return turned(pixels, header.orientation) if turn else pixels
@@ -86,11 +91,24 @@ def read_image(
 @contextlib.contextmanager
 def open_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The file opened by Pillow, as `read_image` would: whatever goes wrong inside is an `InputError` with its name."""
-    with _decoding(path), _open(path, max_pixels) as image:
-        if image.format == "TIFF":  # its tags are read late, and may warn
-            with _quiet():
-                image.load()
-        yield image
+    data = _checked(path, max_pixels)
+    with _decoding(path), _open(data, max_pixels) as image:
+        if _is_apart(image):
+            whole: Image.Image | None = None
+            top = 0
+            for part in decode_apart(data, str(image.format), image.width * image.height):
+                if whole is None:
+                    whole = Image.new(part.mode, image.size)
+                    whole.format, whole.info = image.format, {**image.info, **part.info}
+                    if part.palette is not None:
+                        whole.putpalette(part.getpalette("RGB") or [], "RGB")
+                whole.paste(part, (0, top))
+                top += part.height
+            assert whole is not None
+            yield whole
+        else:
+            _load(image)
+            yield image
 
 
 def read_index_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -98,16 +116,16 @@ def read_index_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndar
 
     Raises `InputError` as `read_image`, and if the pixels are of another type.
     """
-    with _decoding(path), _open(path, max_pixels) as image:
-        if image.mode not in ("P", "L"):
-            raise InputError(f"expected a palette image (one number a pixel), found pixels of type {image.mode}")
-        return np.array(image, dtype=np.uint8)
+    data = _checked(path, max_pixels)
+    with _decoding(path), _open(data, max_pixels) as image:
+        return _pixels(image, data, _to_index, None)
 
 
 def read_header(path: PathLike) -> ImageHeader:
     """Stored size and orientation of an image file, without decoding it. Raises `InputError` as `read_image`."""
-    with _decoding(path), _open(path, None) as image:
-        return _header(image, path)
+    data = _checked(path, None)
+    with _decoding(path), _open(data, None) as image:
+        return _header(image, data)
 
 
 def open_image_size(path: PathLike, *, exif: str = "upright") -> tuple[int, int]:
@@ -142,40 +160,79 @@ def orientation_of(image: Image.Image) -> int:
     return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
 
 
-def _header(image: Image.Image, path: PathLike) -> ImageHeader:
+def _header(image: Image.Image, data: bytes) -> ImageHeader:
     """Of an image that is open and not yet decoded."""
     orientation = orientation_of(image)
     if image.format == "PNG" and orientation == 1 and "exif" not in image.info:
-        orientation = _late_orientation(path)
+        orientation = _late_orientation(data)
     height, width = image.height, image.width
     if image.format == "TIFF" and orientation >= 5:  # Pillow gives the upright size
         height, width = width, height
     return ImageHeader(height, width, orientation)
 
 
-def _late_orientation(path: PathLike) -> int:
+def _late_orientation(data: bytes) -> int:
     """The orientation in an eXIf chunk that stands behind a PNG's pixels."""
-    with open(path, "rb") as file:
-        file.seek(8)
-        for _ in range(100_000):
-            head = file.read(8)
-            if len(head) < 8:
-                break
-            length = int.from_bytes(head[:4], "big")
-            if head[4:] == b"eXIf" and length < 2**20:
-                exif = Image.Exif()
-                try:
-                    exif.load(file.read(length))
-                    tag = exif.get(ExifTags.Base.Orientation)
-                except Exception:
-                    return 1
-                return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
-            file.seek(length + 4, os.SEEK_CUR)
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        if kind == b"eXIf" and length < 2**20:
+            exif = Image.Exif()
+            try:
+                exif.load(data[place + 8 : place + 8 + length])
+                tag = exif.get(ExifTags.Base.Orientation)
+            except Exception:
+                return 1
+            return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
+        if kind == b"IEND":
+            break
+        place += length + 12
     return 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+def _is_apart(image: Image.Image) -> bool:
+    """Whether the decoder runs in a process of its own: of an image that is open and not yet decoded."""
+    tiles = getattr(image, "tile", ())
+    return image.format == "JPEG2000" or (image.format == "TIFF" and any(tile[0] != "raw" for tile in tiles))
+
+
+def _load(image: Image.Image) -> None:
+    if image.format == "TIFF":  # its tags are read late, and may warn
+        with _quiet():
+            image.load()
+
+
+def _pixels(
+    image: Image.Image, data: bytes, convert: Callable[[Image.Image, str], np.ndarray], channels: int | None
+) -> np.ndarray:
+    """The pixels as `convert` makes them of some rows, uint8 `[H, W]` or `[H, W, channels]`."""
+    kind, (width, height) = str(image.format), image.size
+    if _is_apart(image):
+        parts = decode_apart(data, kind, width * height)
+    else:
+        _load(image)
+        if width * height <= _AT_ONCE:
+            return convert(image, kind)
+        parts = _rows(image)
+    result = np.empty((height, width) if channels is None else (height, width, channels), np.uint8)
+    top = 0
+    for part in parts:
+        if part.width == width and top + part.height <= height:
+            result[top : top + part.height] = convert(part, kind)
+        top += part.height
+    if top != height:
+        raise InputError("the decoder finds another size than the header says")
+    return result
+
+
+def _rows(image: Image.Image) -> Iterator[Image.Image]:
+    rows = max(1, _AT_ONCE // 4 // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _to_rgb(image: Image.Image, kind: str) -> np.ndarray:
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
         # A PGM above 8 bits arrives as 32-bit integers, scaled by Pillow so that its white is 65535.
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)  # [H, W]
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -186,18 +243,50 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"), dtype=np.uint8)  # [H, W, 3]
 
 
-def _open(path: PathLike, max_pixels: int | None) -> Image.Image:
-    info = os.stat(path)
-    if not stat.S_ISREG(info.st_mode):
-        raise InputError("expected an image file, found " + ("a folder" if stat.S_ISDIR(info.st_mode) else "a device"))
-    if info.st_size == 0:
-        raise InputError("expected an image, found an empty file")
-    with _quiet():
-        image = Image.open(path, formats=FORMATS)
-    if max_pixels is not None and image.height * image.width > max_pixels:
-        size = f"{image.width} x {image.height}"
-        image.close()
+def _to_index(image: Image.Image, kind: str) -> np.ndarray:
+    if image.mode not in ("P", "L"):
+        raise InputError(f"expected a palette image (one number a pixel), found pixels of type {image.mode}")
+    return np.array(image, dtype=np.uint8)
+
+
+def _checked(path: PathLike, max_pixels: int | None) -> bytes:
+    """The file, whole and looked through."""
+    shown = show_path(path)
+    with open_input(path, what="image", max_bytes=MAX_IMAGE_BYTES) as file:
+        try:
+            kind = format_of(file.read(16))
+            if kind is None:
+                raise InputError(f"{shown}: not an image that can be read (formats: {', '.join(FORMATS)})")
+            if kind not in RAW and has_hole(file):
+                raise InputError(f"{shown}: the image has parts that were never written; copy it again")
+            file.seek(0)
+            data = file.read(MAX_IMAGE_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"{shown}: cannot read the image: {reason(error)}") from error
+    try:
+        size = check_structure(data).size
+        if max_pixels is not None and size is not None:
+            _check_size(*size, max_pixels)
+    except InputError as error:
+        raise InputError(f"{shown}: {error}") from None
+    return data
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        size = f"{width} x {height}"
         raise InputError(f"the image is {size} pixels, over the limit of {max_pixels:,} pixels; make it smaller")
+
+
+def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+    with _quiet():
+        image = Image.open(io.BytesIO(data), formats=[str(format_of(data[:16]))])
+    if max_pixels is not None:
+        try:
+            _check_size(image.width, image.height, max_pixels)
+        except InputError:
+            image.close()
+            raise
     return image
 
 
@@ -228,6 +317,4 @@ def _decoding(path: PathLike) -> Iterator[None]:
         raise InputError(f"{shown}: not an image that can be read (formats: {', '.join(FORMATS)})") from error
     except Exception as error:
         # Not only OSError: on bad data Pillow's decoders raise SyntaxError, struct.error, KeyError and more.
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        reason = " ".join(ascii(reason)[1:-1].split())[:120]
-        raise InputError(f"{shown}: cannot read the image: {reason}") from error
+        raise InputError(f"{shown}: cannot read the image: {reason(error)}") from error

@@ -188,7 +188,7 @@ def test_not_files(tmp_path: pathlib.Path) -> None:
     refused(tmp_path / "no.jpg", "no.jpg", "No such file")
     refused(tmp_path, str(tmp_path), "a folder")
     refused(tmp_path / "empty.jpg", "empty.jpg", "empty file")
-    refused(tmp_path / "pipe.jpg", "pipe.jpg", "a device")
+    refused(tmp_path / "pipe.jpg", "pipe.jpg", "a pipe")
     refused(tmp_path / "a\nb.jpg", "a\\nb.jpg", "No such file")
     refused(tmp_path / "a\0b.jpg", "a\\x00b.jpg")
     with pytest.raises(InputError, match="No such file"):
