@@ -221,19 +221,20 @@ def _require_ours(info: os.stat_result, path: PathLike) -> None:
 
 
 def has_hole(file: IO[bytes]) -> bool:
-    """Whether the system knows of a part of a large file that was never written; seek before you read on."""
+    """Whether the system knows of a part of a large file that was never written; where the file stands stays."""
     if not hasattr(os, "SEEK_HOLE"):
         return False
     descriptor = file.fileno()
     size = os.fstat(descriptor).st_size
     if size < _SMALL:
         return False
+    place = os.lseek(descriptor, 0, os.SEEK_CUR)
     try:
         return os.lseek(descriptor, 0, os.SEEK_HOLE) < size
     except OSError:  # not every file system knows
         return False
     finally:
-        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.lseek(descriptor, place, os.SEEK_SET)
 
 
 MAX_CONTAINERS = 500_000

@@ -27,6 +27,8 @@ MAX_IMAGE_BYTES = 650_000_000
 """Limit on the file: 200 million pixels that are not compressed."""
 _AT_ONCE = 2**24  # pixels; larger images are converted some rows at a time, so that no second copy is made
 
+_HEADER_BYTES = 2**16
+
 _open_lock = threading.Lock()
 # What Pillow logs about a damaged file is in the error raised for it; without any handler, Python would print it too.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -123,7 +125,7 @@ def read_index_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndar
 
 def read_header(path: PathLike) -> ImageHeader:
     """Stored size and orientation of an image file, without decoding it. Raises `InputError` as `read_image`."""
-    data = _checked(path, None)
+    data = _checked(path, None, header=True)
     with _decoding(path), _open(data, None) as image:
         return _header(image, data)
 
@@ -249,8 +251,8 @@ def _to_index(image: Image.Image, kind: str) -> np.ndarray:
     return np.array(image, dtype=np.uint8)
 
 
-def _checked(path: PathLike, max_pixels: int | None) -> bytes:
-    """The file, whole and looked through."""
+def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) -> bytes:
+    """The file, looked through; whole, or of a JPEG with `header` perhaps only its start, up to the pixels at least."""
     shown = show_path(path)
     with open_input(path, what="image", max_bytes=MAX_IMAGE_BYTES) as file:
         try:
@@ -260,7 +262,12 @@ def _checked(path: PathLike, max_pixels: int | None) -> bytes:
             if kind not in RAW and has_hole(file):
                 raise InputError(f"{shown}: the image has parts that were never written; copy it again")
             file.seek(0)
-            data = file.read(MAX_IMAGE_BYTES + 1)
+            if header and kind == "JPEG":
+                data = file.read(_HEADER_BYTES)
+                if _is_cut(data):
+                    data += file.read(MAX_IMAGE_BYTES + 1)
+            else:
+                data = file.read(MAX_IMAGE_BYTES + 1)
         except OSError as error:
             raise InputError(f"{shown}: cannot read the image: {reason(error)}") from error
     try:
@@ -270,6 +277,14 @@ def _checked(path: PathLike, max_pixels: int | None) -> bytes:
     except InputError as error:
         raise InputError(f"{shown}: {error}") from None
     return data
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether the start of a file ends before its pixels begin."""
+    try:
+        return check_structure(data).cut
+    except InputError:  # which the whole file will be refused for
+        return True
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

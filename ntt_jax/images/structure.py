@@ -50,10 +50,11 @@ _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 @dataclass(frozen=True)
 class Structure:
-    """What the walk found. size: width and height by the header, where the walk meets them."""
+    """What the walk found. size: width and height by the header, where the walk meets them. cut: it met the end."""
 
     format: str
     size: tuple[int, int] | None = None
+    cut: bool = False
 
 
 def format_of(start: bytes) -> str | None:
@@ -73,7 +74,7 @@ def check_structure(data: bytes) -> Structure:
     try:
         return _WALKS[kind](data)
     except (struct.error, IndexError):  # cut short: the decoder says so in its own words
-        return Structure(kind)
+        return Structure(kind, cut=True)
 
 
 def _refuse(what: str) -> InputError:
