@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
 def _list(args: argparse.Namespace) -> None:
     from ntt_jax.hub import cache
     from ntt_jax.hub.fetch import megabytes
-    from ntt_jax.hub.names import LICENCE, PUBLISHED
+    from ntt_jax.hub.names import LICENCE, PACKAGED, PUBLISHED, packaged_path
 
     print(f"{'name':<22}{'download':>9}  {'licence':<11} {'here':<10}Hugging Face Hub")
     for model in PUBLISHED.values():
@@ -54,6 +54,9 @@ def _list(args: argparse.Namespace) -> None:
         here = megabytes(found.size) if found else "-"
         size = megabytes(model.size or model.megabytes * 10**6)
         print(f"{model.name:<22}{size:>9}  {LICENCE:<11} {here:<10}{model.repository}")
+    for name in PACKAGED:
+        size = megabytes(packaged_path(name).stat().st_size)
+        print(f"{name:<22}{'-':>9}  {LICENCE:<11} {size:<10}(in this package, for trying things out)")
     for name in sorted(set(cache.names()) - set(PUBLISHED)):
         if found := cache.named(name):
             print(f"{name}  {megabytes(found.size)}")

@@ -19,6 +19,8 @@ DEFAULT_DINOV2 = "dinov2_vitl14"
 """The models of the paper."""
 
 LICENCE = "Apache-2.0"
+PACKAGED = ("sam2_ntt_small", "dinov2_ntt_small")
+"""Small models that come with the package, trained on made scenes (docs/small_models.md): for trying things out."""
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".json")
 _KINDS = {"sam2": "SAM 2", "dinov2": "DINOv2"}
 
@@ -44,7 +46,7 @@ class Published:
     @property
     def kind(self) -> str:
         """`sam2` or `dinov2`."""
-        return "sam2" if self.name.startswith("sam2") else "dinov2"
+        return _kind(self.name)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class Repository:
     def name(self) -> str:
         """As a user writes it."""
         return self.id if self.revision is None else f"{self.id}@{self.revision}"
+
+
+def _kind(name: str) -> str:
+    return "sam2" if name.startswith("sam2") else "dinov2"
 
 
 def _sam2() -> list[Published]:
@@ -135,14 +141,20 @@ def parse(name_or_path: str | os.PathLike[str], kind: str | None = None) -> Path
     path = Path(text).expanduser()
     if path.exists():
         return path
-    model = find(text)
-    if model is not None:
-        if kind not in (None, model.kind):
-            raise InputError(f"{text}: is a {_KINDS[model.kind]} model, expected {_KINDS[str(kind)]}")
-        return model
+    known = packaged_path(text) if text in PACKAGED else find(text)
+    if known is not None:
+        found = _kind(text) if isinstance(known, Path) else known.kind
+        if kind not in (None, found):
+            raise InputError(f"{text}: is a {_KINDS[found]} model, expected {_KINDS[str(kind)]}")
+        return known
     if isinstance(name_or_path, str) and (repository := _repository(text)):
         return repository
     raise _unknown(text, kind)
+
+
+def packaged_path(name: str) -> Path:
+    """The checkpoint of a model of `PACKAGED`; its configuration lies beside it."""
+    return Path(__file__).resolve().parents[1] / "assets" / f"{name}.pt"
 
 
 def find(text: str) -> Published | None:
@@ -177,9 +189,8 @@ def _unknown(text: str, kind: str | None) -> InputError:
 def suggestion(text: str, kind: str | None = None) -> str:
     """`; did you mean ...?`, or where the names are listed."""
     models = [model for model in PUBLISHED.values() if kind in (None, model.kind)]
-    spellings = {
-        _plain(name): model.name for model in models for name in (model.repository, *model.aliases, model.name)
-    }
+    spellings = {_plain(name): m.name for m in models for name in (m.repository, *m.aliases, m.name)}
+    spellings |= {name: name for name in PACKAGED if kind in (None, _kind(name))}
     close = dict.fromkeys(
         spellings[name] for name in difflib.get_close_matches(_plain(text), spellings, n=5, cutoff=0.6)
     )

@@ -20,7 +20,7 @@ def test_weights_from_list_to_verify(hub, capsys):
     assert main(["weights", "path", MODEL]) == 0 and capsys.readouterr().out.strip() == str(path)
     assert main(["weights", "list"]) == 0
     listed = capsys.readouterr().out
-    assert len([line for line in listed.splitlines() if "Apache-2.0" in line]) == 16 and "me/mine" in listed
+    assert len([line for line in listed.splitlines() if "Apache-2.0" in line]) == 18 and "me/mine" in listed
     assert main(["weights", "verify"]) == 0
     assert capsys.readouterr().out.count(": ok") == len(cache.entries()) == 2  # one was checked by name, one by hints
     data = bytearray(path.read_bytes())

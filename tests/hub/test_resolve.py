@@ -50,6 +50,12 @@ def test_a_name_asks_the_network_once(hub):
     assert load_sam2("sam2.1_hiera_tiny").config.image_size == 256
 
 
+def test_the_packaged_models_need_no_network(hub):
+    assert load_dinov2("dinov2_ntt_small").config.name == "dinov2_ntt_small" and not hub.requests
+    with pytest.raises(InputError, match="dinov2_ntt_small: is a DINOv2 model, expected SAM 2"):
+        load_sam2("dinov2_ntt_small")
+
+
 def test_segmenter_from_pretrained(hub):
     segmenter = Segmenter.from_pretrained("sam2.1_hiera_tiny", "dinov2_vits14", max_detections=7)
     assert segmenter.config.max_detections == 7 and "no classes yet" in repr(segmenter)
