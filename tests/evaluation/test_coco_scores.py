@@ -11,12 +11,13 @@ import pytest
 from coco_files import annotation, box_mask, check_message, document
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from random_detections import random_content, random_detections
 
 from ntt_jax.ablation.scoring import evaluate_shared
 from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation import KINDS, GroundTruth, evaluate_detections, prepare_ground_truth
+from ntt_jax.evaluation import KINDS, SCORERS, GroundTruth, evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.report.matching import match
 
@@ -235,3 +236,14 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     dataset = squares()
     evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3, 5, 7, 8])
+def test_both_libraries_give_the_same_numbers_to_the_last_digit(seed: int) -> None:
+    dataset = parse(random_content(seed, names=list("abcde"), crowds=seed % 2 == 1))
+    found = random_detections(dataset, seed, most=140 if seed % 3 == 2 else 30)
+    for kinds in (None, ("bbox",)):
+        truth = prepare_ground_truth(dataset, list(dataset.categories.values()), kinds=kinds)
+        for some in (found, found[:1], []):
+            one, other = (json.dumps(evaluate_detections(truth, some, scorer=scorer)) for scorer in SCORERS)
+            assert one == other
