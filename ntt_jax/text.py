@@ -17,8 +17,8 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     and everything else that is not printable become backslash escapes. Of a long text the start and the end are kept.
     """
     if len(text) > limit:
-        cut = len(text) - limit
-        text = f"{text[: limit - _TAIL]}[... {cut} characters ...]{text[-_TAIL:]}"
+        cut, tail = len(text) - limit, min(_TAIL, limit // 4)
+        text = f"{text[: limit - tail]}[... {cut} characters ...]{text[-tail:]}"
     if text.isprintable():
         return text
     text = " ".join(text.split())

@@ -13,21 +13,20 @@ and a module is made of them by
     model = nnx.merge(graph, state)
 """
 
-import json
 import os
 import pathlib
 import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ntt_jax.config import to_dict
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path, sync_folder
-from weight_port.files import reason
+from ntt_jax.files import reason, show_path, sync_folder, write_json
 from weight_port.port import Weights, read_converted
 
 
@@ -47,21 +46,64 @@ def export_orbax(source: str | os.PathLike[str], destination: str | os.PathLike[
     if folder.exists():
         raise InputError(f"{show_path(folder)}: exists already; remove it or give another name")
     weights = read_converted(source)
-    temporary = folder.absolute().with_name(f".{folder.name[:100]}.{secrets.token_hex(8)}.tmp")
+    shown, parent = show_path(folder), folder.absolute().parent
+    temporary = parent / f".{folder.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
+        needed = sum(array.nbytes for array in weights.tensors.values())
+        if shutil.disk_usage(parent).free < needed:
+            raise InputError(f"{shown}: cannot be written: the disk has less than the {needed:,} bytes that it needs")
         temporary.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "params", _nested(weights.tensors))
-        (temporary / "config.json").write_text(json.dumps(to_dict(weights.config), indent=2) + "\n")
+        _save_apart(source, temporary / "params", shown)
+        write_json(temporary / "config.json", to_dict(weights.config))
         for path in temporary.rglob("*"):
             _sync(path)
         os.rename(temporary, folder)
-        sync_folder(folder.absolute().parent)
-    except Exception as e:  # orbax raises many types where the file system refuses
-        raise InputError(f"{show_path(folder)}: cannot be written: {reason(e)}") from None
+        sync_folder(parent)
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return weights
+
+
+def _save_apart(source: str | os.PathLike[str], params: pathlib.Path, shown: str) -> None:
+    """Let another process write the parameters.
+
+    Where the file system refuses (a disk that is full), orbax's threads print hundreds of lines and go on writing after
+    the error has been raised: here they end with their process, unheard, and what they left can be removed.
+    """
+    paths = [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "weight_port.orbax_folder", os.path.abspath(source), str(params)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    if result.returncode:
+        said = result.stdout.strip().splitlines()
+        raise InputError(f"{shown}: cannot be written: {said[-1] if said else 'orbax has ended without a reason'}")
+
+
+def _save(source: str, params: pathlib.Path) -> None:
+    """The other process: a converted file in, orbax's folder out, of an error one line on stdout."""
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(params, _nested(read_converted(source).tensors))
+    except Exception as error:  # orbax raises many types
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 20:
+            causes.append(cause)
+        system = next((cause for cause in causes if isinstance(cause, OSError)), error)
+        print(reason(system), flush=True)
+        os._exit(1)  # without waiting for threads that still write
+    os._exit(0)
 
 
 def _nested(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -81,3 +123,7 @@ def _sync(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+if __name__ == "__main__":
+    _save(sys.argv[1], pathlib.Path(sys.argv[2]))
