@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.memory.bank import load_memory, require_encoder
     from ntt_jax.segmenter.folder import find_images, segment_files
 
-    names = find_images(args.images)
+    names = find_images(args.images, args.out, models.warn)
     options.divide_cpu(args.cores)
     bank = load_memory(args.memory)
     require_encoder(bank, *models.read_encoder(args.dinov2))

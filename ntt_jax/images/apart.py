@@ -108,6 +108,10 @@ def _main(pillow: str, kind: str, limit: int, pixels: int) -> None:
         from PIL import Image
 
         warnings.simplefilter("ignore")
+        if kind == "HEIF":
+            import pillow_heif  # pyright: ignore[reportMissingImports]
+
+            pillow_heif.register_heif_opener()
         Image.MAX_IMAGE_PIXELS = None
         with Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=[kind]) as image:
             if image.width * image.height > pixels:

@@ -1,6 +1,7 @@
 """Image files to arrays (METHOD stage 1 step 1, stage 3 step 1): what Pillow's `convert("RGB")` gives."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import threading
@@ -18,7 +19,10 @@ from ntt_jax.images.structure import FORMATS as FORMATS
 from ntt_jax.images.structure import RAW, check_structure, format_of
 
 # Endings by which a folder is searched for images.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+"""Photos of phones, read where pillow-heif is installed."""
+HEIF_ADVICE = 'pip install "ntt-jax[heif]" (pillow-heif) makes it readable'
 EXIF = ("upright", "raw")
 """How a photo's orientation tag is read: turned as viewers show it, or the pixels as they are stored."""
 MAX_PIXELS = 200_000_000
@@ -96,6 +100,10 @@ def open_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
     data = _checked(path, max_pixels)
     with _decoding(path), _open(data, max_pixels) as image:
         if _is_apart(image):
+            with _quiet():
+                pages = getattr(image, "n_frames", 1)
+            if pages > 1:
+                raise InputError(f"the file holds {pages} pages or frames; expected one")
             whole: Image.Image | None = None
             top = 0
             for part in decode_apart(data, str(image.format), image.width * image.height):
@@ -195,7 +203,9 @@ def _late_orientation(data: bytes) -> int:
 def _is_apart(image: Image.Image) -> bool:
     """Whether the decoder runs in a process of its own: of an image that is open and not yet decoded."""
     tiles = getattr(image, "tile", ())
-    return image.format == "JPEG2000" or (image.format == "TIFF" and any(tile[0] != "raw" for tile in tiles))
+    return image.format in ("JPEG2000", "AVIF", "HEIF") or (
+        image.format == "TIFF" and any(tile[0] != "raw" for tile in tiles)
+    )
 
 
 def _load(image: Image.Image) -> None:
@@ -294,8 +304,14 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
+    kind = str(format_of(data[:16]))
+    if kind == "HEIF":
+        _register_heif()
     with _quiet():
-        image = Image.open(io.BytesIO(data), formats=[str(format_of(data[:16]))])
+        try:
+            image = Image.open(io.BytesIO(data), formats=[kind])
+        except KeyError:  # a Pillow that does not know the format
+            raise InputError(f"this Pillow reads no {kind}; a newer one does") from None
     if max_pixels is not None:
         try:
             _check_size(image.width, image.height, max_pixels)
@@ -303,6 +319,20 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
             image.close()
             raise
     return image
+
+
+def can_read_heif() -> bool:
+    """Whether the library that reads HEIC is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _register_heif() -> None:
+    """Make HEIC known to Pillow; its reader turns photos upright itself. Raises `InputError` without the library."""
+    if not can_read_heif():
+        raise InputError(f"a HEIC photo; {HEIF_ADVICE}")
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+
+    pillow_heif.register_heif_opener()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ntt_jax.errors import InputError
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF")
 """The formats that are read. The others of Pillow are not: the EPS reader, for one, starts Ghostscript."""
 RAW = ("BMP", "TIFF", "PPM")
 """Formats that may hold their pixels as they are, so that large parts of a file may be zeros."""
@@ -42,6 +42,8 @@ _SIGNATURES = (
     (b"\xff\x4f\xff\x51", "JPEG2000"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
 )
+_AVIF_BRANDS = (b"avif", b"avis")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 # Compressions of TIFF: none, CCITT (three), LZW, JPEG (two), deflate (two), PackBits, Zstandard. Not LZMA, whose
 # decoder takes what memory a header names, nor WebP and the rest, which no photographs use.
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32946, 32773, 50000)
@@ -61,6 +63,8 @@ def format_of(start: bytes) -> str | None:
     """The format by the first bytes of a file (16 do); None for what is not read."""
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WEBP"
+    if start[4:8] == b"ftyp":
+        return "AVIF" if start[8:12] in _AVIF_BRANDS else "HEIF" if start[8:12] in _HEIF_BRANDS else None
     return next((name for signature, name in _SIGNATURES if start.startswith(signature)), None)
 
 
@@ -256,7 +260,26 @@ def _jpeg2000(data: bytes) -> Structure:
     return Structure("JPEG2000", (right - left, bottom - top))
 
 
+def _boxes(data: bytes) -> Structure:
+    """AVIF and HEIC: boxes of a length and a kind each, the pixels in "mdat"."""
+    place, parts, beside = 0, 0, 0
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, place + 8)
+        if length == 0:  # to the end
+            break
+        if length < 8:
+            raise InputError("refused: a box without an end in front of the pixels")
+        parts, beside = parts + 1, beside + (0 if kind == b"mdat" else length)
+        _check_beside(parts, beside)
+        place += length
+    return Structure(str(format_of(data[:16])))
+
+
 _WALKS = {
+    "AVIF": _boxes,
+    "HEIF": _boxes,
     "JPEG": _jpeg,
     "PNG": _png,
     "GIF": _gif,

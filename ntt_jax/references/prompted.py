@@ -56,6 +56,8 @@ def load_prompted(path: PathLike, *, replace: bool = False) -> PromptedAnnotatio
     dataset = parse_coco(data, path, pointed=True)
     prompts: dict[int, list[tuple[int, Prompt]]] = {}
     kept = crowds = 0
+    if content["annotations"] and not dataset.annotations:
+        raise InputError(f"{name}: none of its annotations can be used: {dataset.notes[-1]}")
     positions = range(len(dataset.annotations)) if dataset.positions is None else dataset.positions
     for i, annotation in zip(positions, dataset.annotations.values(), strict=True):
         entry = content["annotations"][i]

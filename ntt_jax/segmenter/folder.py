@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import numpy as np
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import ImageDetections, coco_results
-from ntt_jax.files import make_folder, write_json
+from ntt_jax.files import make_folder, show_path, write_json
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import decode_rle, rle_areas
-from ntt_jax.segmenter.inputs import images_of_folder
+from ntt_jax.segmenter.photos import photos_of_folder
 
 if TYPE_CHECKING:
     from ntt_jax.compiled.predictor import Predictor
@@ -27,10 +27,11 @@ OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
 
 
-def find_images(paths: list[Path]) -> dict[str, Path]:
+def find_images(paths: list[Path], output: Path | None = None, note: Callable[[str], None] = print) -> dict[str, Path]:
     """The images to work on by the names they get in the output: as given, or relative to the folder they lie in.
 
-    A file that is named itself may have any suffix.
+    A file that is named itself may have any suffix. output: the folder to write to, of which nothing is taken. note:
+    hears, a line each, of what in a folder is not taken for a photo (`photos_of_folder`).
 
     Names differ in more than their suffix (a number is added where needed), so each can name a picture or a folder.
     Raises `InputError` for a folder without images.
@@ -38,7 +39,12 @@ def find_images(paths: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     taken: set[PurePosixPath] = set()
     for path in paths:
-        inside = images_of_folder(path) if path.is_dir() else [path]
+        inside: Sequence[Path] = [path]
+        if path.is_dir():
+            photos = photos_of_folder(path, output=output)
+            inside = photos.files
+            for line in photos.notes.lines():
+                note(f"{show_path(path)}: {line}")
         files = {p.relative_to(path).as_posix() if path.is_dir() else p.name: p for p in inside}
         for name, file in files.items():
             plain = unique = PurePosixPath(name)

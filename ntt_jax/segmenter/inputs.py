@@ -5,7 +5,6 @@ import functools
 import json
 import operator
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,11 @@ from PIL import Image
 from ntt_jax.compiled.prompt_masker import Prompt
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe, show_path
+from ntt_jax.files import describe
 from ntt_jax.images.mask_files import mask_numbers
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
-from ntt_jax.images.reading import SUFFIXES, ImageHeader, orientation_of, read_header, read_image, turned
+from ntt_jax.images.reading import ImageHeader, orientation_of, read_header, read_image, turned
 from ntt_jax.images.rle import encode_masks, rle_boxes
 from ntt_jax.memory.aggregate import check_reference
 from ntt_jax.notes import Notes
@@ -97,8 +96,12 @@ def from_pillow(image: Image.Image) -> np.ndarray:
         raise InputError(f"the PIL image cannot be decoded: {' '.join(str(error).split())[:120]}") from error
 
 
-def images_ahead(images: Iterable[Any], ahead: int, exif: str = "upright") -> Iterator[tuple[Any, np.ndarray]]:
+def images_ahead(
+    images: Iterable[Any], ahead: int, exif: str = "upright", skipped: Notes | None = None
+) -> Iterator[tuple[Any, np.ndarray]]:
     """Each image with where it came from: its path, or the array itself. Files are read by threads, in order.
+
+    skipped: hears of images that cannot be used, which are then left out.
 
     Raises `InputError` at the turn of an image that cannot be used, naming its place.
     """
@@ -114,24 +117,17 @@ def images_ahead(images: Iterable[Any], ahead: int, exif: str = "upright") -> It
         except Exception as error:  # at its turn, after the images before it
             yield functools.partial(_raise, error)
 
-    return map_ahead(operator.call, jobs(), ahead=ahead)
+    if skipped is None:
+        return map_ahead(operator.call, jobs(), ahead=ahead)
+    every = map_ahead(functools.partial(_or_skipped, skipped), jobs(), ahead=ahead)
+    return (found for found in every if found is not None)
 
 
-def images_of_folder(path: Path) -> list[Path]:
-    """The image files in a folder and below, by path, numbers in it by value: frame 2 before frame 10.
-
-    Raises `InputError` if there are none.
-    """
-    found = sorted((p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), key=_by_number)
-    if not found:
-        raise InputError(f"{show_path(path)}: the folder holds no image (looked for {', '.join(SUFFIXES)})")
-    return found
-
-
-def _by_number(path: Path) -> tuple[list[Any], str]:
-    # Odd places are always digits, so that numbers meet numbers.
-    parts = re.split(r"(\d+)", str(path))
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+def _or_skipped(skipped: Notes, job: Callable[[], Any]) -> Any:
+    try:
+        return job()
+    except InputError as error:
+        skipped.add("images that cannot be read, left out", str(error))
 
 
 def as_prompt(value: Any) -> Prompt | None:

@@ -18,6 +18,7 @@ from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle
+from ntt_jax.notes import Notes
 from ntt_jax.segmenter.inputs import images_ahead
 
 _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
@@ -146,17 +147,22 @@ class Prediction:
 
 
 def predict_lazily(
-    predictor: Predictor, finish: Callable[..., Prediction], ahead: int, images: Iterable[Any], exif: str = "upright"
+    predictor: Predictor,
+    finish: Callable[..., Prediction],
+    ahead: int,
+    images: Iterable[Any],
+    exif: str = "upright",
+    skipped: Notes | None = None,
 ) -> Iterator[Prediction]:
     """What `predictor` finds in each image that people hand over, in order; `ahead` images are read in advance.
 
-    finish: makes a `Prediction` of `HostDetections` and its `source`. exif: as for `read_image`. Raises `InputError` at
-    the turn of an image that cannot be used.
+    finish: makes a `Prediction` of `HostDetections` and its `source`. exif: as for `read_image`. skipped: as for
+    `images_ahead`. Raises `InputError` at the turn of an image that cannot be used.
     """
     sources: deque[Any] = deque()
 
     def pixels() -> Iterator[np.ndarray]:
-        for source, image in images_ahead(images, ahead, exif):
+        for source, image in images_ahead(images, ahead, exif, skipped):
             sources.append(source)
             yield image
 

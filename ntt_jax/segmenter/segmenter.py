@@ -40,8 +40,9 @@ from ntt_jax.segmenter.classes import (
     without,
     without_negative,
 )
-from ntt_jax.segmenter.inputs import as_image, as_prompt, images_of_folder, is_image, merged_config
+from ntt_jax.segmenter.inputs import as_image, as_prompt, is_image, merged_config
 from ntt_jax.segmenter.learner import Learner
+from ntt_jax.segmenter.photos import photos_of_folder
 from ntt_jax.segmenter.prediction import Prediction, predict_lazily
 
 
@@ -275,7 +276,8 @@ class Segmenter:
 
         Args:
           images: one image -> one `Prediction`; a list or tuple of images -> a list; the path of a folder -> a list,
-            by path, of all images in it and the folders below; any other iterable -> an iterator, which works while it
+            by path, of all photos in it and the folders below (`photos_of_folder`; those that cannot be read are left
+            out, and warned of); any other iterable -> an iterator, which works while it
             is asked for results and reads a few images ahead, so memory stays bounded however many there are.
           score_threshold: detections that score lower are left out.
           max_detections: at most this many per image, the best ones; up to `config.max_detections`.
@@ -313,7 +315,12 @@ class Segmenter:
         )
         run = functools.partial(predict_lazily, predictor, finish, self._ahead, exif=self._exif)
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            return list(run(images_of_folder(Path(images))))
+            photos = photos_of_folder(Path(images))
+            found = list(run(photos.files, skipped=photos.notes))
+            if not found:
+                raise InputError(f"{show_path(images)}: none of its images can be read; {photos.notes.lines()[-1]}")
+            photos.notes.warn()
+            return found
         if is_image(images):
             (found,) = run([images])
             return found

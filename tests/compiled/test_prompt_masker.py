@@ -200,7 +200,7 @@ def test_bad_input(world, tmp_path, boxes, capsys):
     for path, said in [
         (tmp_path / "none.json", "none.json"),
         (world.sam2, "not valid JSON"),
-        (spoilt(0, bbox=None), '"bbox"'),
+        (spoilt(0, bbox=None), "without a box of any size"),
         (spoilt(1, bbox=[5, 5, 0, 9]), "a width and a height"),
         (spoilt(2, points="here"), '"points": expected'),
         (spoilt(3, points=[[1, 2, 3, 4]]), '"points": expected'),

@@ -1,0 +1,126 @@
+"""Which files of a folder are photos: not what systems and tools leave beside them, nor masks, nor our own output."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.images.reading import HEIF_ADVICE, HEIF_SUFFIXES, SUFFIXES, can_read_heif, open_image
+from ntt_jax.notes import Notes
+
+_NOT_READ = {
+    **dict.fromkeys(HEIF_SUFFIXES, HEIF_ADVICE),
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"), "raw camera files are not read"),
+    **dict.fromkeys((".jxl", ".svg", ".psd", ".pdf", ".eps"), "this format is not read"),
+}
+_MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
+_MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
+_MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos of a folder and below, by path, numbers in it by value (frame 2 before frame 10); and what is none."""
+
+    files: tuple[Path, ...]
+    notes: Notes
+
+
+def photos_of_folder(path: Path, *, output: Path | None = None) -> Photos:
+    """The photos in a folder and below. What looks like one and is not taken is counted in the `notes`.
+
+    Not taken: companions that macOS writes ("._a.jpg", __MACOSX), hidden files, what `ntt-jax segment` wrote (and
+    whatever lies in `output`), masks beside photos of the same name, formats that cannot be read.
+    Raises `InputError` if nothing is left.
+    """
+    notes = Notes()
+    ours = _outputs(path, output)
+    found = [p for p in path.rglob("*") if not _is_companion(p.relative_to(path)) and p.is_file()]
+    images: list[Path] = []
+    for file in sorted(found, key=by_number):
+        suffix = file.suffix.lower()
+        if any(folder in file.parents for folder in ours):
+            if suffix in SUFFIXES:
+                notes.add("pictures that ntt-jax wrote, not taken for photos", _shown(file, path))
+        elif suffix in _NOT_READ and not (suffix in HEIF_SUFFIXES and can_read_heif()):
+            notes.add("images left out", _shown(file, path), _NOT_READ[suffix])
+        elif suffix in SUFFIXES or suffix in HEIF_SUFFIXES:
+            images.append(file)
+    photos: list[Path] = []
+    names = {(p.parent, p.stem.lower()): p for p in reversed(images) if p.suffix.lower() in (".jpg", ".jpeg")}
+    stems = {(p.parent, p.stem.lower()) for p in images}
+    for file in images:
+        if _is_mask(file, path, names, stems):
+            notes.add("masks beside photos, not taken for photos", _shown(file, path))
+        else:
+            photos.append(file)
+    if not photos:
+        more = "; ".join(notes.lines())
+        looked = f"looked for {', '.join(SUFFIXES)}" + (f"; {more}" if more else "")
+        raise InputError(f"{show_path(path)}: the folder holds no image ({looked})")
+    return Photos(tuple(photos), notes)
+
+
+def by_number(path: Path) -> tuple[list[Any], str]:
+    """A key that sorts paths with the numbers in them by value."""
+    # Odd places are always digits, so that numbers meet numbers.
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+
+
+def _shown(file: Path, folder: Path) -> str:
+    return show_path(file.relative_to(folder))
+
+
+def _is_companion(below: Path) -> bool:
+    return below.name.startswith("._") or "__MACOSX" in below.parts or below.name in (".DS_Store", "Thumbs.db")
+
+
+def _outputs(path: Path, output: Path | None) -> list[Path]:
+    """Folders of pictures that `ntt-jax segment` wrote: they lie beside its detections.json."""
+    roots = {found.parent for found in path.rglob("detections.json")}
+    ours = [root / name for root in roots for name in ("masks", "overlays") if (root / name).is_dir()]
+    if output is not None and output.resolve() != path.resolve():
+        ours += [folder for folder in _below(path, output)]
+    return ours
+
+
+def _below(path: Path, output: Path) -> Iterator[Path]:
+    try:
+        yield path / output.resolve().relative_to(path.resolve())
+    except ValueError:  # elsewhere
+        return
+
+
+def _is_mask(file: Path, root: Path, jpegs: dict[tuple[Path, str], Path], stems: set[tuple[Path, str]]) -> bool:
+    """A mask by its name, its folder or its pixels, beside a photo that it can be the mask of."""
+    if file.suffix.lower() in (".jpg", ".jpeg") and not _MASK_NAME.fullmatch(file.stem):
+        return False
+    stem = file.stem.lower()
+    named = _MASK_NAME.fullmatch(file.stem)
+    if named and (file.parent, named[1].lower()) in stems:
+        return True
+    if (file.parent, stem) in jpegs and jpegs[file.parent, stem] != file:
+        return _looks_like_numbers(file)
+    inside = [
+        folder for folder in file.parents if folder != root and root in folder.parents and _is_mask_folder(folder)
+    ]
+    if inside:
+        photo = named[1].lower() if named else stem
+        return any(name in (stem, photo) and not _is_mask_folder(parent) for parent, name in stems)
+    return False
+
+
+def _is_mask_folder(folder: Path) -> bool:
+    return _MASK_FOLDER.fullmatch(folder.name) is not None
+
+
+def _looks_like_numbers(file: Path) -> bool:
+    try:
+        with open_image(file) as image:
+            return image.mode in _MASK_MODES
+    except InputError:
+        return False

@@ -1,0 +1,70 @@
+"""Which files of a folder are photos."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ntt_jax.errors import InputError
+from ntt_jax.images.reading import can_read_heif, read_image
+from ntt_jax.segmenter.photos import photos_of_folder
+
+
+def save(path: Path, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (9, 7)).save(path, format="JPEG" if path.suffix == ".jpg" else "PNG")
+    return path
+
+
+def test_photos_alone_are_taken_and_the_rest_is_counted(tmp_path: Path) -> None:
+    photos = [
+        save(tmp_path / name) for name in ("a2.jpg", "a10.JPG", "b.png", "sub/c.jpg", "my_masks.png", "label/d.png")
+    ]
+    (tmp_path / "._a2.jpg").write_bytes(b"\0\5\x16\7")
+    save(tmp_path / "__MACOSX/sub/c.jpg")
+    (tmp_path / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "IMG.HEIC").write_bytes(b"x")
+    (tmp_path / "raw.CR2").write_bytes(b"x")
+    (tmp_path / "annotations.json").write_text("{}")
+    for name in ("a2.png", "b_mask.png", "b.mask.1.png", "b-label.png", "masks/c.png", "masks/c_mask_2.png"):
+        save(tmp_path / name, "L")
+    save(tmp_path / "found/overlays/a2.png")
+    save(tmp_path / "found/masks/a2/001_x.png", "L")
+    (tmp_path / "found/detections.json").write_text("{}")
+    save(tmp_path / "now/a2_old.png")
+    found = photos_of_folder(tmp_path, output=tmp_path / "now")
+    assert sorted(found.files) == sorted(photos)
+    assert [p.name for p in found.files if p.suffix.lower() == ".jpg"] == ["a2.jpg", "a10.JPG", "c.jpg"]
+    lines = "\n".join(found.notes.lines())
+    assert "pictures that ntt-jax wrote, not taken for photos: 3" in lines
+    assert "masks beside photos, not taken for photos: 6" in lines and "raw.CR2" in lines
+    if not can_read_heif():
+        assert "IMG.HEIC" in lines and "ntt-jax[heif]" in lines
+
+
+def test_a_colour_png_beside_a_photo_is_a_photo(tmp_path: Path) -> None:
+    files = [save(tmp_path / "a.jpg"), save(tmp_path / "a.png")]
+    assert sorted(photos_of_folder(tmp_path).files) == files
+
+
+def test_masks_alone_are_images(tmp_path: Path) -> None:
+    file = save(tmp_path / "masks/a.png", "L")
+    assert photos_of_folder(tmp_path).files == (file,)
+
+
+def test_a_folder_of_nothing_but_companions(tmp_path: Path) -> None:
+    (tmp_path / "._a.jpg").write_bytes(b"x")
+    (tmp_path / "raw.dng").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"holds no image .*raw.dng"):
+        photos_of_folder(tmp_path)
+
+
+def test_avif_is_read_and_heic_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), (200, 10, 10)).save(tmp_path / "a.avif")
+    image = read_image(tmp_path / "a.avif")
+    assert image.shape == (8, 16, 3) and np.abs(image[4, 8].astype(int) - [200, 10, 10]).max() < 12
+    (tmp_path / "b.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    if not can_read_heif():
+        with pytest.raises(InputError, match=r"HEIC photo.*pillow-heif"):
+            read_image(tmp_path / "b.HEIC")
