@@ -230,7 +230,7 @@ def test_sizes(tmp_path: pathlib.Path) -> None:
 
 
 FILES: dict[str, bytes] = {}
-for kind in FORMATS:
+for kind in sorted(set(FORMATS) - {"HEIF"}):
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, kind)
     FILES[kind] = buffer.getvalue()
