@@ -130,7 +130,40 @@ class Limits:
         return self.low <= value <= self.high and not (self.open_low and value == self.low)
 
 
-def _constant(default: Any, limits: Limits) -> Any:
+@dataclass(frozen=True)
+class Choices:
+    """Which words a constant may be."""
+
+    values: tuple[str, ...]
+    kind: type[str] = str
+
+    def __str__(self) -> str:
+        return " or ".join(map(repr, self.values))
+
+    def check(self, name: str, value: Any) -> str:
+        """The value. Raises `InputError` for any other."""
+        if not isinstance(value, str) or value not in self.values:
+            raise InputError(f"{name}: expected {self}, found {value!r:.40}")
+        return value
+
+
+@dataclass(frozen=True)
+class Several:
+    """Any number of values, each with these limits."""
+
+    each: Limits
+
+    def __str__(self) -> str:
+        return f"a list, each {self.each}"
+
+    def check(self, name: str, value: Any) -> tuple[int | float, ...]:
+        """The values as a tuple. Raises `InputError` if there is one that may not be."""
+        if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+            raise InputError(f"{name}: expected {self}, found {value!r:.40}")
+        return tuple(self.each.check(f"{name}[{index}]", one) for index, one in enumerate(value))
+
+
+def _constant(default: Any, limits: Limits | Choices | Several) -> Any:
     return field(default=default, metadata={"limits": limits})
 
 
@@ -140,10 +173,22 @@ class DetectConfig:
 
     points_per_side: prompts per image side; 32 gives 1024 candidates.
     pred_iou_threshold: candidates with a predicted IoU at or below it are dropped.
-    nms_iou_threshold: a row is suppressed by a better one of its class when their boxes' IoU is above it.
+    nms_iou_threshold: a row is suppressed by a better one of its class when their boxes' IoU is above it; 1: no NMS.
     max_candidates: rows kept after NMS. max_detections: rows kept at the end.
     classes_per_mask: rows per candidate: 1 keeps the best class, n the n best, -1 all (upstream's `cls_num_per_mask`).
     negative_sigma: how gently negative references lower a score, above 0 (`match.similarities`); idle without them.
+
+    Rules that the paper does not have, all off by default (`detection.rules` has the formulas and sources):
+    iou_power: a score is multiplied by the predicted IoU to this power; 0: not.
+    softmax_temperature: a score is multiplied by the class's softmax at this temperature; 0: not.
+    hubness: against classes that are near everything: "centre" (subtract the mean object) or "csls", with
+    csls_neighbours.
+    order_area_power, order_similarity_power: NMS and merge go by predicted IoU * area^a * similarity^b.
+    stability_threshold: candidates less stable are dropped; stability_power: a score is multiplied by the stability to
+    this power; both at +-stability_offset around the mask's edge.
+    merge: "cosine" (published), "plain" (without the cosine), "diffusion" or "none". diffusion_alpha, diffusion_power:
+    of graph diffusion; diffusion_transition: "overlaps" or "normalised".
+    class_thresholds: by class index, the score below which a detection is left out.
 
     Raises `InputError`, naming the constant, for a value that is no number of its kind or outside its `limits`.
     """
@@ -155,6 +200,20 @@ class DetectConfig:
     max_detections: int = _constant(100, Limits(int, 1, 2**20))
     classes_per_mask: int = _constant(1, Limits(int, 1, 2**16, also=(-1,)))
     negative_sigma: float = _constant(0.8, Limits(float, 0, open_low=True))
+    iou_power: float = _constant(0.0, Limits(float, 0, 100))
+    softmax_temperature: float = _constant(0.0, Limits(float, 0))
+    hubness: str = _constant("none", Choices(("none", "centre", "csls")))
+    csls_neighbours: int = _constant(10, Limits(int, 1, 2**16))
+    order_area_power: float = _constant(0.0, Limits(float, -10, 10))
+    order_similarity_power: float = _constant(0.0, Limits(float, -10, 10))
+    stability_threshold: float = _constant(0.0, Limits(float, 0, 1))
+    stability_power: float = _constant(0.0, Limits(float, 0, 100))
+    stability_offset: float = _constant(0.7, Limits(float, 0))
+    merge: str = _constant("cosine", Choices(("cosine", "plain", "diffusion", "none")))
+    diffusion_alpha: float = _constant(0.3, Limits(float, 0, 0.999))
+    diffusion_power: float = _constant(0.5, Limits(float, 0, 100))
+    diffusion_transition: str = _constant("overlaps", Choices(("overlaps", "normalised")))
+    class_thresholds: tuple[float, ...] = _constant((), Several(Limits(float, 0)))
 
     def __post_init__(self) -> None:
         for constant in dataclasses.fields(self):
@@ -166,8 +225,21 @@ class DetectConfig:
             )
 
     @classmethod
-    def limits(cls, name: str) -> Limits:
-        """Which values a constant may have."""
+    def from_dict(cls, data: Any) -> "DetectConfig":
+        """A configuration of JSON data: constants by name, the published ones where none is given.
+
+        Raises `InputError` for an unknown name or a value that may not be. `dataclasses.asdict` is the way back.
+        """
+        known = [constant.name for constant in dataclasses.fields(cls)]
+        if not isinstance(data, dict):
+            raise InputError(f"configuration: expected a JSON object, found {type(data).__name__}")
+        if unknown := sorted(str(name) for name in data if name not in known):
+            raise InputError(f"configuration: unknown constant {unknown[0]!r:.40}; known: {', '.join(known)}")
+        return cls(**data)
+
+    @classmethod
+    def limits(cls, name: str) -> Any:
+        """Which values a constant may have: `Limits`, `Choices` or `Several`."""
         return cls.__dataclass_fields__[name].metadata["limits"]
 
 

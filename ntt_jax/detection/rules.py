@@ -1,0 +1,163 @@
+"""Rules beside the published ones, each off by default (`DetectConfig`): what scores are made of, who suppresses whom.
+
+f is an object's feature and p a prototype, both of length 1. All functions are pure and keep their shapes.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ntt_jax.config import DetectConfig
+from ntt_jax.detection.match import similarities
+from ntt_jax.memory.aggregate import normalise
+
+
+def stability(mask_logits: Array, offset: float) -> Array:
+    """Share of the pixels above -offset that are above +offset: `[P, m, n]` -> `[P]` float32, 0 for empty masks.
+
+    `calculate_stability_score` of SAM's automatic generator (segment-anything, sam2; offset 0.7 in SAM 2's settings).
+    """
+    inner = jnp.sum(mask_logits > offset, axis=(1, 2), dtype=jnp.float32)
+    outer = jnp.sum(mask_logits > -offset, axis=(1, 2), dtype=jnp.float32)
+    return inner / jnp.maximum(outer, 1.0)
+
+
+def class_softmax(similarity: Array, classes: Array, temperature: float) -> Array:
+    """softmax over the classes of similarity / temperature: `[P, K]` -> `[P, K]` float32.
+
+    classes: `[K]` bool, which are there; others have no share. As in zero-shot classifiers (CLIP, arXiv 2103.00020).
+    """
+    logits = jnp.where(classes[None, :], similarity / temperature, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def centred(objects: Array, valid: Array, prototypes: Array) -> tuple[Array, Array]:
+    """Objects and prototypes with the mean valid object m subtracted: f - m and p - m, brought to length 1 again.
+
+    Centring takes away what all objects share, which makes some prototypes the nearest of everything (hubs; Suzuki et
+    al., "Centering similarity measures to reduce hubs", EMNLP 2013). objects `[P, C]`, valid `[P]`, prototypes
+    `[K, C]`. A zero prototype stays zero.
+    """
+    count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
+    mean = jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count
+    there = jnp.any(prototypes != 0, axis=1)
+    unit, _ = normalise(prototypes.astype(jnp.float32))
+    moved = jnp.where(there[:, None], unit - mean[None, :], 0.0)
+    return normalise(objects - mean[None, :])[0], normalise(moved)[0]
+
+
+def csls(cosines: Array, objects: Array, classes: Array, neighbours: int) -> Array:
+    """Cross-domain similarity local scaling: 2 cos(f, p) - r(f) - r(p) (Conneau et al., arXiv 1710.04087).
+
+    r(f) is the mean cosine of f with its nearest prototypes, r(p) that of p with its nearest objects; `neighbours` of
+    them, or as many as there are.
+
+    Args:
+      cosines: `[P, K]`. objects: `[P]` bool and classes: `[K]` bool, which are there.
+
+    Returns:
+      `[P, K]` float32.
+    """
+    there = objects[:, None] & classes[None, :]
+    of_objects = _mean_of_largest(jnp.where(there, cosines, -jnp.inf), jnp.sum(classes), neighbours)
+    of_classes = _mean_of_largest(jnp.where(there, cosines, -jnp.inf).T, jnp.sum(objects), neighbours)
+    return jnp.where(there, 2.0 * cosines - of_objects[:, None] - of_classes[None, :], 0.0)
+
+
+def _mean_of_largest(values: Array, count: Array, most: int) -> Array:
+    """Mean of the `most` largest of each row `[n, m]`, of which `count` are there -> `[n]`."""
+    largest, _ = jax.lax.top_k(values, min(most, values.shape[1]))
+    taken = jnp.minimum(count, largest.shape[1])
+    used = (jnp.arange(largest.shape[1])[None, :] < taken) & jnp.isfinite(largest)
+    return jnp.sum(jnp.where(used, largest, 0.0), axis=1) / jnp.maximum(taken, 1).astype(jnp.float32)
+
+
+def ranking(
+    predicted_ious: Array, areas: Array, similarity: Array, area_power: float, similarity_power: float
+) -> Array:
+    """What NMS and merge are ordered by, the largest first: predicted IoU * area^a * similarity^b, `[P]` each.
+
+    The published order is that of predicted IoU alone (a = b = 0). Area: any unit.
+    """
+    key = jnp.maximum(predicted_ious, 0.0)
+    if area_power:
+        key = key * jnp.maximum(areas, 0.0) ** area_power
+    return key * jnp.maximum(similarity, 0.0) ** similarity_power if similarity_power else key
+
+
+def containment(labels: Array, intersections: Array, areas: Array, valid: Array) -> Array:
+    """W_ij = |M_i and M_j| / |M_i| for j before i of the same class, otherwise 0: `[M, M]` float32.
+
+    labels `[M]`, in order; intersections `[M, M]`, areas `[M]` in pixels; valid `[M]` bool.
+    """
+    order = jnp.arange(labels.shape[0])
+    inside = intersections.astype(jnp.float32) / jnp.maximum(areas, 1).astype(jnp.float32)[:, None]
+    related = (labels[:, None] == labels[None, :]) & (order[None, :] < order[:, None])
+    return jnp.where(related & valid[:, None] & valid[None, :], inside, 0.0)
+
+
+def diffuse(contained: Array, alpha: float, *, normalised: bool) -> Array:
+    """How much of every mask is explained by earlier ones, diffused over the graph of `containment`: `[M, M]` -> `[M]`.
+
+    pi = alpha P pi + (1 - alpha) w with w_i = max_j W_ij: graph diffusion of FSOD-VFM (arXiv 2602.03137). P is W, or,
+    `normalised`, W with rows that sum to 1: the text has the latter, its numbers were made with the former. P is
+    strictly lower triangular, so the fixed point is one triangular solve: pi = (1 - alpha) (I - alpha P)^-1 w.
+    """
+    w = jnp.max(contained, axis=1, initial=0.0)
+    step = contained
+    if normalised:
+        total = jnp.sum(contained, axis=1, keepdims=True)
+        step = contained / jnp.where(total > 0, total, 1.0)
+    system = jnp.eye(contained.shape[0], dtype=jnp.float32) - alpha * step
+    return jax.scipy.linalg.solve_triangular(system, (1.0 - alpha) * w, lower=True, unit_diagonal=True)
+
+
+def diffused_scores(scores: Array, contained: Array, alpha: float, power: float, *, normalised: bool) -> Array:
+    """score_i * max(0, 1 - pi_i)^power with `diffuse`. With alpha 0 and power 1/2: soft merge without the cosine."""
+    rest = jnp.maximum(0.0, 1.0 - diffuse(contained, alpha, normalised=normalised))
+    return scores * jnp.where(rest > 0, jnp.where(rest > 0, rest, 1.0) ** power, 0.0)
+
+
+def above_class_threshold(scores: Array, labels: Array, thresholds: tuple[float, ...]) -> Array:
+    """Whether a score reaches its class's threshold, `[M]`, `[M]` -> `[M]` bool; classes after the last have none."""
+    table = jnp.asarray((*thresholds, 0.0), jnp.float32)
+    return scores >= table[jnp.clip(labels, 0, len(thresholds))]
+
+
+def class_similarities(
+    objects: Array, valid: Array, prototypes: Array, negatives: Array | None, config: DetectConfig
+) -> Array:
+    """`match.similarities` `[P, K]`, with hubness taken away as `config` says; arguments as `merge.label_rows`.
+
+    CSLS takes the similarities as they are: clamped at 0 and lowered by negatives. Its result is clamped at 0 too.
+    """
+    if config.hubness == "centre":
+        objects, prototypes = centred(objects, valid, prototypes)
+    similarity = similarities(objects, prototypes, negatives, config.negative_sigma)
+    if config.hubness == "csls":
+        classes = jnp.any(prototypes != 0, axis=1)
+        similarity = jnp.maximum(0.0, csls(similarity, valid, classes, config.csls_neighbours))
+    return similarity
+
+
+def weighted_scores(
+    scores: Array,
+    labels: Array,
+    similarity: Array,
+    predicted_ious: Array,
+    prototypes: Array,
+    config: DetectConfig,
+    stability: Array | None,
+) -> Array:
+    """Scores `[P, n]` of the labels, times the powers and the softmax that `config` asks for; by default as they are.
+
+    predicted_ious, stability: `[P]`. labels: `[P, n]`. similarity: `[P, K]`. prototypes: `[K, C]`, 0 for no class.
+    """
+    if config.softmax_temperature:
+        share = class_softmax(similarity, jnp.any(prototypes != 0, axis=1), config.softmax_temperature)
+        scores = scores * jnp.take_along_axis(share, labels, axis=1)
+    if config.iou_power:
+        scores = scores * (jnp.maximum(predicted_ious, 0.0) ** config.iou_power)[:, None]
+    if stability is not None and config.stability_power:
+        scores = scores * (stability**config.stability_power)[:, None]
+    return scores
