@@ -148,12 +148,18 @@ def resolve_weights(args: argparse.Namespace) -> None:
     """
     from ntt_jax.hub import resolve
 
+    hint = getattr(args, "resume_hint", None)
+    args.resume_hint = "what has arrived of the weights is kept; the same command goes on from there"
     for name in _WEIGHTS:
         if (value := getattr(args, name, None)) is not None:
             try:
                 setattr(args, name, resolve(value, name))
             except InputError as error:
                 raise InputError(f"--{name}: {error}") from None
+    if hint is None:
+        del args.resume_hint
+    else:
+        args.resume_hint = hint
 
 
 def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores: bool = False) -> None:

@@ -172,7 +172,7 @@ def _plain(text: str) -> str:
 
 
 def _repository(text: str) -> Repository | None:
-    match = re.fullmatch(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@([\w./-]{1,200}))?", text)
+    match = re.fullmatch(r"([\w.-]{1,96}/[\w.-]{1,96})(?:@(\w[\w./-]{0,199}))?", text)
     if match is None or ".." in text or text.endswith(CHECKPOINT_SUFFIXES) or text.startswith((".", "~")):
         return None
     return Repository(match[1], match[2])

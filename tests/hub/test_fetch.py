@@ -183,6 +183,31 @@ def test_a_killed_download_of_a_name_goes_on_too(hub, tmp_path):
     assert hub.ranges(path) == [None, "bytes=30000-"]
 
 
+def test_an_interrupted_command_says_that_it_goes_on(hub, tmp_path):
+    path = hub.cdn_path("facebook/sam2.1-hiera-tiny", "model.safetensors")
+    hub.faults[path] = [Fault(after=30_000, then="stall")]
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text("{}")
+    code = "import sys; from ntt_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [
+        "masks",
+        "--sam2",
+        "sam2.1_hiera_tiny",
+        "--boxes",
+        boxes,
+        "--images",
+        tmp_path,
+        "--out",
+        tmp_path / "m.json",
+    ]
+    process = start(code, *line)
+    wait_for(lambda: [part.stat().st_size for part in (tmp_path / "hf").rglob("*.part")] == [30_000])
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate()[1]
+    assert process.returncode == 130
+    assert "interrupted; what has arrived of the weights is kept; the same command goes on from there" in stderr
+
+
 def test_two_processes_fetch_one_file_once(hub):
     code = f"from ntt_jax.hub import resolve; print(resolve({MODEL!r}))"
     # What the tests put in the place of the published model, there too:
