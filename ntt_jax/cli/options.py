@@ -157,7 +157,7 @@ def resolve_weights(args: argparse.Namespace) -> None:
             except InputError as error:
                 raise InputError(f"--{name}: {error}") from None
     if hint is None:
-        del args.resume_hint
+        vars(args).pop("resume_hint")
     else:
         args.resume_hint = hint
 

@@ -107,21 +107,20 @@ def run(args: argparse.Namespace) -> None:
 def prepare(args: argparse.Namespace, benchmark: Benchmark, coco: "Coco", shots: list[int]) -> None:
     """Check the data and, with `--download`, fetch what is missing. Raises `InputError` that says what is missing."""
     from ntt_jax.datasets import load_dataset
+    from ntt_jax.datasets.class_lists import CLASS_LISTS
     from ntt_jax.datasets.dataset import select_classes
     from ntt_jax.reproduce import coco as data
 
     def lacks(what: str) -> InputError:
         return InputError(f"--data: {what}; --download fetches that from {data.coco_url()}")
 
-    archives = []
     if coco.lacks_annotations():
         if not args.download:
             raise lacks(f"{coco.val_annotations} or {coco.train_annotations} is not there")
-        archives.append(data.ANNOTATIONS)
-    classes = 80 if benchmark.classes == "all" else 20
-    if archives:  # before the first byte comes; what the images need is known when the annotations are here
-        expected = [*archives, data.VAL_IMAGES]
-        data.require_space(coco.folder, expected, max(shots) * args.seeds * classes, models.say)
+        # Before the first byte comes; which images are lacking is known when the annotations are here.
+        expected = [data.ANNOTATIONS] if coco.val_images.is_dir() else [data.ANNOTATIONS, data.VAL_IMAGES]
+        images = max(shots) * args.seeds * len(CLASS_LISTS[benchmark.classes])
+        data.require_space(coco.folder, expected, images, models.say)
         data.fetch_archive(coco, data.ANNOTATIONS)
     targets = load_dataset(coco.val_annotations)
     sources = load_dataset(coco.train_annotations)
