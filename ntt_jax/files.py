@@ -245,9 +245,10 @@ An empty list is 3 bytes of text and 64 in memory. Honest files stay far below: 
 _KEYS_PER_OBJECT = 32  # on average, beyond MAX_CONTAINERS: COCO has 7
 
 
-def parse_json(data: bytes, path: PathLike, *, what: str) -> Any:
+def parse_json(data: bytes, path: PathLike, *, what: str, strict: bool = False) -> Any:
     """JSON (UTF-8, -16 or -32) from bytes. Raises `InputError` naming `path` and the line and column of the fault.
 
+    strict: refuse a key that stands twice in one object, and NaN and Infinity, which JSON itself does not know.
     So that a small file cannot fill the memory, lists, objects, keys and texts are counted first (`MAX_CONTAINERS`).
     """
     shown = show_path(path)
@@ -259,8 +260,11 @@ def parse_json(data: bytes, path: PathLike, *, what: str) -> Any:
             raise InputError(f"{shown}: the {what} holds {keys:,} keys in {objects:,} objects, too many to be sound")
         if (found := data.count(b'"') // 2) > MAX_CONTAINERS + 2 * keys + len(data) // 64:
             raise InputError(f"{shown}: the {what} holds {found:,} texts for {keys:,} keys, too many to be sound")
+    rules: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_constant} if strict else {}
     try:
-        return json.loads(data)
+        return json.loads(data, **rules)
+    except _NotStrict as error:
+        raise InputError(f"{shown}: the {what} is not valid JSON: {error}") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
         raise InputError(f"{shown}: the {what} is not valid JSON: {error.msg} at {where}") from error
@@ -326,3 +330,18 @@ def sync_folder(folder: PathLike) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+class _NotStrict(ValueError):
+    """What `parse_json` refuses beyond the grammar."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise _NotStrict("the same key twice in one object")
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise _NotStrict(f"{name} is no number")

@@ -8,13 +8,12 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-import numpy as np
-
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, parse_json, read_bytes, show_path
 from ntt_jax.text import show
 
 INTERRUPTED = 130
+_SHOWN_BESIDE = 12
 
 _DESCRIPTION = """\
 Weights of SAM 2 and DINOv2: from PyTorch or Hugging Face checkpoints to the one file that ntt-jax loads, and back.
@@ -25,6 +24,7 @@ examples:
   python -m weight_port convert sam2.1_hiera_large.pt sam2.1_hiera_large.safetensors
   python -m weight_port convert dinov2_vitl14_pretrain.pth dinov2_vitl14.safetensors
   python -m weight_port convert facebook_dinov2-large/ dinov2_vitl14.safetensors     (a Hugging Face folder)
+  python -m weight_port convert epoch_20.ckpt tuned.safetensors --key state_dict --prefix model.   (as a trainer saves)
   python -m weight_port inspect sam2.1_hiera_large.safetensors
   python -m weight_port export  sam2.1_hiera_large.safetensors again.pt
   python -m weight_port export --orbax dinov2_vitl14.safetensors dinov2_vitl14_orbax/  (for other JAX programs)
@@ -32,7 +32,7 @@ examples:
 Meta publishes the checkpoints at https://dl.fbaipublicfiles.com/segment_anything_2/092824/sam2.1_hiera_large.pt
 (tiny, small, base_plus, large; SAM 2.0: 072824/sam2_hiera_large.pt) and
 https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth (vits14, vitb14, vitl14, vitg14; with
-registers: dinov2_vitl14_reg4_pretrain.pth). .pt and .pth files need PyTorch: pip install "ntt-jax[torch]"
+registers: dinov2_vitl14_reg4_pretrain.pth). PyTorch is not needed, neither to read nor to write .pt files.
 
 exit status: 0 done; 2 bad arguments or input (one line says what); 1 anything else."""
 
@@ -67,10 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a PyTorch or Hugging Face checkpoint to one .safetensors for ntt-jax",
         description="Recognise a checkpoint of SAM 2 or DINOv2 from its tensors and write it as one .safetensors file.",
     )
-    convert.add_argument("source", metavar="SRC", help="Meta's .pt or .pth, a .safetensors, or a Hugging Face folder")
+    convert.add_argument("source", metavar="SRC", help="a .pt, .pth, .ckpt, .safetensors, or a Hugging Face folder")
     convert.add_argument("destination", metavar="DST", help="the .safetensors file to write")
     convert.add_argument("--model", metavar="NAME", help="published name, such as sam2.1_hiera_tiny: no recognition")
     convert.add_argument("--config", metavar="FILE.json", help=_CONFIG_HELP)
+    _add_reading(convert)
     export = commands.add_parser(
         "export",
         help="a converted file back to the original PyTorch names and layouts, or as an orbax checkpoint",
@@ -90,7 +91,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what a checkpoint or a converted file holds, after checking all of it.",
     )
     inspect.add_argument("file", metavar="FILE", help="any file or folder that convert reads, or that it wrote")
+    _add_reading(inspect)
     return parser
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """Options that choose between several models in one checkpoint."""
+    command.add_argument("--key", help="the dictionary to read in a training checkpoint, such as model_ema")
+    command.add_argument("--prefix", help="what all names of the model start with in it, such as module.")
 
 
 def _read_given(path: str | None) -> dict[str, Any] | None:
@@ -106,7 +114,14 @@ def _convert(arguments: argparse.Namespace) -> list[str]:
     from weight_port import port
 
     given = _read_given(arguments.config)
-    source, weights = port.convert(arguments.source, arguments.destination, model=arguments.model, given=given)
+    source, weights = port.convert(
+        arguments.source,
+        arguments.destination,
+        model=arguments.model,
+        given=given,
+        key=arguments.key,
+        prefix=arguments.prefix,
+    )
     return [*_describe_source(source, weights), f"written  {arguments.destination}"]
 
 
@@ -128,7 +143,7 @@ def _export(arguments: argparse.Namespace) -> list[str]:
 def _inspect(arguments: argparse.Namespace) -> list[str]:
     from weight_port import port
 
-    source, weights = port.inspect(arguments.file)
+    source, weights = port.inspect(arguments.file, key=arguments.key, prefix=arguments.prefix)
     lines = _describe_source(source, weights)
     lines.append("tensors")
     for name in weights.order:
@@ -158,10 +173,11 @@ def _describe_source(source: Any, weights: Any) -> list[str]:
         lines.append(f"sha256   {source.sha256}: {describe_sha256(source.sha256, name)}")
     lines += _describe_model(weights)
     lines += [f"note     {remark}" for remark in weights.remarks]
+    lines += [f"note     {note}" for note in source.notes]
     if source.beside:
-        lines.append(
-            f"left out {', '.join(map(ascii, source.beside))[:200]}: beside the model in this checkpoint, not weights"
-        )
+        listed = ", ".join(source.beside[:_SHOWN_BESIDE])
+        more = f" and {len(source.beside) - _SHOWN_BESIDE} more" if len(source.beside) > _SHOWN_BESIDE else ""
+        lines.append(f"left out {listed}{more}: beside the model in this checkpoint")
     return lines
 
 
@@ -173,7 +189,7 @@ def _describe_model(weights: Any) -> list[str]:
     if weights.carried:
         groups = collections.Counter(name.split(".", 1)[0] for name in weights.carried)
         listed = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in groups.items())
-        numbers = sum(np.size(array) for array in weights.carried.values())
+        numbers = sum(array.size for array in weights.carried.values())
         lines.append(
             f"carried  {len(weights.carried)} video-only tensors, {numbers / 1e6:.1f} M numbers, unused here and "
             f"restored by export: {listed}"

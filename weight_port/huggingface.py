@@ -9,10 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
+from weight_port.tensor import Tensor, concatenated
 
 # Ordered, applied one after the other to every name.
 _DINOV2 = [
@@ -130,7 +129,7 @@ def is_huggingface(names: Any) -> bool:
     return any(name.startswith(starts) for name in names)
 
 
-def to_meta(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def to_meta(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """The same tensors under Meta's names. What no rule knows keeps its name and is found extra later.
 
     Raises:
@@ -138,7 +137,7 @@ def to_meta(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarr
     """
     sam2 = any(name.startswith(("vision_encoder.", "prompt_encoder.")) for name in tensors)
     rules = _SAM2 if sam2 else _DINOV2
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, Tensor] = {}
     for name, array in tensors.items():
         renamed = name
         for pattern, replacement in rules:
@@ -150,7 +149,7 @@ def to_meta(tensors: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarr
     return _join_points(_join_gaussian(out, where), where) if sam2 else _join_qkv(out, where)
 
 
-def _number_last_layers(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def _number_last_layers(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """`X.layers.last` is the layer after the highest numbered one."""
     highest: dict[str, int] = {}
     for name in tensors:
@@ -166,9 +165,9 @@ def _number_last_layers(tensors: dict[str, np.ndarray], where: str) -> dict[str,
     return out
 
 
-def _join_qkv(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def _join_qkv(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """Query, key and value, stacked along the outputs in this order."""
-    out: dict[str, np.ndarray] = {}
+    out: dict[str, Tensor] = {}
     for name, array in tensors.items():
         m = re.match(r"(blocks\.\d+\.attn\.qkv)\.(query|key|value)\.(weight|bias)$", name)
         if m is None:
@@ -179,7 +178,7 @@ def _join_qkv(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarra
     return out
 
 
-def _join_points(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def _join_points(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """`point_embed` `[4, C]` is four embeddings `[1, C]` in Meta's code."""
     out = {}
     for name, array in tensors.items():
@@ -188,11 +187,11 @@ def _join_points(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.nda
             continue
         if array.ndim != 2 or array.shape[0] != 4:
             raise InputError(f"{where}: prompt_encoder.point_embed.weight: expected [4, C], found {list(array.shape)}")
-        out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": array[i : i + 1] for i in range(4)}
+        out |= {f"sam_prompt_encoder.point_embeddings.{i}.weight": array.rows(i, i + 1) for i in range(4)}
     return out
 
 
-def _join_gaussian(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+def _join_gaussian(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The matrix of the position encoding stands under two names, of which a file may leave out one."""
     image = tensors.pop("shared_image_embedding.positional_embedding", None)
     prompt = tensors.pop("sam_prompt_encoder.shared_embedding.positional_embedding", None)
@@ -204,14 +203,14 @@ def _join_gaussian(tensors: dict[str, np.ndarray], where: str) -> dict[str, np.n
     return tensors if matrix is None else {**tensors, _GAUSSIAN: matrix}
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.read().tobytes() == b.read().tobytes()
 
 
-def _concatenate(parts: list[np.ndarray | None], what: str) -> np.ndarray:
+def _concatenate(parts: list[Tensor | None], what: str) -> Tensor:
     arrays = [part for part in parts if part is not None]
     if len(arrays) != len(parts):
         raise InputError(f"{what}: {len(parts) - len(arrays)} of {len(parts)} missing")
     if len({(a.shape, a.dtype) for a in arrays}) != 1 or arrays[0].ndim == 0:
         raise InputError(f"{what}: shapes {[list(a.shape) for a in arrays]} and types must be equal")
-    return np.concatenate(arrays)
+    return concatenated(arrays)

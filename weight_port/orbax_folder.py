@@ -28,6 +28,7 @@ from ntt_jax.config import to_dict
 from ntt_jax.errors import InputError
 from ntt_jax.files import reason, show_path, sync_folder, write_json
 from weight_port.port import Weights, read_converted
+from weight_port.tensor import Tensor
 
 
 def export_orbax(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> Weights:
@@ -106,14 +107,14 @@ def _save(source: str, params: pathlib.Path) -> None:
     os._exit(0)
 
 
-def _nested(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *parents, last = name.split(".")
         place = tree
         for part in parents:
             place = place.setdefault(part, {})
-        place[last] = np.ascontiguousarray(array)
+        place[last] = np.ascontiguousarray(array.read())
     return tree
 
 

@@ -1,18 +1,25 @@
 """Read what a PyTorch pickle says without executing it.
 
-`pickletools.genops` only splits the byte stream into instructions. This interprets the two dozen that `torch.save`
-writes, over plain data: a call is looked up in a table of three names, and everything else is refused with its name
-before torch opens the file. It finds out which tensors the file claims to hold, so that every claim can be checked
-against the archive's real sizes.
+The few dozen instructions that `torch.save` writes are interpreted over plain data. Nothing is imported or called: a
+tensor becomes a claim about bytes in the archive, so that every claim can be checked against the archive's real sizes,
+and every other object that the pickle asks for becomes an `Opaque`, its name alone.
 """
 
 import math
-import pickletools
-import warnings
+import pickle
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import reason
+from ntt_jax.safetensors_file import MAX_RANK, sensible
+
+MAX_OPERATIONS = 2_000_000
+"""A tensor takes about 35: a checkpoint of the largest model with its optimiser's state takes 100,000."""
+MAX_STACK = 1_000_000
+MAX_DEPTH = 1000
 
 STORAGE_TYPES = {
     "FloatStorage": ("float32", 4),
@@ -26,178 +33,311 @@ STORAGE_TYPES = {
     "ByteStorage": ("uint8", 1),
     "BoolStorage": ("bool", 1),
 }
-_CALLS = ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "collections OrderedDict")
+_PLAIN_TENSORS = ("torch Tensor", "torch._tensor Tensor", "torch.nn.parameter Parameter")
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """An object that is no tensor and never built. name: what the pickle asks for, "argparse.Namespace"."""
+
+    name: str
 
 
 @dataclass(frozen=True)
 class Global:
+    """Something that the pickle names, not yet called."""
+
     name: str  # "module attribute"
+
+    def opaque(self) -> Opaque:
+        """What becomes of it when it is called or found as a value."""
+        return Opaque(self.name.replace(" ", "."))
 
 
 @dataclass(frozen=True)
 class Storage:
+    """A record that holds numbers. key: its name in the archive. numel: how many numbers it must hold."""
+
     dtype: str
     itemsize: int
-    key: str  # name of the record that holds the bytes
+    key: str
     numel: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TensorClaim:
-    """A tensor as the pickle describes it: a strided view into a storage."""
+    """A tensor as the pickle describes it: a strided view into a storage.
+
+    lazy: what torch would still do to its numbers when it loads it ("neg", "conj"), "" for nothing.
+    """
 
     storage: Storage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    lazy: str = ""
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor as an array of its own."""
         return math.prod(self.shape) * self.storage.itemsize
 
-
-class _Mark:
-    pass
+    @property
+    def last(self) -> int:
+        """Position in the storage of the number that lies furthest in it; -1 where the tensor is empty."""
+        if 0 in self.shape:
+            return -1
+        return self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
 
 
 def scan(data: bytes, where: str) -> Any:
-    """The object a pickle describes, as dicts, lists, tuples, numbers, strings and `TensorClaim`s.
+    """The object a pickle describes: dicts, lists, tuples, numbers, strings, `TensorClaim`s and `Opaque`s.
 
     Raises:
-        InputError: the pickle is damaged, or would call or load anything but tensors.
+        InputError: the pickle is damaged, larger than any checkpoint's, or of instructions that torch never writes.
     """
+    scanner = _Scanner(data, where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pickletools warns about odd escapes in strings: damage, like all the rest
-            return _Scanner(where).run(data)
+        return scanner.run()
     except InputError:
         raise
-    except Exception as e:  # pickletools and the stack below raise many types on damaged input, all meaning the same
-        raise InputError(f"{where}: damaged pickle ({type(e).__name__})") from None
+    except Exception as e:  # whatever the stack below raises on damaged input means the same
+        words = reason(e) if type(e) is ValueError else type(e).__name__
+        raise InputError(f"{where}: damaged pickle ({words})") from None
 
 
 class _Scanner:
-    def __init__(self, where: str):
-        self.where = where
+    def __init__(self, data: bytes, where: str):
+        self.data, self.where, self.position = data, where, 0
         self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
-    def run(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
+    def run(self) -> Any:
+        data, stop, table = self.data, pickle.STOP[0], _TABLE
+        for _ in range(MAX_OPERATIONS):
+            code = data[self.position]
+            self.position += 1
+            if code == stop:
                 (root,) = self.stack
                 return root
-            handler = _HANDLERS.get(opcode.name)
-            if handler is None:
-                raise InputError(f"{self.where}: pickle instruction {opcode.name}, which torch.save never writes")
-            handler(self, argument)
-        raise ValueError("no STOP")
+            operation = table[code]
+            if operation is None:
+                name = _NAMES.get(code, f"{code:#04x}")
+                raise InputError(f"{self.where}: pickle instruction {name}, which torch.save never writes")
+            operation(self)
+            if len(self.stack) > MAX_STACK or len(self.marks) > MAX_DEPTH:
+                raise InputError(f"{self.where}: damaged pickle (deeper than any checkpoint's)")
+        raise InputError(f"{self.where}: its pickle has more than {MAX_OPERATIONS:,} instructions")
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
+    def take(self, count: int) -> bytes:
+        end = self.position + count
+        if end > len(self.data):
+            raise ValueError("cut off")
+        out = self.data[self.position : end]
+        self.position = end
+        return out
 
-    def pop_to_mark(self) -> list[Any]:
-        items: list[Any] = []
-        while not isinstance(top := self.stack.pop(), _Mark):
-            items.append(top)
-        return items[::-1]
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "little")
+
+    def line(self) -> str:
+        end = self.data.index(b"\n", self.position, self.position + 1000)
+        out = self.data[self.position : end].decode("utf-8")
+        self.position = end + 1
+        return out
 
     def pop(self, count: int) -> list[Any]:
-        if count > len(self.stack):
+        if count > len(self.stack) - (self.marks[-1] if self.marks else 0):
             raise ValueError("stack underflow")
         items = self.stack[-count:]
         del self.stack[-count:]
         return items
 
-    def find(self, name: str) -> None:
-        module, _, attribute = name.partition(" ")
-        if name not in _CALLS and not (module == "torch" and attribute in STORAGE_TYPES):
-            raise InputError(
-                f"{self.where}: the pickle asks for {module}.{attribute}; only tensors are read, nothing was executed"
-            )
-        self.push(Global(name))
+    def pop_to_mark(self) -> list[Any]:
+        height = self.marks.pop()
+        items = self.stack[height:]
+        del self.stack[height:]
+        return items
 
-    def call(self, _: Any) -> None:
-        function, arguments = self.pop(2)
-        if not isinstance(function, Global) or not isinstance(arguments, tuple):
+    def named(self, module: str, attribute: str) -> None:
+        self.stack.append(Global(f"{module} {attribute}"))
+
+    def stack_global(self) -> None:
+        module, attribute = self.pop(2)
+        if type(module) is not str or type(attribute) is not str or len(module) + len(attribute) > 1000:
+            raise ValueError("not a name")
+        self.named(module, attribute)
+
+    def call(self, arguments: int = 1) -> None:
+        function, given, *_ = self.pop(1 + arguments)
+        if isinstance(function, Opaque):
+            self.stack.append(function)
+        elif not isinstance(function, Global) or not isinstance(given, tuple):
             raise ValueError("a call of something that is not a function")
-        if function.name == "collections OrderedDict" and arguments == ():
-            self.push({})
-        elif function.name == "torch._utils _rebuild_tensor_v2":
-            self.push(self.tensor(arguments))
-        elif function.name == "torch._utils _rebuild_parameter" and isinstance(arguments[0], TensorClaim):
-            self.push(arguments[0])
         else:
-            raise InputError(f"{self.where}: the pickle calls {function.name.replace(' ', '.')} with odd arguments")
+            self.stack.append(_called(function, given))
 
-    def tensor(self, arguments: tuple[Any, ...]) -> TensorClaim:
-        storage, offset, shape, stride = arguments[:4]
-        sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= 8
-        if not isinstance(storage, Storage) or not sizes:
-            raise ValueError("not a tensor")
-        if not all(type(v) is int and 0 <= v < 2**48 for v in (offset, *shape, *stride)):
-            raise ValueError("not a tensor")
-        return TensorClaim(storage, offset, shape, stride)
-
-    def persistent(self, _: Any) -> None:
-        kind, storage_type, key, _, numel = self.stack.pop()
-        module, _, attribute = storage_type.name.partition(" ")
-        if kind != "storage" or module != "torch" or type(key) is not str or type(numel) is not int:
+    def persistent(self) -> None:
+        kind, storage_type, key, _, numel = self.pop(1)[0]
+        if kind != "storage" or not isinstance(storage_type, Global) or type(key) is not str or type(numel) is not int:
             raise ValueError("not a storage")
-        self.push(Storage(*STORAGE_TYPES[attribute], key, numel))
+        module, _, attribute = storage_type.name.partition(" ")
+        if module != "torch" or attribute not in STORAGE_TYPES:
+            self.stack.append(storage_type.opaque())
+            return
+        storage = Storage(*STORAGE_TYPES[attribute], key, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise InputError(f"{self.where}: the pickle describes the storage {key!r:.80} in two ways")
+        self.stack.append(storage)
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if type(key) not in (str, int):  # also keeps nested tuples, whose hash can take forever, out of the keys
-                raise InputError(f"{self.where}: a dictionary key is {type(key).__name__}, expected a string")
-            target[key] = value
+        if len(pairs) % 2 or not isinstance(target, dict | Opaque):
+            raise ValueError("not a dictionary")
+        if isinstance(target, dict):
+            for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+                # Others are never hashed: a tuple's hash can take forever.
+                target[key if type(key) in (str, int, float, bool) or key is None else Opaque(_kind(key))] = value
 
     def extend(self, values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, Opaque):
             raise ValueError("append to something that is not a list")
-        self.stack[-1].extend(values)
 
-    def build(self, _: Any) -> None:
+    def add_items(self) -> None:
+        self.pop_to_mark()
+        if not isinstance(self.stack[-1], Opaque):
+            raise ValueError("add to something that is not a set")
+
+    def frozen_set(self) -> None:
+        self.pop_to_mark()
+        self.stack.append(Opaque("frozenset"))
+
+    def build(self) -> None:
         target, _ = self.pop(2)  # the attributes of a state dict (`_metadata`: versions of its modules) are not weights
-        if not isinstance(target, dict):
-            raise InputError(f"{self.where}: the pickle sets attributes of {type(target).__name__}")
-        self.push(target)
+        if not isinstance(target, dict | Opaque | TensorClaim):
+            raise ValueError("attributes of something that has none")
+        self.stack.append(target)
 
-    def put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
+    def integer(self, size: int) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number(size)), "little", signed=True))
 
-
-def _constant(value: Any) -> Any:
-    return lambda scanner, _: scanner.push(value)
-
-
-def _argument(scanner: _Scanner, argument: Any) -> None:
-    scanner.push(argument)
+    def text(self, size: int) -> None:
+        self.stack.append(self.take(self.number(size)).decode("utf-8", "surrogatepass"))
 
 
-_HANDLERS: dict[str, Any] = {
-    "PROTO": lambda scanner, _: None,
-    "MARK": lambda scanner, _: scanner.push(_Mark()),
-    "EMPTY_DICT": lambda scanner, _: scanner.push({}),
-    "EMPTY_LIST": lambda scanner, _: scanner.push([]),
-    "EMPTY_TUPLE": _constant(()),
-    "NONE": _constant(None),
-    "NEWTRUE": _constant(True),
-    "NEWFALSE": _constant(False),
-    **dict.fromkeys(("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _argument),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Scanner.put),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda scanner, index: scanner.push(scanner.memo[index])),
-    "GLOBAL": _Scanner.find,
-    "REDUCE": _Scanner.call,
-    "BINPERSID": _Scanner.persistent,
-    "BUILD": _Scanner.build,
-    "TUPLE": lambda scanner, _: scanner.push(tuple(scanner.pop_to_mark())),
-    "TUPLE1": lambda scanner, _: scanner.push(tuple(scanner.pop(1))),
-    "TUPLE2": lambda scanner, _: scanner.push(tuple(scanner.pop(2))),
-    "TUPLE3": lambda scanner, _: scanner.push(tuple(scanner.pop(3))),
-    "SETITEM": lambda scanner, _: scanner.set_items(scanner.pop(2)),
-    "SETITEMS": lambda scanner, _: scanner.set_items(scanner.pop_to_mark()),
-    "APPEND": lambda scanner, _: scanner.extend(scanner.pop(1)),
-    "APPENDS": lambda scanner, _: scanner.extend(scanner.pop_to_mark()),
+def _called(function: Global, arguments: tuple[Any, ...]) -> Any:
+    name = function.name
+    if name == "collections OrderedDict" and not arguments:
+        return {}
+    if name == "collections defaultdict" and len(arguments) <= 1:
+        return {}
+    if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor"):
+        return _tensor(arguments)
+    if name in ("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"):
+        return arguments[0] if isinstance(arguments[0], TensorClaim | Opaque) else function.opaque()
+    if name == "torch._tensor _rebuild_from_type_v2" and len(arguments) == 4:
+        inner, made, given, _ = arguments
+        if isinstance(inner, Global) and isinstance(made, Global) and isinstance(given, tuple):
+            # A plain tensor with attributes. Another class may read its numbers otherwise.
+            return _called(inner, given) if made.name in _PLAIN_TENSORS and "tensor_v2" in inner.name else made.opaque()
+    return function.opaque()
+
+
+def _tensor(arguments: tuple[Any, ...]) -> Any:
+    storage, offset, shape, stride = arguments[:4]
+    if isinstance(storage, Opaque):
+        return storage
+    sizes = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= MAX_RANK
+    if not isinstance(storage, Storage) or not sizes:
+        raise ValueError("not a tensor")
+    if not all(type(v) is int and 0 <= v < 2**48 for v in (offset, *shape, *stride)):
+        raise ValueError("not a tensor")
+    if not sensible(shape, storage.itemsize):
+        raise ValueError(f"the shape {list(shape)} is of no array")
+    lazy = ""
+    if len(arguments) > 6 and arguments[6]:
+        asked = arguments[6]
+        names = [key for key in asked if type(key) is str] if isinstance(asked, dict) else []
+        lazy = ", ".join(names)[:80] or "something"
+    return TensorClaim(storage, offset, shape, stride, lazy)
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def describe_value(value: Any) -> str:
+    """What a value is, for messages: "a tensor", "int", "argparse.Namespace"."""
+    if isinstance(value, TensorClaim):
+        return "a tensor"
+    if isinstance(value, Global):
+        value = value.opaque()
+    return value.name if isinstance(value, Opaque) else _kind(value)
+
+
+def _push(make: Callable[[_Scanner], Any]) -> Callable[[_Scanner], None]:
+    return lambda s: s.stack.append(make(s))
+
+
+def _signed(size: int) -> Callable[[_Scanner], None]:
+    return _push(lambda s: int.from_bytes(s.take(size), "little", signed=True))
+
+
+_OPERATIONS: dict[bytes, Callable[[_Scanner], Any]] = {
+    pickle.PROTO: lambda s: s.take(1),
+    pickle.FRAME: lambda s: s.take(8),
+    pickle.MARK: lambda s: s.marks.append(len(s.stack)),
+    pickle.EMPTY_DICT: _push(lambda s: {}),
+    pickle.EMPTY_LIST: _push(lambda s: []),
+    pickle.EMPTY_TUPLE: _push(lambda s: ()),
+    pickle.EMPTY_SET: _push(lambda s: Opaque("set")),
+    pickle.NONE: _push(lambda s: None),
+    pickle.NEWTRUE: _push(lambda s: True),
+    pickle.NEWFALSE: _push(lambda s: False),
+    pickle.BININT: _signed(4),
+    pickle.BININT1: _push(lambda s: s.number(1)),
+    pickle.BININT2: _push(lambda s: s.number(2)),
+    pickle.LONG1: lambda s: s.integer(1),
+    pickle.LONG4: lambda s: s.integer(4),
+    pickle.BINFLOAT: _push(lambda s: struct.unpack(">d", s.take(8))[0]),
+    pickle.SHORT_BINUNICODE: lambda s: s.text(1),
+    pickle.BINUNICODE: lambda s: s.text(4),
+    pickle.BINUNICODE8: lambda s: s.text(8),
+    pickle.SHORT_BINBYTES: _push(lambda s: s.take(s.number(1))),
+    pickle.BINBYTES: _push(lambda s: s.take(s.number(4))),
+    pickle.BINBYTES8: _push(lambda s: s.take(s.number(8))),
+    pickle.BYTEARRAY8: _push(lambda s: s.take(s.number(8))),
+    pickle.BINPUT: lambda s: s.memo.__setitem__(s.number(1), s.stack[-1]),
+    pickle.LONG_BINPUT: lambda s: s.memo.__setitem__(s.number(4), s.stack[-1]),
+    pickle.MEMOIZE: lambda s: s.memo.__setitem__(len(s.memo), s.stack[-1]),
+    pickle.BINGET: _push(lambda s: s.memo[s.number(1)]),
+    pickle.LONG_BINGET: _push(lambda s: s.memo[s.number(4)]),
+    pickle.GLOBAL: lambda s: s.named(s.line(), s.line()),
+    pickle.STACK_GLOBAL: _Scanner.stack_global,
+    pickle.REDUCE: _Scanner.call,
+    pickle.NEWOBJ: _Scanner.call,
+    pickle.NEWOBJ_EX: lambda s: s.call(2),
+    pickle.BINPERSID: _Scanner.persistent,
+    pickle.BUILD: _Scanner.build,
+    pickle.TUPLE: lambda s: s.stack.append(tuple(s.pop_to_mark())),
+    pickle.TUPLE1: lambda s: s.stack.append(tuple(s.pop(1))),
+    pickle.TUPLE2: lambda s: s.stack.append(tuple(s.pop(2))),
+    pickle.TUPLE3: lambda s: s.stack.append(tuple(s.pop(3))),
+    pickle.FROZENSET: _Scanner.frozen_set,
+    pickle.SETITEM: lambda s: s.set_items(s.pop(2)),
+    pickle.SETITEMS: lambda s: s.set_items(s.pop_to_mark()),
+    pickle.APPEND: lambda s: s.extend(s.pop(1)),
+    pickle.APPENDS: lambda s: s.extend(s.pop_to_mark()),
+    pickle.ADDITEMS: _Scanner.add_items,
+}
+_TABLE: list[Callable[[_Scanner], Any] | None] = [_OPERATIONS.get(bytes([code])) for code in range(256)]
+_NAMES = {
+    value[0]: name
+    for name, value in vars(pickle).items()
+    if name.isupper() and type(value) is bytes and len(value) == 1 and value not in _OPERATIONS
 }

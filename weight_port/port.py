@@ -1,4 +1,7 @@
-"""Convert, export, inspect and load: strict both ways, bit for bit, one tensor in memory at a time."""
+"""Convert, export, inspect and load: strict both ways, bit for bit, one tensor in memory at a time.
+
+Names and shapes are checked first, from the headers alone; numbers when they are read, which happens once.
+"""
 
 import dataclasses
 import functools
@@ -15,11 +18,16 @@ import numpy as np
 
 from ntt_jax.config import DinoV2Config, Sam2Config, from_dict, to_dict
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
-from weight_port import rules, torch_file
+from ntt_jax.files import parse_json, show_path
+from weight_port import rules
+from weight_port.files import InputFile
 from weight_port.recognise import check_name, check_shown, read_config
 from weight_port.source import Source, open_source
-from weight_port.store import FORMAT, Item, read_json, read_safetensors, write_safetensors
+from weight_port.store import FORMAT, Item, read_safetensors, write_safetensors
+from weight_port.strangers import describe_stranger
+from weight_port.tensor import Tensor, tensor_of
+from weight_port.torch_file import looks_like_torch, torch_to_numpy
+from weight_port.torch_write import write_torch
 
 FORMAT_VERSION = "1"
 CARRIED = "carried."
@@ -30,11 +38,14 @@ WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Checked weights of one model. `tensors` in our names and layouts, `carried` in Meta's; views, not copies."""
+    """Weights of one model. `tensors` in our names and layouts, `carried` in Meta's.
+
+    Names, shapes and types are checked. Numbers are checked when a tensor is read: `InputError` if they are not finite.
+    """
 
     config: DinoV2Config | Sam2Config
-    tensors: dict[str, np.ndarray]
-    carried: dict[str, np.ndarray]
+    tensors: dict[str, Tensor]
+    carried: dict[str, Tensor]
     order: tuple[str, ...]  # of the source, in names of the converted file
     metadata: dict[str, str]
     remarks: list[str]
@@ -46,7 +57,7 @@ class Weights:
 
 
 def check_tensors(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray | Tensor],
     where: str,
     *,
     model: str | None = None,
@@ -63,8 +74,8 @@ def check_tensors(
         config: the configuration, if it is known; then nothing is recognised.
 
     Raises:
-        InputError: not one of the two models, a missing, extra or mis-shaped tensor, a type that is not float32,
-            float16 or bfloat16, or a number that is not finite.
+        InputError: not one of the two models, a missing, extra or mis-shaped tensor, or a type that is not float32,
+            float16 or bfloat16.
     """
     shapes = {name: array.shape for name, array in tensors.items()}
     remarks: list[str] = []
@@ -74,17 +85,17 @@ def check_tensors(
         check_shown(config, shapes, where)
     by_torch_name = {rule.torch_name: rule for rule in rules.skeleton(config).rules.values()}
     expected = {name: rule.torch_shape for name, rule in by_torch_name.items()}
-    if isinstance(config, Sam2Config):
-        video = rules.video_tensors(shapes, config)
-        expected = _without_optional(expected, shapes, complete=bool(video)) | video
+    video = rules.video_tensors(shapes, config) if isinstance(config, Sam2Config) else {}
+    expected = _without_optional(expected, shapes, complete=bool(video)) | video
     rules.check_names(shapes, expected, where, config.name)
-    for name, array in tensors.items():
-        check_numbers(name, array, where)
-    ours = {rule.name: rule.from_torch(tensors[name]) for name, rule in by_torch_name.items() if name in tensors}
-    carried = {name: array for name, array in tensors.items() if name not in by_torch_name}
+    checked = {name: _checked(name, tensor_of(array), where) for name, array in tensors.items()}
+    ours = {rule.name: rule.from_torch(checked[name]) for name, rule in by_torch_name.items() if name in checked}
+    carried = {name: array for name, array in checked.items() if name not in by_torch_name}
     order = tuple(by_torch_name[n].name if n in by_torch_name else CARRIED + n for n in tensors)
     if isinstance(config, Sam2Config) and not carried:
         remarks = [*remarks, "no video part: an export of it loads into Meta's classes with strict=False only"]
+    if isinstance(config, DinoV2Config) and "mask_token" not in shapes:
+        remarks = [*remarks, "no mask_token, which only training reads: an export of it has none either"]
     return Weights(config, ours, carried, order, {}, remarks)
 
 
@@ -95,12 +106,16 @@ def _without_optional(
     return {name: shape for name, shape in expected.items() if complete or name in found or name not in rules.OPTIONAL}
 
 
-def check_numbers(name: str, array: np.ndarray, where: str) -> None:
-    """Raise `InputError` unless a tensor is of a weight's type and all its numbers are finite."""
-    if array.dtype not in WEIGHT_DTYPES:
+def _checked(name: str, tensor: Tensor, where: str) -> Tensor:
+    """The tensor, its numbers checked whenever it is read. Raises `InputError` if it is not of a weight's type."""
+    if tensor.dtype not in WEIGHT_DTYPES:
         raise InputError(
-            f"{where}: tensor {name} is {array.dtype}, expected float32, float16 or bfloat16; cast it and save again"
+            f"{where}: tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16; cast it and save again"
         )
+    return tensor.checked(functools.partial(_check_numbers, name, where))
+
+
+def _check_numbers(name: str, where: str, array: np.ndarray) -> None:
     if not np.isfinite(array).all():
         bad = int(array.size - np.count_nonzero(np.isfinite(array)))
         raise InputError(f"{where}: tensor {name} has {bad} of {array.size} numbers that are NaN or infinite")
@@ -112,6 +127,8 @@ def convert(
     *,
     model: str | None = None,
     given: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    prefix: str | None = None,
 ) -> tuple[Source, Weights]:
     """Convert a checkpoint of Meta's or Hugging Face's to one safetensors file with our names and layouts.
 
@@ -119,15 +136,17 @@ def convert(
     so that `ntt_jax.load_sam2` and `load_dinov2` need its path only.
 
     Args:
-        source: .pt or .pth file, safetensors file, or Hugging Face folder.
+        source: .pt, .pth, .ckpt or .bin file, safetensors file, or Hugging Face folder. PyTorch is not needed.
         destination: file to write; an existing one is replaced when the new one is complete.
         model: published name that overrides recognition.
         given: fields of the configuration that the tensors do not show.
+        key, prefix: which dictionary of the checkpoint ("model", "state/teacher"), and what all names of the model
+            start with in it ("module."). Found where they are None; a choice between several models is asked for.
 
     Raises:
         InputError: anything wrong with either; nothing is written then.
     """
-    opened, target = open_source(source), pathlib.Path(destination)
+    opened, target = open_source(source, key=key, prefix=prefix), pathlib.Path(destination)
     _refuse_overwriting(opened, target)
     if opened.metadata.get("format") == FORMAT:
         raise InputError(f"{show_path(opened.path)}: is a converted file already; load it as it is, or `export` it")
@@ -142,12 +161,14 @@ def convert(
         "source_name": opened.path.name,
         "tool_version": f"ntt-jax {package_metadata.version('ntt-jax')}",
     }
+    if opened.notes:
+        meta["source_reading"] = "; ".join(opened.notes)[:1000]
     write_safetensors(target, [_item(name, arrays[name]) for name in weights.order], meta)
     return opened, weights
 
 
-def _item(name: str, array: np.ndarray) -> Item:
-    return Item(name, array.dtype, array.shape, functools.partial(np.ascontiguousarray, array))
+def _item(name: str, tensor: Tensor) -> Item:
+    return Item(name, tensor.dtype, tensor.shape, tensor.read)
 
 
 def _refuse_overwriting(opened: Source, target: pathlib.Path) -> None:
@@ -157,7 +178,8 @@ def _refuse_overwriting(opened: Source, target: pathlib.Path) -> None:
 
 
 def read_converted(path: str | os.PathLike[str]) -> Weights:
-    """Open a converted file and check its metadata, configuration and every tensor.
+    """Open a converted file and check its metadata, its configuration and every name and shape. Its header is read, no
+    tensor.
 
     Raises:
         InputError: not a converted file (for an unconverted checkpoint: with the command that converts it), damaged,
@@ -165,9 +187,14 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
     """
     path = pathlib.Path(path)
     where = show_path(path)
-    if path.is_dir() or (path.is_file() and torch_file.looks_like_torch(path)):
-        raise _unconverted(path, "a folder" if path.is_dir() else "a PyTorch checkpoint")
-    tensors, meta = read_safetensors(path)
+    if path.is_dir():
+        raise _unconverted(path, "a folder")
+    file = InputFile(path, what="weight file")
+    if looks_like_torch(file):
+        raise _unconverted(path, "a PyTorch checkpoint")
+    if (words := describe_stranger(file)) is not None:
+        raise InputError(f"{where}: {words}")
+    tensors, meta = read_safetensors(file)
     if meta.get("format") != FORMAT:
         raise _unconverted(path, "a safetensors file of another program")
     if meta.get("format_version") != FORMAT_VERSION:
@@ -175,7 +202,8 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
             f"{where}: weight file of version {meta.get('format_version')!r:.40}, this program reads {FORMAT_VERSION}; "
             "convert the original again"
         )
-    config = from_dict(read_json(meta.get("config", "").encode(), f"{where}: configuration"))
+    text = meta.get("config", "").encode("utf-8", "surrogatepass")
+    config = from_dict(parse_json(text, path, what="configuration", strict=True))
     check_name(config, where)
     # Files made before `no_mem_embed` was a parameter carry it.
     older = {CARRIED + name: name for name in rules.OPTIONAL}
@@ -190,12 +218,11 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
     shapes = {n: a.shape for n, a in carried.items()}
     video = rules.video_tensors(shapes, config) if isinstance(config, Sam2Config) else {}
     rules.check_names(shapes, video, where, config.name)
-    for name, array in tensors.items():
-        check_numbers(name, array, where)
+    ours, carried = ({n: _checked(n, t, where) for n, t in group.items()} for group in (ours, carried))
     return Weights(config, ours, carried, tuple(tensors), meta, [])
 
 
-def _guess_torch_shapes(ours: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def _guess_torch_shapes(ours: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Torch names and shapes by the endings of our names alone, to read sizes before a module is laid out."""
     out = {}
     for name, array in ours.items():
@@ -221,12 +248,21 @@ def _unconverted(path: pathlib.Path, what: str) -> InputError:
     )
 
 
-def inspect(path: str | os.PathLike[str]) -> tuple[Source, Weights]:
-    """Open and check any checkpoint that `convert` reads or file that it wrote. Raises `InputError` as they do."""
-    source = open_source(path)
+def inspect(
+    path: str | os.PathLike[str], *, key: str | None = None, prefix: str | None = None
+) -> tuple[Source, Weights]:
+    """Open and check all of any checkpoint that `convert` reads or file that it wrote. key, prefix: as for `convert`.
+
+    Raises `InputError` as `convert` does.
+    """
+    source = open_source(path, key=key, prefix=prefix)
     if source.metadata.get("format") == FORMAT:
-        return source, read_converted(path)
-    return source, check_tensors(source.tensors, show_path(source.path), hints=source.hints)
+        weights = read_converted(path)
+    else:
+        weights = check_tensors(source.tensors, show_path(source.path), hints=source.hints)
+    for tensor in (*weights.tensors.values(), *weights.carried.values()):
+        tensor.read()
+    return source, weights
 
 
 def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> Weights:
@@ -249,16 +285,16 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) 
     if target.suffix == ".safetensors":
         write_safetensors(target, [_item(name, array) for name, array in tensors.items()], {"format": "pt"})
     else:
-        torch_file.write_torch(target, tensors, wrap=isinstance(weights.config, Sam2Config))
+        write_torch(target, tensors, wrap=isinstance(weights.config, Sam2Config))
     return weights
 
 
 def _torch_tensors(
     config: DinoV2Config | Sam2Config,
-    tensors: Mapping[str, np.ndarray],
-    carried: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
+    carried: Mapping[str, Tensor],
     order: tuple[str, ...],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Tensor]:
     """Views in torch's names and layouts, in the order of the source."""
     table = rules.skeleton(config).rules
     out = {}
@@ -272,7 +308,7 @@ def _torch_tensors(
 
 # Tensors that a module was loaded with and does not use, for `export_state_dict`. Beside the modules, not in them:
 # there they would travel through every jit.
-_carried: weakref.WeakKeyDictionary[Any, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+_carried: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDictionary()
 
 
 def build(weights: Weights, dtype: str) -> Any:
@@ -283,7 +319,7 @@ def build(weights: Weights, dtype: str) -> Any:
         dtype: "float32" or "bfloat16", for kernels and products; norms, LayerScale and position tables stay float32.
 
     Raises:
-        InputError: another dtype.
+        InputError: another dtype, or numbers that are not finite.
     """
     if dtype not in ("float32", "bfloat16"):
         raise InputError(f'dtype: expected "float32" or "bfloat16", found {dtype!r:.40}')
@@ -317,7 +353,7 @@ def convert_state_dict(
 
 def _as_numpy(name: str, value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
-        return torch_file.torch_to_numpy(value)
+        return torch_to_numpy(value)
     try:
         return np.asarray(value)
     except Exception:  # whatever an object's __array__ raises
@@ -342,4 +378,5 @@ def export_state_dict(module: Any) -> dict[str, np.ndarray]:
         raise InputError(f"expected a Sam2 or DinoVisionTransformer, found {type(module).__name__}")
     ours = rules.values(module)
     out = {rule.torch_name: rule.into_torch(ours[name]) for name, rule in rules.skeleton(config).rules.items()}
-    return {name: np.array(array, order="C") for name, array in {**out, **_carried.get(module, {})}.items()}
+    carried = {name: tensor.read() for name, tensor in _carried.get(module, {}).items()}
+    return {name: np.array(array, order="C") for name, array in {**out, **carried}.items()}

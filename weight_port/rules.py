@@ -13,13 +13,13 @@ Attribute names mirror Meta's, so a parameter's path is its torch name but for t
 
 The table is derived by walking the module, so a parameter without a tensor or a tensor without a parameter cannot be
 overlooked. What only the video part of SAM 2 uses has no module here; `video_tensors` lists it. `OPTIONAL` parameters
-are 0 where a checkpoint of the image path alone has none.
+are 0 where a checkpoint has none.
 """
 
 import functools
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +28,24 @@ from flax import nnx
 
 from ntt_jax.config import SAM2_CONFIGS, DinoV2Config, Sam2Config
 from ntt_jax.errors import InputError
+from ntt_jax.files import reason
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.layers import ConvTranspose2x2, ShapesOnly
 from ntt_jax.models.sam2.sam2_base import Sam2
-from weight_port.files import reason
+from weight_port.tensor import Tensor
 
 _RENAMED = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LINEAR, _CONV, _TRANSPOSED_CONV, _TABLE = (1, 0), (2, 3, 1, 0), (2, 3, 0, 1), (0, 2, 3, 1)
 
 
-OPTIONAL = frozenset({"no_mem_embed"})
-"""Parameters, by our name and Meta's, that a checkpoint of the image path alone may lack; they are 0 then."""
+OPTIONAL = frozenset({"no_mem_embed", "mask_token"})
+"""Parameters, by our name and Meta's, that a checkpoint may lack; they are 0 then.
+
+`no_mem_embed`: of SAM 2, where only its image path was saved. `mask_token`: of DINOv2; only training reads it.
+"""
+
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class Rule(NamedTuple):
@@ -55,13 +62,13 @@ class Rule(NamedTuple):
     def torch_shape(self) -> tuple[int, ...]:
         return self.shape if self.to_ours is None else tuple(self.shape[i] for i in np.argsort(self.to_ours))
 
-    def from_torch(self, array: np.ndarray) -> np.ndarray:
+    def from_torch(self, array: Array) -> Array:
         """A view in our layout."""
         return array if self.to_ours is None else array.transpose(self.to_ours)
 
-    def into_torch(self, array: np.ndarray) -> np.ndarray:
+    def into_torch(self, array: Array) -> Array:
         """A view in torch's layout."""
-        return array if self.to_ours is None else array.transpose(np.argsort(self.to_ours))
+        return array if self.to_ours is None else array.transpose([int(i) for i in np.argsort(self.to_ours)])
 
 
 class Skeleton(NamedTuple):
@@ -114,7 +121,7 @@ def _walk(module: nnx.Module, state: Any) -> list[Rule]:
     return rules
 
 
-def fill(config: DinoV2Config | Sam2Config, arrays: Mapping[str, np.ndarray], dtype: str) -> Any:
+def fill(config: DinoV2Config | Sam2Config, arrays: Mapping[str, Tensor], dtype: str) -> Any:
     """A module whose parameters are `arrays` (by our names, our layout), cast to what the module declares.
 
     Those of `OPTIONAL` may be missing: they are 0 then.
@@ -128,7 +135,7 @@ def fill(config: DinoV2Config | Sam2Config, arrays: Mapping[str, np.ndarray], dt
         if rule.name in OPTIONAL and rule.name not in arrays:
             value = np.zeros(rule.shape, rule.dtype)
         else:  # a copy, cast on the host: nothing to compile
-            value = np.array(arrays[rule.name], dtype=rule.dtype, order="C")
+            value = np.array(arrays[rule.name].read(), dtype=rule.dtype, order="C")
         leaves[path] = leaf.replace(jax.device_put(value))
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 

@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from recipe import recipe
@@ -42,7 +44,7 @@ def state_dict(config: DinoV2Config | Sam2Config, video: str = "", dtype=np.floa
     return {name: recipe(name, shape).astype(dtype) for name, shape in shapes(config, video).items()}
 
 
-def save(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> pathlib.Path:
+def save(path: pathlib.Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> pathlib.Path:
     """Write tensors as they are."""
     items = [Item(n, a.dtype, a.shape, functools.partial(np.ascontiguousarray, a)) for n, a in tensors.items()]
     write_safetensors(path, items, {"format": "pt"} if metadata is None else metadata)
@@ -56,8 +58,8 @@ def save_raw(path: pathlib.Path, header: object, data: bytes = b"") -> pathlib.P
     return path
 
 
-def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same_bits(found: Mapping[str, Any], expected: dict[str, np.ndarray]) -> None:
     assert list(found) == list(expected)
     for name, array in expected.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
-        assert found[name].tobytes() == array.tobytes(), name
+        assert np.asarray(found[name]).tobytes() == array.tobytes(), name

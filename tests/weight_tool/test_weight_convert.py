@@ -144,7 +144,7 @@ STRICT = [
     (edited("norm.bias"), r"tensor norm\.bias is missing"),
     (edited("blocks.1.attn.qkv.weight"), r"tensor blocks\.1\.attn\.qkv\.weight is missing"),
     (edited("cls_token"), "tensor cls_token is missing"),
-    (edited("head.weight", zeros((3, 16), np.float32)), r"unexpected tensor 'head\.weight'"),
+    (edited("adapter.weight", zeros((3, 16), np.float32)), r"unexpected tensor 'adapter\.weight'"),
     (edited("blocks.1.norm1.bias", zeros(15, np.float32)), r"blocks\.1\.norm1\.bias has shape \[15\], expected \[16\]"),
     (edited("blocks.7.norm1.bias", zeros(16, np.float32)), r"tensors blocks\.2\.\* are missing"),
     (edited("pos_embed", zeros((1, 18, 16), np.float32)), "18 positions, expected 1 \\+ a square"),
@@ -258,7 +258,9 @@ def test_a_converted_file_is_checked_when_loaded(tmp_path):
 
     config = json.loads(metadata["config"])
     refuses("version '2', this program reads 1", format_version="2")
-    refuses("configuration: not valid JSON", config="{")
+    refuses("the configuration is not valid JSON", config="{")
+    refuses("the configuration is not valid JSON", config="\ud800")
+    refuses("NaN is no number", config=json.dumps(config | {"mlp_ratio": float("nan")}))
     refuses('"model" must be', config="{}")
     refuses("the tensors show depth 2, expected 1048576", config=json.dumps(config | {"depth": 2**20}))
     refuses("name must be", config=json.dumps(config | {"name": "a\nb"}))

@@ -3,13 +3,14 @@
 The fuzz tests change thousands of valid files in all the ways that damage or malice would.
 """
 
+import gzip
 import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
-import sys
 import zipfile
 
 import numpy as np
@@ -20,11 +21,13 @@ from weight_checkpoints import DINOV2_GIVEN, TINY_DINOV2, save, save_raw, state_
 
 from ntt_jax.errors import InputError
 from ntt_jax.loading import load_dinov2
-from weight_port import port, torch_file
+from weight_port import port
 from weight_port.__main__ import main
+from weight_port.files import InputFile
 from weight_port.pickle_scan import scan
 from weight_port.source import open_source
 from weight_port.store import read_safetensors
+from weight_port.torch_file import looks_like_torch
 
 FLOATS = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 FUZZ = settings(max_examples=700, deadline=None, database=None)
@@ -37,7 +40,7 @@ def refused(path, message, capsys, tmp_path):
         assert main(command) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
-        assert message in captured.err, captured.err
+        assert re.search(message, captured.err), captured.err
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
 
 
@@ -65,7 +68,7 @@ def refused(path, message, capsys, tmp_path):
         ([1, 2], b"", "expected a JSON object, found list"),
         (b'{"a": 1, "a": 2}', b"", "not valid JSON: the same key twice"),
         (b'{"a": ' * 50, b"", "not valid JSON"),
-        (b"[" * 100_000, b"", "not valid JSON"),
+        (b"[" * 100_000, b"", "not valid JSON|nested too deeply|lists and objects"),
         (b"\xff\xfe" * 10, b"", "not valid JSON"),
         (b"9" * 5000, b"", "not valid JSON"),
         ({"evil\n\x1b[2J": FLOATS}, b"0" * 8, "neither SAM 2 nor DINOv2"),
@@ -80,15 +83,31 @@ def test_a_safetensors_header_whose_length_begins_like_a_pickle(tmp_path):
     for version in (2, 3, 4, 5):
         header = json.dumps({"a": FLOATS}).encode().ljust(0x80 + 256 * version)
         tensors, _ = read_safetensors(save_raw(tmp_path / "x", header, b"0" * 8))
-        assert list(tensors) == ["a"] and not torch_file.looks_like_torch(tmp_path / "x")
+        assert list(tensors) == ["a"] and not looks_like_torch(InputFile(tmp_path / "x"))
 
 
 def test_files_that_are_no_checkpoints(tmp_path, capsys):
     for name, content, message in [
         ("empty.pt", b"", "the file is empty"),
         ("empty.safetensors", b"", "the file is empty"),
-        ("page.safetensors", b"<!DOCTYPE html><html>not found</html>", "not a safetensors file, or truncated"),
-        ("short.safetensors", b"12345", "not a safetensors file"),
+        ("page.safetensors", b"<!DOCTYPE html><html>not found</html>", "an HTML page, not a checkpoint"),
+        ("page.pt", b"\xef\xbb\xbf\n <html><body>403</body></html>", "an HTML page, not a checkpoint"),
+        ("denied.pt", b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML page, not a checkpoint"),
+        ("error.pt", b'{"error": "Repository not found"}', "JSON text, not a checkpoint"),
+        ("error.pth", b"Entry not found", "a text file, not a checkpoint"),
+        ("lfs.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "run `git lfs pull`"),
+        ("photo.pt", b"\xff\xd8\xff\xe0\0\x10JFIF" + b"\1" * 50, "a JPEG image, not a checkpoint"),
+        ("photo.safetensors", b"\x89PNG\r\n\x1a\n" + b"\1" * 50, "a PNG image, not a checkpoint"),
+        ("packed.pt", gzip.compress(b"weights" * 9), "gzip; unpack it first"),
+        ("packed.tar", b"a.pt".ljust(257, b"\0") + b"ustar\0" + b"\0" * 300, "a tar archive; unpack it first"),
+        ("keras.pt", b"\x89HDF\r\n\x1a\n" + b"\0" * 50, "an HDF5 file"),
+        ("zeros.pt", b"\0" * 5000, "a download that did not finish"),
+        (
+            "legacy.pt",
+            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M",
+            "written by torch before 1.6, .*torch.save",
+        ),
+        ("short.safetensors", b"1\x01345", "not a safetensors file"),
         ("huge.safetensors", struct.pack("<Q", 2**63) + b"{}" * 20, "not a safetensors file"),
         ("cut.pt", b"PK\x03\x04 cut off", "damaged or truncated archive"),
         ("old.pt", pickle.dumps({"a": 1}, 2), "written by torch before 1.6"),
@@ -97,9 +116,9 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys):
         refused(tmp_path / name, message, capsys, tmp_path)
     refused(tmp_path / "absent.pt", "No such file", capsys, tmp_path)
     refused(tmp_path, "no model.safetensors or model.safetensors.index.json", capsys, tmp_path)
-    refused("a\0b", "cannot be read", capsys, tmp_path)
+    refused("a\0b", "cannot read the checkpoint", capsys, tmp_path)
     (tmp_path / "loop.pt").symlink_to(tmp_path / "loop.pt")
-    refused(tmp_path / "loop.pt", "cannot be read", capsys, tmp_path)
+    refused(tmp_path / "loop.pt", "cannot read the checkpoint", capsys, tmp_path)
     os.mkfifo(tmp_path / "pipe.safetensors")
     refused(tmp_path / "pipe.safetensors", "not a regular file", capsys, tmp_path)
 
@@ -174,7 +193,9 @@ def test_pickles_are_never_executed(tmp_path, capsys, monkeypatch, payload):
         (tensor_pickle(offset=1), "reaches beyond its storage"),
         (tensor_pickle(stride=(2,)), "reaches beyond its storage"),
         (tensor_pickle(shape=(2**20, 2**20), stride=(0, 0)), "tensors would take 4398046511104 bytes"),
-        (tensor_pickle(shape=(2**30, 2**30, 2**30), stride=(0, 0, 0)), "tensors would take"),
+        (tensor_pickle(shape=(2**30, 2**30, 2**30), stride=(0, 0, 0)), "is of no array"),
+        (tensor_pickle(shape=(0, *[2**47] * 7), stride=(1,) * 8), "is of no array"),
+        (tensor_pickle(shape=(2**24, 2), stride=(0, 1)), "tensors would take"),
         (tensor_pickle(shape=(-1,)), "damaged pickle"),
         (tensor_pickle(shape=(1,) * 9, stride=(1,) * 9), "damaged pickle"),
         (tensor_pickle(storage="UntypedStorage"), "asks for torch.UntypedStorage"),
@@ -222,18 +243,6 @@ def test_archives_that_expand_or_overlap(tmp_path, capsys):
     moved[second + 42 : second + 46] = moved[first + 42 : first + 46]  # both records start at the same place
     (tmp_path / "overlap.pt").write_bytes(moved)
     refused(tmp_path / "overlap.pt", "overlap", capsys, tmp_path)
-
-
-def test_missing_or_old_torch_is_said_in_one_line(tmp_path, capsys, monkeypatch):
-    path = checkpoint(tmp_path / "good.pt", tensor_pickle())
-    monkeypatch.setitem(sys.modules, "torch", None)
-    refused(path, 'pip install "ntt-jax[torch]"', capsys, tmp_path)
-
-    class OldTorch:
-        __version__ = "2.9.1+cu128"
-
-    monkeypatch.setitem(sys.modules, "torch", OldTorch)
-    refused(path, "torch 2.9.1+cu128 can run code from a checkpoint", capsys, tmp_path)
 
 
 def sharded(folder, tensors, mapping=None):
@@ -377,7 +386,7 @@ def test_fuzz_archives(tmp_path_factory, edits):
     checkpoint(buffer, tensor_pickle())
     path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
     path.write_bytes(changed(buffer.getvalue(), edits))
-    only_input_errors(torch_file._survey, path)
+    only_input_errors(lambda: [tensor.read() for tensor in open_source(path).tensors.values()])
 
 
 def test_nothing_is_left_in_temporary_folders(converted):

@@ -44,7 +44,7 @@ def test_plain_orbax_restores_every_bit(tmp_path, capsys, config, given, video, 
     found = {".".join(str(key.key) for key in path): array for path, array in leaves}
     assert set(found) == set(weights.tensors)
     for name, array in weights.tensors.items():
-        assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
+        assert found[name].dtype == array.dtype and found[name].tobytes() == np.asarray(array).tobytes(), name
 
     assert from_dict(json.loads((folder / "config.json").read_text())) == weights.config
     graph, state = nnx.split(nnx.eval_shape(lambda: module(weights.config, rngs=nnx.Rngs(0))))
