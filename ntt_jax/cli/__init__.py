@@ -8,6 +8,8 @@ checked: `--help` and a mistyped option answer at once.
 
 import argparse
 import errno
+import os
+import re
 import signal
 import sys
 import threading
@@ -52,6 +54,9 @@ The files, in the order in which they come:
 
 Start with `ntt-jax demo --out demo_out`: it needs no file at all. `ntt-jax COMMAND --help` shows each command.
 `ntt-jax doctor` says what a bug report should."""
+
+
+_NO_BACKEND = re.compile("[Uu]nable to initialize backend|[Uu]nknown backend|not in the list of known backends")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_os_message(error))
     except Exception as error:
+        if isinstance(error, RuntimeError) and _NO_BACKEND.search(str(error)):
+            asked = os.environ.get("JAX_PLATFORMS")
+            where = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+            reason = " ".join(str(error).split())[:200]
+            return _fail(f"{where}: JAX cannot start on it: {reason}; unset it, or name cpu, cuda or tpu")
         if "RESOURCE_EXHAUSTED" in str(error):
             _say("error: the device ran out of memory; use a smaller --batch-size or --dtype bfloat16")
             return 1

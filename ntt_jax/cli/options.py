@@ -341,6 +341,8 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
 
     from ntt_jax.compiled.devices import core_devices
 
+    usual_jax()
+
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -354,12 +356,23 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     return devices[: args.devices]
 
 
+def usual_jax() -> None:
+    """Numbers as the method was published with, whatever the environment says for other work (`JAX_ENABLE_X64`)."""
+    import jax
+
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
 def divide_cpu(cores: int | None) -> None:
     """Let JAX see `cores` cores of the CPU, or all of them, as a device each, unless somebody has set their number.
 
     Only before the first array is made, for instance by reading a memory; afterwards nothing happens.
     """
     from ntt_jax.compiled.devices import available_cores, devices_are_set, use_all_cores
+
+    usual_jax()
 
     cores = available_cores() if cores is None else cores
     if cores > 1 and not devices_are_set():

@@ -5,9 +5,10 @@ The cores of a CPU serve the target pass best as one device each, which divide t
 else here changes what JAX sees.
 """
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ntt_jax.errors import InputError
@@ -15,6 +16,24 @@ from ntt_jax.errors import InputError
 _LOG = logging.getLogger("ntt_jax")
 # JAX's own settings are this process's too, and do not tell who made them.
 _process = {"cores": 0, "told": False}
+
+
+@contextlib.contextmanager
+def published_numbers(matmul_precision: str = "highest") -> Iterator[None]:
+    """JAX as the method was published with, in this thread, whatever the process has set for its own work.
+
+    32-bit numbers (`jax_enable_x64` changes nothing), the usual promotion of types and ranks, and this precision of
+    products.
+    """
+    import jax
+
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.default_matmul_precision(matmul_precision),
+    ):
+        yield
 
 
 def available_cores() -> int:

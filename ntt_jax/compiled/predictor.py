@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ntt_jax.compiled.devices import choose_devices
+from ntt_jax.compiled.devices import choose_devices, published_numbers
 from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.compiled.point_parallel import PointParallel
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
@@ -183,13 +183,14 @@ class Predictor:
         return other
 
     def _place(self, prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
-        return jax.device_put(as_classes(prototypes, negatives, size), self._shared)
+        with published_numbers(self._precision):
+            return jax.device_put(as_classes(prototypes, negatives, size), self._shared)
 
     def _dispatch(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> tuple[Merged, Array]:
         missing = self.batch_size - len(images)
         batch = np.stack(images + [images[-1]] * missing)
         shape = np.array(sizes + [(1, 1)] * missing, np.int32)
-        with jax.default_matmul_precision(self._precision):
+        with published_numbers(self._precision):
             return self._program(self._state, self._classes, *jax.device_put((batch, shape), self._sharded))
 
     def _collect(self, outputs: tuple[Merged, Array], sizes: list[tuple[int, int]]) -> list[HostDetections]:
@@ -225,7 +226,10 @@ class Predictor:
         for start in range(0, count, rows):
             first = min(start, total - rows)
             end = min(start + rows, count)
-            drawn = _draw_rows(logits, image, first, end - first, size, canvas=canvas, rows=rows, packed=self._packed)
+            with published_numbers(self._precision):
+                drawn = _draw_rows(
+                    logits, image, first, end - first, size, canvas=canvas, rows=rows, packed=self._packed
+                )
             part = np.asarray(drawn)[start - first : end - first, :height]
             if self._packed:
                 part = np.unpackbits(part, axis=-1)

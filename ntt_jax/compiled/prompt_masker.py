@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
@@ -134,7 +135,7 @@ class PromptMasker:
         kinds: dict[tuple[bool, int], list[int]] = {}
         for i, prompt in enumerate(prompts):
             kinds.setdefault((prompt.box is not None, len(prompt.points)), []).append(i)
-        with self._lock, jax.default_matmul_precision(self._precision):
+        with self._lock, published_numbers(self._precision):
             features = None
             for kind, members in kinds.items():
                 for start in range(0, len(members), PROMPTS_AT_ONCE):

@@ -10,6 +10,7 @@ from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.errors import InputError
@@ -52,5 +53,5 @@ class ReferenceEncoder:
         """Mean features `[n, C]` float32 of n <= batch_size crops and grid masks."""
         missing = self.batch_size - len(crops)
         padded = (np.stack([*array, *[np.zeros_like(array[0])] * missing]) for array in (crops, masks))
-        with jax.default_matmul_precision(self._precision):
+        with published_numbers(self._precision):
             return np.asarray(self._run(self._state, *jax.device_put(tuple(padded), self._sharded)))[: len(crops)]

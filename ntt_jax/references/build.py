@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
@@ -98,7 +98,7 @@ def collect_memory(
         return [[next(remaining) for _ in one.references] for one in chosen.classes]
 
     own, names = per_class(references), [chosen.name for chosen in references.classes]
-    with jax.default_matmul_precision("highest"):
+    with published_numbers("highest"):
         return memory_from_instance_means(own, names, () if negatives is None else per_class(negatives))
 
 

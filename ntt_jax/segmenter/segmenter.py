@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import ntt_jax
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
@@ -370,7 +370,7 @@ class Segmenter:
         """Make these the classes: the memory first, which may refuse them. provenance None: they have been edited."""
         memory = None
         if classes:
-            with jax.default_matmul_precision("highest"):
+            with published_numbers("highest"):
                 means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
                 memory = memory_from_instance_means(means, list(classes), negatives)
         if provenance is None:  # how a set was sampled is no longer true; what made the features is
@@ -378,10 +378,13 @@ class Segmenter:
             provenance = {key: self._provenance[key] for key in kept if key in self._provenance}
         self._classes, self._memory, self._provenance = classes, memory, provenance
         if self._predictor is not None and memory is not None:
-            self._predictor = self._predictor.with_prototypes(*padded_classes(memory, self.config.classes_per_mask))
+            with published_numbers():
+                padded = padded_classes(memory, self.config.classes_per_mask)
+            self._predictor = self._predictor.with_prototypes(*padded)
 
     def _ready_predictor(self) -> Predictor:
-        prototypes, negatives = padded_classes(self.memory, self.config.classes_per_mask)
+        with published_numbers():
+            prototypes, negatives = padded_classes(self.memory, self.config.classes_per_mask)
         if self._predictor is None:
             self._predictor = Predictor(*self._models, prototypes, self.config, negatives=negatives, **self._options)
         return self._predictor

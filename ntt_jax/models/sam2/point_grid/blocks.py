@@ -31,7 +31,9 @@ class Attended(NamedTuple):
 
 def unattended(shape: Sequence[int], *widths: int) -> Attended:
     """Before the first block: sums `[*shape, width]`."""
-    return Attended(jnp.full((*shape, 1), -jnp.inf), tuple(jnp.zeros((*shape, width)) for width in widths))
+    return Attended(
+        jnp.full((*shape, 1), -jnp.inf, jnp.float32), tuple(jnp.zeros((*shape, width), jnp.float32) for width in widths)
+    )
 
 
 def attend(attended: Attended, logits: Array, weigh: Callable[[Array], Sequence[Array]]) -> Attended:

@@ -133,7 +133,7 @@ def decode_grid(
         weights = jax.lax.cond(
             jnp.any(passing),
             lambda: grid.mask_weights(side, state, best),
-            lambda: jnp.zeros((chunk, feat_s0.shape[-1])),
+            lambda: jnp.zeros((chunk, feat_s0.shape[-1]), jnp.float32),
         )
 
         def some_masks(i: Array, logits: Array) -> Array:
