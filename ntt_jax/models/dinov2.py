@@ -112,7 +112,7 @@ class DinoVisionTransformer(nnx.Module):
             self.register_tokens = nnx.Param(_normal(rngs.params(), (1, config.num_register_tokens, dim), 1e-6))
         self.pos_embed = nnx.Param(_normal(rngs.params(), (1, 1 + table_side**2, dim)))
         # Pre-training replaces hidden patches by this token; kept so that a checkpoint's tensor has its place.
-        self.mask_token = nnx.Param(jnp.zeros((1, dim)))
+        self.mask_token = nnx.Param(jnp.zeros((1, dim), jnp.float32))
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
         self.norm = LayerNorm(dim, rngs=rngs)
         self._init_weights(rngs)
@@ -187,7 +187,7 @@ class DinoVisionTransformer(nnx.Module):
             (h, w, dim),
             (0, 1),
             (jnp.array([h, w], jnp.float32) + self.config.interpolate_offset) / side,
-            jnp.zeros(2),
+            jnp.zeros(2, jnp.float32),
             "cubic" if antialias else "cubic-pytorch",
             antialias=antialias,
             precision=jax.lax.Precision.HIGHEST,
@@ -212,7 +212,7 @@ class DinoVisionTransformer(nnx.Module):
 
 def _normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> Array:
     """Meta's `trunc_normal_(std=0.02)` cuts at +-2, a hundred deviations: a plain normal distribution."""
-    return deviation * jax.random.normal(key, shape)
+    return deviation * jax.random.normal(key, shape, jnp.float32)
 
 
 def _check_config(config: DinoV2Config) -> None:

@@ -596,6 +596,16 @@ def test_masks_with_numbers_are_taken_apart(shared, given, tmp_path):
         shared.fit({"disc": [(image, tmp_path / "m.png")]})
 
 
+def test_settings_of_the_process_change_nothing(shared, given):
+    image = images(1)[0]
+    found, memory = shared.fit(given).predict(image), shared.memory
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert jnp.zeros(1).dtype == np.float64
+        assert_same(shared.fit(given).predict(image), found)
+        assert_same_memory(shared.memory, memory)
+        assert jnp.zeros(1).dtype == np.float64  # as it was
+
+
 def test_two_corners_in_place_of_a_box_are_questioned(shared, given):
     image, mask = given["disc"][0]
     x, y, width, height = box_of(mask)

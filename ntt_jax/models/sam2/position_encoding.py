@@ -22,7 +22,9 @@ class PositionEmbeddingRandom(nnx.Module):
     """Sines and cosines of random projections of a position. Always float32; no gradient reaches the projection."""
 
     def __init__(self, num_pos_feats: int, *, rngs: nnx.Rngs):
-        self.positional_encoding_gaussian_matrix = Buffer(jax.random.normal(rngs.params(), (2, num_pos_feats)))
+        self.positional_encoding_gaussian_matrix = Buffer(
+            jax.random.normal(rngs.params(), (2, num_pos_feats), jnp.float32)
+        )
 
     def __call__(self, positions: Array) -> Array:
         """Positions in [0, 1], `[..., 2]` as (x, y) -> `[..., 2 * num_pos_feats]`."""
