@@ -98,11 +98,13 @@ def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], w
             try:
                 if _attempt(url, part, size, headers, what, progress):
                     return
-                problem, pause = "the connection was closed early", None
+                problem, pause, patience = "the connection was closed early", None, RETRIES
             except Temporary as temporary:
-                problem, pause = str(temporary), temporary.pause
+                problem, pause, patience = str(temporary), temporary.pause, RETRIES
+                if temporary.unreachable and _length(part) == started:  # no network, as it seems: say so soon
+                    patience = 1
             failures = 0 if _length(part) > before else failures + 1
-            if failures > RETRIES or (pause or 0) > LONGEST_WAIT:
+            if failures > patience or (pause or 0) > LONGEST_WAIT:
                 wait = f" (it asks to wait {pause:.0f} s)" if (pause or 0) > LONGEST_WAIT else ""
                 raise DownloadError(f"{problem}{wait}; {_kept(part)}the same command goes on from there")
             time.sleep(pause if pause is not None else WAIT * 2 ** max(failures - 1, 0))
@@ -115,11 +117,11 @@ def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], w
 
 
 class Temporary(Exception):
-    """Worth another attempt, after `pause` seconds if the server says so."""
+    """Worth another attempt, after `pause` seconds if the server says so. unreachable: there was no connection."""
 
-    def __init__(self, message: str, pause: float | None = None):
+    def __init__(self, message: str, pause: float | None = None, unreachable: bool = False):
         super().__init__(message)
-        self.pause = pause
+        self.pause, self.unreachable = pause, unreachable
 
 
 def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], what: str, progress: "_Progress") -> bool:
@@ -174,7 +176,7 @@ def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], wh
         seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT
         raise Temporary(f"the server was silent for {seconds} s (HF_HUB_DOWNLOAD_TIMEOUT)") from None
     except (httpx2.ConnectError, httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
-        raise Temporary(_no_connection(error)) from None
+        raise Temporary(_no_connection(error), unreachable=isinstance(error, httpx2.ConnectError)) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
         raise DownloadError(explain(error)) from None
 

@@ -21,6 +21,7 @@ from ntt_jax.hub.fetch import DownloadError, StorageError
 
 _INDEX = "model.safetensors.index.json"
 _TORCH = (".pt", ".pth", ".bin")
+_ATTEMPTS = 3
 _T = TypeVar("_T")
 
 
@@ -176,12 +177,12 @@ def _answer(ask: Callable[[float], _T]) -> _T:
     """What the Hub answers, asked again while it is only busy. Raises `DownloadError` or `StorageError`."""
     from huggingface_hub import constants
 
-    for attempt in range(fetch.RETRIES + 1):
+    for attempt in range(_ATTEMPTS):
         try:
             return ask(constants.HF_HUB_ETAG_TIMEOUT)
         except Exception as error:
             reason, again = _reason(error)
-            if not again or attempt == fetch.RETRIES:
+            if not again or attempt == _ATTEMPTS - 1:
                 raise reason from None
             time.sleep(fetch.WAIT * 2**attempt)
     raise AssertionError
@@ -210,7 +211,7 @@ def _reason(error: Exception) -> tuple[Exception, bool]:
         except fetch.Temporary as found:
             return DownloadError(str(found)), error.response.status_code != 429
     if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError)):
-        return DownloadError(fetch.explain(error)), isinstance(error, httpx2.TimeoutException)
+        return DownloadError(fetch.explain(error)), False  # Meta may have it: no waiting here
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StorageError(

@@ -12,7 +12,7 @@ from weight_checkpoints import DINOV2_GIVEN, TINY_DINOV2, save, state_dict
 
 import weight_port
 from ntt_jax.errors import InputError
-from ntt_jax.hub import cache, names, resolve
+from ntt_jax.hub import cache, fetch, names, resolve
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.segmenter import Segmenter
 
@@ -160,10 +160,15 @@ def test_offline_with_and_without_the_caches(hub, monkeypatch, tmp_path):
 def test_without_a_network_the_message_says_how_to_bring_the_file(hub, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("NTT_JAX_META_URL", "http://127.0.0.1:9")
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(fetch, "WAIT", 1.0)
+    monkeypatch.setattr(fetch, "RETRIES", 5)
     with pytest.raises(
         InputError, match=r"no connection.*no connection.*`curl -L -O .*/sam2.1_hiera_tiny.pt` or `hf download"
     ):
         resolve("sam2.1_hiera_tiny")
+    assert sum(slept) <= 1  # and it says so at once
 
 
 def test_meta_is_the_second_source(hub):
