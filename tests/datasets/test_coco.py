@@ -359,6 +359,11 @@ def test_a_validation_set_loads_quickly() -> None:
 def exercise(data: bytes, seed: int) -> None:
     """Every use of an annotation file either works or raises `InputError`."""
     dataset = parse_coco(data, "x.json")
+    for line in dataset.notes:
+        assert line.isprintable() and len(line) < 500, line
+    for image in dataset.images.values():
+        parts = pathlib.PureWindowsPath(image.file_name).parts
+        assert ".." not in parts and not image.file_name.startswith("/") and "\0" not in image.file_name
     for entry in dataset.annotations.values():
         try:
             dataset.mask(entry)
