@@ -8,19 +8,17 @@ scoring detections are judged. AP, AP50, AP75, APs, APm, APl and AR as COCO's; A
 and frequent categories of the training set. Source: Gupta et al., LVIS, CVPR 2019, and the rules of its `lvis` package.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ntt_jax.datasets.lvis import FREQUENCIES
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.average_precision import IOU_THRESHOLDS, Outcomes, defined_mean, envelope, overlaps
+from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.images.rle import rle_areas
-
-if TYPE_CHECKING:
-    from ntt_jax.evaluation.coco import GroundTruth
 
 DETECTIONS_PER_IMAGE = 300
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -30,7 +28,7 @@ _AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])  #
 class LvisScorer:
     """LVIS's numbers of boxes and masks. Images are taken one by one and only outcomes are kept."""
 
-    def __init__(self, ground_truth: "GroundTruth"):
+    def __init__(self, ground_truth: GroundTruth):
         if ground_truth.federated is None:
             raise InputError("evaluation: LVIS's rules need LVIS's annotation file")
         self._lists = ground_truth.federated

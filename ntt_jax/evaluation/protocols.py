@@ -4,18 +4,16 @@ A scorer takes the detections image by image and keeps only what its numbers nee
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ntt_jax.errors import InputError
+from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.lvis import LvisScorer
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.evaluation.semantic import SemanticScorer
 from ntt_jax.evaluation.voc import VocScorer
-
-if TYPE_CHECKING:
-    from ntt_jax.evaluation.coco import GroundTruth
 
 
 class Scorer(Protocol):
@@ -30,7 +28,7 @@ class Scorer(Protocol):
         ...
 
 
-def measure(ground_truth: "GroundTruth", detections: Iterable[ImageDetections]) -> dict[str, Any]:
+def measure(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) -> dict[str, Any]:
     """Metrics by LVIS's or VOC's rules, in the form of `coco.evaluate_detections`, without its "note".
 
     The detections are taken one image at a time and not kept. Raises `InputError` as `evaluate_detections`.
@@ -69,7 +67,7 @@ def measure(ground_truth: "GroundTruth", detections: Iterable[ImageDetections]) 
 
 
 def add_semantic(
-    metrics: dict[str, Any], ground_truth: "GroundTruth", detections: Iterable[ImageDetections]
+    metrics: dict[str, Any], ground_truth: GroundTruth, detections: Iterable[ImageDetections]
 ) -> dict[str, Any]:
     """COCO's metrics with the semantic mIoU of COCO-20i under "semantic" and in every class's row."""
     scorer = SemanticScorer(ground_truth)

@@ -6,16 +6,14 @@ front); a pixel that only a crowd covers is left out; whatever is not of the eva
 Intersections and unions are summed over all images before they are divided; the mean is over the classes.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ntt_jax.evaluation.average_precision import defined_mean
+from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle
-
-if TYPE_CHECKING:
-    from ntt_jax.evaluation.coco import GroundTruth
 
 SCORE_THRESHOLD = 0.5
 """Of the number that is called mIoU: the default of `ntt-jax segment`."""
@@ -25,7 +23,7 @@ _THRESHOLDS = np.arange(10, dtype=np.float32) / np.float32(10)
 class SemanticScorer:
     """Intersections and unions of every class at ten score thresholds."""
 
-    def __init__(self, ground_truth: "GroundTruth"):
+    def __init__(self, ground_truth: GroundTruth):
         self._place = {category.id: k for k, category in enumerate(ground_truth.categories)}
         self._truth: dict[int, list[dict[str, Any]]] = {}
         for entry in ground_truth.of_kind("segm"):

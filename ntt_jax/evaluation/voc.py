@@ -8,7 +8,7 @@ literature reports nAP50 on VOC 2007 test); `AP50_area` is the area under that c
 Source: Everingham et al., IJCV 2010, and the development kits.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,8 @@ from ntt_jax.evaluation.average_precision import (
     overlaps,
     precision_recall,
 )
+from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections
-
-if TYPE_CHECKING:
-    from ntt_jax.evaluation.coco import GroundTruth
 
 # As every published implementation writes it: 0.3, 0.6 and 0.7 lie one rounding above the fraction they mean.
 _ELEVEN = np.arange(0.0, 1.1, 0.1)
@@ -32,7 +30,7 @@ _ELEVEN = np.arange(0.0, 1.1, 0.1)
 class VocScorer:
     """VOC's numbers of boxes, and of masks where all objects have one. Only outcomes are kept."""
 
-    def __init__(self, ground_truth: "GroundTruth"):
+    def __init__(self, ground_truth: GroundTruth):
         self._kinds = ground_truth.kinds
         place = {category.id: k for k, category in enumerate(ground_truth.categories)}
         self._truth: dict[tuple[int, int], list[dict[str, Any]]] = {}  # by image and class index

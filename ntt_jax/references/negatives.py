@@ -12,7 +12,7 @@ from pycocotools import mask as mask_api
 
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.coco import GroundTruth
+from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.files import describe, show_path
 from ntt_jax.images.rle import rle_areas
