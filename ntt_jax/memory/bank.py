@@ -7,10 +7,10 @@ executed, and nothing is allocated by what its header claims.
 """
 
 import dataclasses
+import io
 import json
-import struct
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from ntt_jax.config import DinoV2Config, from_dict, to_dict
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.memory.aggregate import Memory
+from ntt_jax.safetensors_file import read_header
 
 FORMAT = "ntt-jax memory"
 VERSION = 1
@@ -27,7 +28,6 @@ MAX_MEMORY_BYTES = 1024**3
 MAX_HEADER_BYTES = 64 * 1024**2
 _TENSORS = {"prototypes": ("F32", 2), "instance_means": ("F32", 3), "valid": ("BOOL", 2)}
 _OPTIONAL = {"negatives": ("F32", 3)}
-_DTYPES = {"F32": np.dtype("<f4"), "BOOL": np.dtype(np.bool_)}
 _WHAT = "memory file"
 
 
@@ -95,7 +95,7 @@ def load_memory(path: PathLike) -> MemoryBank:
     data = read_bytes(path, max_bytes=MAX_MEMORY_BYTES, what=_WHAT)
     tensors, text = _parse(data, path)
     shown = show_path(path)
-    info = parse_json(text.encode("utf-8", "surrogatepass"), path, what="description in the memory file")
+    info = parse_json(text.encode("utf-8", "surrogatepass"), path, what="description in the memory file", strict=True)
     if not isinstance(info, dict) or info.get("format") != FORMAT or info.get("version") != VERSION:
         raise InputError(f'{shown}: expected a "{FORMAT}" file of version {VERSION}; make it with "ntt-jax memory"')
     names, ids = info.get("class_names"), info.get("category_ids")
@@ -149,44 +149,26 @@ def require_encoder(bank: MemoryBank, encoder: DinoV2Config, sha256: str | None 
 def _parse(data: bytes, path: PathLike) -> tuple[dict[str, np.ndarray], str]:
     """The tensors and the metadata text of a safetensors file, every claim of its header checked."""
     shown = show_path(path)
-    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 2**64
-    if length > min(MAX_HEADER_BYTES, len(data) - 8):
-        raise InputError(f"{shown}: not a safetensors file, or cut short")
-    header = parse_json(data[8 : 8 + length], path, what="header of the memory file")
-    body = memoryview(data)[8 + length :]
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("bank"), str):
+    header = read_header(io.BytesIO(data), path, len(data), max_bytes=MAX_HEADER_BYTES)
+    if "bank" not in header.metadata:
         raise InputError(f'{shown}: not a memory file: no "bank" in its metadata; make it with "ntt-jax memory"')
-    expected = _TENSORS | {name: kind for name, kind in _OPTIONAL.items() if name in header}
-    if set(header) != {"__metadata__", *expected}:
-        other = describe(min(set(header) ^ {"__metadata__", *expected}))
+    entries = header.entries
+    expected = _TENSORS | {name: kind for name, kind in _OPTIONAL.items() if name in entries}
+    if set(entries) != set(expected):
+        other = describe(min(set(entries) ^ set(expected)))
         raise InputError(f"{shown}: expected the tensors {', '.join(_TENSORS)}; missing or unknown: {other}")
-    tensors, covered = {}, 0
-    for name, (dtype, rank) in expected.items():
-        entry = header[name]
-        if not isinstance(entry, dict) or entry.get("dtype") != dtype:
-            raise InputError(f"{shown}: tensor {name} must be {dtype}, found {describe(entry)}")
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        if not _whole_numbers(shape, rank) or not _whole_numbers(offsets, 2):
-            raise InputError(f"{shown}: tensor {name} must have {rank} sizes and 2 offsets, found {describe(shape)}")
-        size = _DTYPES[dtype].itemsize
-        for side in shape:
-            size *= side
-        start, end = offsets
-        if size == 0 or end - start != size or end > len(body):
-            raise InputError(f"{shown}: tensor {name} of shape {describe(shape)} does not fit the data of the file")
-        raw = body[start:end]
-        if dtype == "BOOL" and np.frombuffer(raw, np.uint8).max() > 1:
+    tensors = {}
+    for name, (code, rank) in expected.items():
+        entry = entries[name]
+        if entry.code != code:
+            raise InputError(f"{shown}: tensor {name} must be {code}, found {entry.code}")
+        if len(entry.shape) != rank or 0 in entry.shape:
+            raise InputError(f"{shown}: tensor {name} must have {rank} sizes, none 0, found {list(entry.shape)}")
+        raw = memoryview(data)[header.start + entry.begin : header.start + entry.end]
+        if code == "BOOL" and np.frombuffer(raw, np.uint8).max() > 1:
             raise InputError(f"{shown}: tensor {name} holds bytes that are neither 0 nor 1")
-        tensors[name] = np.frombuffer(raw, _DTYPES[dtype]).reshape(shape)
-        covered += size
-    if covered != len(body):
-        raise InputError(f"{shown}: {len(body)} bytes of data, of which its tensors make up {covered}")
-    return tensors, metadata["bank"]
-
-
-def _whole_numbers(value: Any, count: int) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) == count and all(type(v) is int and 0 <= v < 2**40 for v in value)
+        tensors[name] = np.frombuffer(raw, entry.dtype).reshape(entry.shape)
+    return tensors, header.metadata["bank"]
 
 
 def _check_bank(bank: MemoryBank, where: str) -> None:
