@@ -25,11 +25,6 @@ from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 from ntt_jax.pipeline import map_images, propose_masks
 
-# Memories
-
-
-# The target pass
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -110,7 +105,8 @@ class ManyPredictor(Predictor):
     ):
         if np.ndim(prototypes) != 3 or not len(prototypes):
             raise InputError(f"prototypes: expected [M, K, C], found {list(np.shape(prototypes))}")
-        super().__init__(sam2, dinov2, prototypes[0], config, divide="images", **options)
+        options["divide"] = "images"
+        super().__init__(sam2, dinov2, prototypes[0], config, **options)
         self._classes = self._place(prototypes, negatives, np.shape(prototypes)[1:])
         self._program = functools.partial(self._program, detect=detect_many)
 

@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    from ntt_jax.cli import memory
     from ntt_jax.datasets.dataset import select_classes
     from ntt_jax.memory.bank import MemoryBank, load_memory, save_memory
+    from ntt_jax.runs.inputs import read_references
+    from ntt_jax.runs.models import read_encoder
     from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
     from weight_port.files import sha256
 
-    encoder, source_sha256 = models.read_encoder(args.dinov2)
+    encoder, source_sha256 = read_encoder(args.dinov2)
     dataset = models.read_dataset(args.annotations)
     provenance: dict[str, Any] = {
         "encoder_sha256": source_sha256,
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         "tool": f"ntt-jax {ntt_jax.__version__}",
     }
     if args.references is not None:
-        references = memory.load(args.references, dataset)
+        references = read_references(args.references, dataset)
         ids, names = zip(*((chosen.category_id, chosen.name) for chosen in references.classes), strict=True)
         provenance["references"] = {
             str(chosen.category_id): [[r.image_id, r.annotation_id] for r in chosen.references]

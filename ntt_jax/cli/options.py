@@ -13,8 +13,12 @@ from typing import Any
 
 from ntt_jax.config import DTYPES, DetectConfig
 from ntt_jax.errors import InputError
-from ntt_jax.files import check_output, check_private, open_input, show_path
+from ntt_jax.files import check_output, check_private, show_path
 from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
+from ntt_jax.runs.paths import check_file as check_file
+from ntt_jax.runs.paths import check_folder as check_folder
+from ntt_jax.runs.paths import check_input
+from ntt_jax.runs.paths import make_output_folder as make_output_folder
 
 CACHE_OFF = "none"
 
@@ -125,10 +129,8 @@ def check_path(path: Any, name: str) -> None:
     """The same for one option, written with underscores: a folder of images, annotations, or another file."""
     if name in _WEIGHTS:
         check_weights(path, name)
-        return
-    kind = name.split("_")[-1]
-    check = {"images": check_folder, "annotations": check_annotations}.get(kind, check_file)
-    check(path, f"--{name.replace('_', '-')}")
+    else:
+        check_input(path, name)
 
 
 def check_weights(value: str | Path, name: str) -> None:
@@ -192,6 +194,7 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
         )
     else:
         parser.set_defaults(devices=1)
+    parser.set_defaults(divide_points=cores)
     if cores:
         group.add_argument(
             "--cores",
@@ -207,6 +210,16 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
         metavar="DIR",
         help=f"where compiled programs are kept, so that the next start is quick; {CACHE_OFF!r} keeps none "
         "(default: ntt-jax/xla in $XDG_CACHE_HOME or ~/.cache)",
+    )
+
+
+def add_ray(parser: Any) -> None:
+    """`--ray`."""
+    parser.add_argument_group("several machines").add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="let the workers of a Ray cluster run the models: its address, 'auto' (the cluster that this machine is "
+        "part of) or 'local' (workers on this machine); see docs/parallel.md",
     )
 
 
@@ -272,40 +285,6 @@ def detect_config(args: argparse.Namespace) -> DetectConfig:
     )
 
 
-def check_file(path: Path, option: str) -> None:
-    """Raise `InputError` unless `path` is a readable file; `option` is where it was given."""
-    try:
-        open_input(path, empty=True).close()
-    except InputError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise InputError(f"{option}: there is no file {show_path(path)}") from None
-        raise InputError(f"{option}: {error}") from None
-
-
-def check_annotations(path: Path, option: str) -> None:
-    """`check_file` for annotations, which may be several lists of VOC images (`VOC2007+VOC2012`)."""
-    if "+" not in str(path):  # a mistyped path is answered before anything large is imported
-        check_file(path, option)
-        return
-    from ntt_jax.datasets.voc import image_lists
-
-    for file in image_lists(path):
-        check_file(file, option)
-
-
-def check_folder(path: Path, option: str) -> None:
-    """Raise `InputError` unless `path` is a folder that can be listed; `option` is where it was given."""
-    try:
-        if not path.is_dir():
-            what = "a file" if path.exists() else "nothing"
-            raise InputError(f"{option}: expected a folder, found {what} at {path}")
-        os.listdir(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
-
-
 def check_output_file(path: Path, option: str = "--out") -> None:
     """Raise `InputError` unless a file can be written at `path`, before the work that would fill it begins."""
     try:
@@ -316,17 +295,6 @@ def check_output_file(path: Path, option: str = "--out") -> None:
         raise InputError(f"{option}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise InputError(f"{option}: no permission to write in {path.parent}")
-
-
-def make_output_folder(path: Path, option: str = "--out") -> None:
-    """Create the folder `path` with its parents if it is not there; `InputError` if that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{option}: cannot make the folder {str(path)!r}: {reason}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"{option}: no permission to write in {path}")
 
 
 def start_jax(args: argparse.Namespace) -> list[Any]:
@@ -346,6 +314,8 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if getattr(args, "ray", None) is not None:  # the accelerators of this machine are for workers
+        jax.config.update("jax_platforms", "cpu")
     divide_cpu(args.cores)
     devices = jax.local_devices() if core_devices() is None else jax.local_devices()[:1]
     if args.devices is None:
@@ -378,6 +348,17 @@ def divide_cpu(cores: int | None) -> None:
     if cores > 1 and not devices_are_set():
         with contextlib.suppress(InputError):  # JAX runs already
             use_all_cores(cores)
+
+
+def compute(args: argparse.Namespace) -> Any:
+    """Start JAX (`start_jax`) and return how the models run, a `runs.Compute`, as the options of `add_compute` say."""
+    devices = start_jax(args)
+    from ntt_jax.compiled.devices import core_devices
+    from ntt_jax.runs.models import Compute
+
+    cores = core_devices() if args.divide_points else None
+    batch_size, divide = getattr(args, "batch_size", 1), "images" if cores is None else "points"
+    return Compute(args.dtype, batch_size, cores or devices, divide, getattr(args, "ray", None))
 
 
 def _cache_folder(option: str | None) -> Path | None:

@@ -88,17 +88,17 @@ def run(args: argparse.Namespace) -> None:
 
 def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
     """The memory of `--references`, made with `--dinov2`."""
-    from ntt_jax.cli import memory
     from ntt_jax.memory.bank import MemoryBank
-
-    references = memory.load(args.references, dataset)
-    dataset = models.look_at_images(args, dataset, args.images, memory.reference_images(references))
-    config, _ = models.read_encoder(args.dinov2)
-    devices = options.start_jax(args)
     from ntt_jax.references.build import build_memory
+    from ntt_jax.runs.inputs import look_at_images, read_references, reference_images
+    from ntt_jax.runs.models import load_encoder, read_encoder
+    from ntt_jax.runs.observer import work
 
-    compiled = models.load_encoder(args, devices)
-    with Progress("references", sum(len(c.references) for c in references.classes), unit="references") as progress:
+    progress, references = Progress(), read_references(args.references, dataset)
+    dataset = look_at_images(dataset, args.images, args.exif, progress, reference_images(references))
+    config, _ = read_encoder(args.dinov2)
+    compiled = load_encoder(args.dinov2, options.compute(args))
+    with work(progress, "references", sum(len(c.references) for c in references.classes), unit="references"):
         made = build_memory(compiled, dataset, args.images, references, step=progress.step)
     names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
     return MemoryBank(made, names, ids, config)

@@ -144,7 +144,10 @@ def prepare(args: argparse.Namespace, benchmark: Benchmark, coco: "Coco", shots:
             name = targets.images[val[0]].file_name
             raise InputError(f"--data: {len(val)} images (the first is {name}) are not in COCO's archive of val2017")
     if train:
-        with Progress("download", len(chosen), done=len(chosen) - len(train)) as progress:
+        from ntt_jax.runs.observer import work
+
+        progress = Progress()
+        with work(progress, "download", len(chosen), done=len(chosen) - len(train)):
             data.fetch_images(coco, sources, train, progress.step)
     models.say(f"COCO: {len(targets.images)} images to segment, {len(chosen)} with references: all there")
 

@@ -1,16 +1,10 @@
 """`ntt-jax run`: sample, memory and evaluate in one."""
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ntt_jax.cli import evaluate, memory, models, options, sample
-from ntt_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from ntt_jax.datasets.dataset import CocoDataset
-    from ntt_jax.references.build import Negatives
-    from ntt_jax.references.sampling import ReferenceSet
+from ntt_jax.cli import evaluate, memory, options, sample
+from ntt_jax.cli.progress import Progress
 
 EPILOG = """\
 example:
@@ -35,6 +29,7 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
+    options.add_ray(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -49,47 +44,26 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    options.divide_cpu(args.cores)
-    from ntt_jax.references.sampling import load_references, save_references
-    from ntt_jax.runs.folder import ADVICE
-    from ntt_jax.runs.lock import FolderLock
+    compute = options.compute(args)
+    from ntt_jax.runs.few_shot_job import run_few_shot
 
-    references_file, memory_file = args.out / "references.json", args.out / "memory.safetensors"
-    with FolderLock(args.out) as lock:
-        args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
-        sources = models.read_dataset(args.reference_annotations)
-        references = sample.choose(args, sources)
-        if references_file.exists() and not args.restart:
-            if load_references(references_file) != references:
-                raise InputError(
-                    f"{references_file}: made from another reference annotation file or with other --classes, --shots "
-                    f"or --seed; {ADVICE}"
-                )
-        else:
-            save_references(references_file, references)
-        folder = args.reference_images or args.images
-        negatives = memory.load_negatives(args, references, folder)
-        if args.restart or not is_current(args, sources, references, negatives, memory_file):
-            memory_file.unlink(missing_ok=True)
-            memory.build(args, sources, folder, references, memory_file, negatives)
-        evaluate.evaluate(args, lock, models.read_dataset(args.annotations), memory_file)
-
-
-def is_current(
-    args: argparse.Namespace,
-    sources: "CocoDataset",
-    references: "ReferenceSet",
-    negatives: "Negatives | None",
-    memory_file: Path,
-) -> bool:
-    """Whether an earlier start has made this memory; `InputError` if it has made another one."""
-    if not memory_file.exists():
-        return False
-    from ntt_jax.memory.bank import load_memory
-    from ntt_jax.runs.folder import ADVICE, differences
-
-    _, source_sha256 = models.read_encoder(args.dinov2)
-    made = load_memory(memory_file).provenance
-    if changed := differences(made, memory.describe(args, sources, references, source_sha256, negatives)):
-        raise InputError(f"{memory_file}: made with another {changed}; {ADVICE}")
-    return True
+    args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+    metrics = run_few_shot(
+        args.out,
+        sam2=args.sam2,
+        dinov2=args.dinov2,
+        reference_annotations=args.reference_annotations,
+        reference_images=args.reference_images,
+        choose=lambda sources: sample.choose(args, sources),
+        annotations=args.annotations,
+        images=args.images,
+        negatives=args.negatives,
+        negative_images=args.negative_images,
+        config=options.detect_config(args),
+        compute=compute,
+        exif=args.exif,
+        restart=args.restart,
+        observer=Progress(),
+        told=lambda bank: memory.report(args.out / "memory.safetensors", bank),
+    )
+    evaluate.report(args.out, metrics)

@@ -81,17 +81,20 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     options.resolve_weights(args)
     from ntt_jax.memory.bank import load_memory, require_encoder
+    from ntt_jax.runs.models import TargetPass, read_encoder
+    from ntt_jax.runs.observer import work
     from ntt_jax.segmenter.folder import find_images, segment_files
 
     names = find_images(args.images, args.out, models.warn)
-    options.divide_cpu(args.cores)
+    compute = options.compute(args)
     bank = load_memory(args.memory)
-    require_encoder(bank, *models.read_encoder(args.dinov2))
+    require_encoder(bank, *read_encoder(args.dinov2))
     chosen = choose_classes(bank, args.classes)
-    devices = options.start_jax(args)
     args.resume_hint = f"pictures of the finished images are in {args.out}; the same command does all of them again"
-    predictor = models.load_predictor(args, bank, options.detect_config(args), devices, 640)
-    with Progress("segment", len(names)) as progress:
+    prototypes, negatives = bank.memory.prototypes, bank.memory.negatives
+    target = TargetPass(args.sam2, args.dinov2, prototypes, negatives, options.detect_config(args), largest_side=640)
+    predictor, progress = target.load(compute), Progress()
+    with work(progress, "segment", len(names)):
         content = segment_files(
             predictor,
             names,
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
             classes=chosen,
             threshold=args.score_threshold,
             pictures=args.pictures,
-            progress=progress,
+            observer=progress,
             exif=args.exif,
         )
     report(args, content)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ntt_jax.cli import memory, options
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.bank_classes import match_classes
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
@@ -24,6 +23,8 @@ from ntt_jax.memory.bank import MemoryBank, load_memory
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet, check_references
 from ntt_jax.report.page import ReferenceSource, Report
 from ntt_jax.runs.folder import MAX_RUN_BYTES
+from ntt_jax.runs.inputs import read_references
+from ntt_jax.runs.paths import check_annotations, check_folder, check_input
 from weight_port.files import sha256
 
 DEMO = {"annotations": "targets/annotations.json", "images": "targets"}
@@ -57,10 +58,10 @@ def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None
 
     Raises `InputError` if the folder holds no finished run, or a file that an option names is not there.
     """
-    options.check_folder(folder, "RUN_DIR")
+    check_folder(folder, "RUN_DIR")
     named = {name: path for name, path in given.items() if path is not None}
     for name, path in named.items():
-        options.check_path(path, name)
+        check_input(path, name)
     suffix = _suffix(folder, shots)
     run = _read(folder / "run.json")
     found: dict[str, Path] = {}
@@ -157,7 +158,7 @@ def _annotations(files: RunFiles) -> CocoDataset:
     try:
         if path is None:
             raise InputError("run.json does not say where")
-        options.check_annotations(path, "they are no longer there")  # more than one file, perhaps
+        check_annotations(path, "they are no longer there")  # more than one file, perhaps
     except InputError as error:
         needed = f"{show_path(files.folder)}: the annotations are needed and {error}; give --annotations"
         raise InputError(needed) from None
@@ -246,7 +247,7 @@ def find_sources(
     annotations = path("reference_annotations")
     source = dataset if annotations is None or Path(dataset.path) == annotations else load_dataset(annotations)
     file = path("references")
-    references = remembered(bank) if file is None else memory.load(file, source)
+    references = remembered(bank) if file is None else read_references(file, source)
     folder = path("reference_images") or images
     if folder is not None and not folder.is_dir():
         folder = None

@@ -8,8 +8,9 @@ every run computes every image in the same place of the same batch, and ends in 
 import errno
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.runs.folder import RunFolder
+from ntt_jax.runs.observer import Observer
 from ntt_jax.runs.records import RecordFile
 
 if TYPE_CHECKING:
@@ -40,16 +42,6 @@ Item = TypeVar("Item")
 
 Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
 """The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
-
-
-class Observer(Protocol):
-    """Who hears how the run gets on (`cli.progress.Progress`)."""
-
-    def step(self, count: int = 1) -> None:
-        """`count` more images are finished and saved."""
-
-    def note(self, message: str) -> None:
-        """Something a person should read now."""
 
 
 def check_images(dataset: CocoDataset, folder: Path) -> None:
@@ -80,6 +72,13 @@ def groups_to_do(items: Sequence[Item], todo: Callable[[Item], bool], size: int)
     return [group for group in groups if any(map(todo, group))]
 
 
+def image_record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
+    """The record of an image's detections; `detections` reads it back."""
+    return ImageDetections(
+        image.id, image.height, image.width, found.boxes, found.scores, found.labels, tuple(found.rles)
+    ).to_json()
+
+
 def segment_images(
     run: RunFolder,
     dataset: CocoDataset,
@@ -90,7 +89,7 @@ def segment_images(
     todo: set[int],
     window: int,
     observer: Observer,
-    record: Callable[[CocoImage, Any], dict[str, Any]] | None = None,
+    record: Callable[[CocoImage, Any], dict[str, Any]] = image_record,
 ) -> None:
     """Segment the images that are in `todo` and append one record for each to `run.records`.
 
@@ -99,7 +98,6 @@ def segment_images(
     file says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
     record: makes the record of an image of what `predict` found; as `ImageDetections` by default.
     """
-    record = record or _record
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
     def pixels() -> Iterator[np.ndarray]:
@@ -129,6 +127,32 @@ def segment_images(
         save()
 
 
+@dataclass(frozen=True)
+class ImageWork:
+    """Groups of images as work that another process can be sent (`cluster.map_groups`): `segment_images` without files.
+
+    target: makes the target pass for a `Compute`. dataset, folder, record: as `segment_images`.
+    """
+
+    target: Any
+    dataset: CocoDataset
+    folder: Path
+    record: Callable[[CocoImage, Any], dict[str, Any]]
+
+    def load(self, compute: Any) -> Predict:
+        """The target pass."""
+        return self.target.load(compute)
+
+    def do(self, models: Predict, group: Sequence[CocoImage]) -> list[dict[str, Any]]:
+        """One record for each image of a group."""
+        read = [read_checked(self.dataset, self.folder, image) for image in group]
+        found = models(_BLANK if isinstance(one, str) else one for one in read)
+        return [
+            {"image_id": image.id, "skipped": one} if isinstance(one, str) else self.record(image, detections)
+            for image, one, detections in zip(group, read, found, strict=True)
+        ]
+
+
 def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
     """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size)."""
     path = dataset.image_path(folder, image.id)
@@ -141,12 +165,6 @@ def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.nda
         if not folder.is_dir():
             raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
         return str(error)
-
-
-def _record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
-    return ImageDetections(
-        image.id, image.height, image.width, found.boxes, found.scores, found.labels, tuple(found.rles)
-    ).to_json()
 
 
 def detections(run: RunFolder, dataset: CocoDataset) -> Iterator[ImageDetections]:

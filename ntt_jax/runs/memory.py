@@ -2,7 +2,10 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +37,34 @@ def record_means(
     everything, numbers = sources(dataset, folder, references, negatives), list(numbers)
     for batch in encode_all(encoder, [everything[number] for number in numbers]):
         done, numbers = numbers[: len(batch)], numbers[len(batch) :]
-        records = [
-            {"reference": number, "mean": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
-            for number, mean in zip(done, batch, strict=True)
-            if number in todo
-        ]
+        records = [_record(number, mean) for number, mean in zip(done, batch, strict=True) if number in todo]
         run.records.append(records)
         step(len(records))
+
+
+@dataclass(frozen=True)
+class ReferenceWork:
+    """Groups of numbered references as work that another process can be sent: `record_means` without a folder."""
+
+    encoder: Callable[[Any], ReferenceEncoder]
+    dataset: CocoDataset
+    folder: Path
+    references: ReferenceSet
+    negatives: Negatives | None
+
+    def load(self, compute: Any) -> ReferenceEncoder:
+        """The compiled encoder."""
+        return self.encoder(compute)
+
+    def do(self, models: ReferenceEncoder, group: Sequence[int]) -> list[dict[str, Any]]:
+        """One record for each reference of a group."""
+        everything = sources(self.dataset, self.folder, self.references, self.negatives)
+        batches = encode_all(models, [everything[number] for number in group])
+        return [_record(number, mean) for number, mean in zip(group, chain.from_iterable(batches), strict=True)]
+
+
+def _record(number: int, mean: np.ndarray) -> dict[str, Any]:
+    return {"reference": number, "mean": base64.b64encode(mean.astype("<f4").tobytes()).decode()}
 
 
 def recorded_memory(run: RunFolder, references: ReferenceSet, negatives: ReferenceSet | None = None) -> Memory:

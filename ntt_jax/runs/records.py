@@ -86,8 +86,8 @@ class RecordReader:
 class RecordFile(RecordReader):
     """The records at `path`, to be added to by this process alone.
 
-    `dropped` is the number of bytes that opening it cut off. Raises `OSError` as the file system does, and
-    `InputError` when the file has vanished while in use.
+    `dropped` is the number of bytes that opening it cut off, `added` that of the records written since. Raises
+    `OSError` as the file system does, and `InputError` when the file has vanished while in use.
     """
 
     def __init__(self, path: Path, key: str = "image_id"):
@@ -98,6 +98,7 @@ class RecordFile(RecordReader):
             out.close()
             raise
         self._file = out
+        self.added = 0
         size = os.fstat(out.fileno()).st_size
         self.dropped = size - self._end
         if self.dropped:
@@ -115,6 +116,7 @@ class RecordFile(RecordReader):
             self._write(b"".join(lines))
             for record, line in zip(records, lines, strict=True):
                 self._note(record, len(line))
+            self.added += len(records)
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None

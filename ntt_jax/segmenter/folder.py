@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.files import make_folder, show_path, write_json
@@ -17,6 +16,7 @@ from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import decode_rle, rle_areas
+from ntt_jax.runs.observer import Observer
 from ntt_jax.segmenter.photos import photos_of_folder
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def segment_files(
     classes: set[int],
     threshold: float,
     pictures: Collection[str],
-    progress: Progress,
+    observer: Observer,
     exif: str = "upright",
 ) -> dict[str, Any]:
     """Segment the files, write `pictures` of them as they come, then detections.json, whose content is returned.
@@ -84,9 +84,9 @@ def segment_files(
         ahead = map_ahead(functools.partial(_read, exif=exif), names.values(), ahead=8)
         for image_id, (name, read) in enumerate(zip(names, ahead, strict=True), 1):
             if isinstance(read, str):
-                progress.note(f"skipped: {read}")
+                observer.note(f"skipped: {read}")
                 content["skipped"].append({"file_name": name, "reason": read})
-                progress.step()
+                observer.step()
             else:
                 fed.append((image_id, name, read))
                 yield read
@@ -109,7 +109,7 @@ def segment_files(
             number = len(content["annotations"]) + 1
             content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
         write_pictures(out, name, image, kept, bank.class_names, pictures)
-        progress.step()
+        observer.step()
     if not content["images"]:
         raise InputError(f"none of the {len(names)} images could be read; the first: {content['skipped'][0]['reason']}")
     write_json(out / "detections.json", content)

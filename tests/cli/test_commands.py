@@ -127,7 +127,7 @@ def test_evaluate_writes_files_that_pycocotools_loads(world, finished):
 
 def test_a_finished_run_is_not_done_again(world, finished, capsys, monkeypatch):
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "lock"}
-    monkeypatch.setattr("ntt_jax.cli.options.start_jax", lambda args: pytest.fail("nothing was left to compute"))
+    monkeypatch.setattr("ntt_jax.runs.models.TargetPass.load", lambda *_: pytest.fail("nothing was left to compute"))
     assert main(world.evaluate(finished)) == 0
     assert "detections in 20 images" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "lock"} == before
@@ -404,11 +404,13 @@ def test_progress_on_a_terminal_updates_one_line():
             return True
 
     terminal = Terminal()
-    with Progress("evaluate", 3, stream=terminal) as progress:  # type: ignore[arg-type]
-        for _ in range(3):
-            time.sleep(0.11)
-            progress.step()
-        progress.note("skipped: a.jpg")
-    assert terminal.text.count("\n") == 2 and "\nntt-jax: " not in terminal.text
-    assert "2 of 3 images" in terminal.text and "/s, 0:00 left" in terminal.text
-    assert terminal.text.endswith("evaluate: 3 of 3 images in 0:00\n")
+    progress = Progress(terminal)  # type: ignore[arg-type]
+    progress.begin("evaluate", 5, done=2)
+    for _ in range(3):
+        time.sleep(0.11)
+        progress.step()
+    progress.note("skipped: a.jpg")
+    progress.end()
+    assert terminal.text.count("\n") == 2 and "ntt-jax: skipped: a.jpg\n" in terminal.text
+    assert "evaluate:  40%" in terminal.text and "| 2/5 [" in terminal.text  # what an earlier start has done
+    assert "evaluate: 100%" in terminal.text and " images/s" in terminal.text

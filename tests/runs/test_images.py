@@ -36,6 +36,12 @@ class Observer:
     def note(self, message):
         self.notes.append(message)
 
+    def begin(self, what, total, *, done=0, unit="images"):
+        pass
+
+    def end(self):
+        pass
+
 
 class Stopped(Exception):
     """The target pass fails."""

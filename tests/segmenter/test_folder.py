@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from ntt_jax.cli import main
-from ntt_jax.cli.progress import Progress
 from ntt_jax.compiled.predictor import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.images.reading import open_image_size
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.memory.aggregate import memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.runs.observer import SILENT
 from ntt_jax.segmenter.folder import OVERLAY_SIDE, find_images, segment_files
 
 
@@ -56,9 +56,8 @@ def test_pictures_are_those_asked_for(frames, tmp_path, bank, pictures):
     out = tmp_path / "found"
     out.mkdir()
     names = find_images([frames])
-    with Progress("segment", 3) as progress:
-        options = {"classes": {0, 1}, "threshold": 0.3, "pictures": pictures, "progress": progress}
-        content = segment_files(predictor, names, bank, out, **options)  # type: ignore[arg-type]
+    options = {"classes": {0, 1}, "threshold": 0.3, "pictures": pictures, "observer": SILENT}
+    content = segment_files(predictor, names, bank, out, **options)  # type: ignore[arg-type]
     assert json.loads((out / "detections.json").read_text()) == content
     assert [image["file_name"] for image in content["images"]] == list(names)
     assert len(content["annotations"]) == 6 and content["annotations"][0]["category_id"] == 9
@@ -78,9 +77,8 @@ def test_classes_thresholds_and_earlier_pictures(frames, tmp_path, bank):
     out = tmp_path / "found"
     (out / "masks" / "frame9").mkdir(parents=True)
     (out / "masks" / "frame9" / "007_old.png").touch()
-    with Progress("segment", 3) as progress:
-        options = {"classes": {1}, "threshold": 0.5, "pictures": ("masks",), "progress": progress}
-        content = segment_files(predictor, find_images([frames]), bank, out, **options)  # type: ignore[arg-type]
+    options = {"classes": {1}, "threshold": 0.5, "pictures": ("masks",), "observer": SILENT}
+    content = segment_files(predictor, find_images([frames]), bank, out, **options)  # type: ignore[arg-type]
     assert {entry["category_id"] for entry in content["annotations"]} == {9} and len(content["annotations"]) == 3
     assert [path.name for path in (out / "masks" / "frame9").iterdir()] == ["001_boat.png"]
 
@@ -88,9 +86,8 @@ def test_classes_thresholds_and_earlier_pictures(frames, tmp_path, bank):
 def test_overlays_of_large_images_are_smaller(tmp_path, bank):
     path = tmp_path / "wide.png"
     Image.new("RGB", (OVERLAY_SIDE * 2, 40)).save(path)
-    with Progress("segment", 1) as progress:
-        options = {"classes": {0, 1}, "threshold": 0.3, "pictures": ("masks", "overlays"), "progress": progress}
-        segment_files(predictor, find_images([path]), bank, tmp_path, **options)  # type: ignore[arg-type]
+    options = {"classes": {0, 1}, "threshold": 0.3, "pictures": ("masks", "overlays"), "observer": SILENT}
+    segment_files(predictor, find_images([path]), bank, tmp_path, **options)  # type: ignore[arg-type]
     assert open_image_size(tmp_path / "overlays" / "wide.png") == (20, OVERLAY_SIDE)
     assert open_image_size(tmp_path / "masks" / "wide" / "001_boat.png") == (40, OVERLAY_SIDE * 2)
 

@@ -1,0 +1,116 @@
+"""The job behind `ntt-jax run`: references, a memory of them, and its evaluation, in one folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ntt_jax.config import DetectConfig
+from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.errors import InputError
+from ntt_jax.memory.bank import MemoryBank, load_memory
+from ntt_jax.references.build import Negatives
+from ntt_jax.references.sampling import ReferenceSet, load_references, save_references
+from ntt_jax.runs import inputs
+from ntt_jax.runs.evaluation_job import evaluate
+from ntt_jax.runs.folder import ADVICE, differences
+from ntt_jax.runs.lock import FolderLock
+from ntt_jax.runs.memory_job import build_memory_of, describe
+from ntt_jax.runs.models import Compute, read_encoder
+from ntt_jax.runs.observer import SILENT, Observer
+from ntt_jax.runs.paths import make_output_folder
+
+
+def run_few_shot(
+    out: Path,
+    *,
+    sam2: Path,
+    dinov2: Path,
+    reference_annotations: Path,
+    reference_images: Path | None,
+    choose: Callable[[CocoDataset], ReferenceSet],
+    annotations: Path,
+    images: Path,
+    negatives: Path | None = None,
+    negative_images: Path | None = None,
+    config: DetectConfig | None = None,
+    compute: Compute | None = None,
+    exif: str = "upright",
+    restart: bool = False,
+    observer: Observer = SILENT,
+    told: Callable[[MemoryBank], None] = lambda bank: None,
+) -> dict[str, Any]:
+    """Choose references, make their memory and evaluate it; returns the content of metrics.json.
+
+    choose: the references among the annotations of `reference_annotations`. reference_images: their folder, `images` if
+    None. told: called with a memory that has just been made. Other arguments and errors as `evaluate` and
+    `build_memory`. `out` also receives references.json and memory.safetensors.
+    """
+    compute = compute or Compute()
+    make_output_folder(out)
+    references_file, memory_file = out / "references.json", out / "memory.safetensors"
+    with FolderLock(out) as lock:
+        sources = inputs.read_dataset(reference_annotations, observer)
+        references = choose(sources)
+        if references_file.exists() and not restart:
+            if load_references(references_file) != references:
+                raise InputError(
+                    f"{references_file}: made from another reference annotation file or with other --classes, --shots "
+                    f"or --seed; {ADVICE}"
+                )
+        else:
+            save_references(references_file, references)
+        folder = reference_images or images
+        unlike = inputs.read_negatives(negatives, references, negative_images or folder, exif, observer)
+        current = not restart and _is_current(memory_file, dinov2, sources, references, unlike, compute.dtype, exif)
+        if not current:
+            memory_file.unlink(missing_ok=True)
+            bank = build_memory_of(
+                memory_file,
+                dinov2,
+                sources,
+                folder,
+                references,
+                unlike,
+                compute,
+                exif,
+                restart=restart,
+                observer=observer,
+            )
+            told(bank)
+        return evaluate(
+            lock,
+            sam2=sam2,
+            dinov2=dinov2,
+            memory=memory_file,
+            annotations=annotations,
+            images=images,
+            config=config,
+            compute=compute,
+            exif=exif,
+            restart=restart,
+            files={
+                "memory": None,
+                "reference_annotations": reference_annotations,
+                "reference_images": reference_images,
+            },
+            observer=observer,
+        )
+
+
+def _is_current(
+    memory_file: Path,
+    dinov2: Path,
+    sources: CocoDataset,
+    references: ReferenceSet,
+    negatives: Negatives | None,
+    dtype: str,
+    exif: str,
+) -> bool:
+    """Whether an earlier start has made this memory; `InputError` if it has made another one."""
+    if not memory_file.exists():
+        return False
+    _, source_sha256 = read_encoder(dinov2)
+    made = load_memory(memory_file).provenance
+    if changed := differences(made, describe(sources, references, source_sha256, negatives, dtype, exif)):
+        raise InputError(f"{memory_file}: made with another {changed}; {ADVICE}")
+    return True

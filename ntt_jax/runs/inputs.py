@@ -1,0 +1,95 @@
+"""What jobs read before they begin: annotations, references, negative references, and whether they fit each other."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.bank_classes import match_classes
+from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
+from ntt_jax.datasets.image_files import survey
+from ntt_jax.errors import InputError
+from ntt_jax.files import read_bytes, show_path
+from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.references.build import Negatives
+from ntt_jax.references.negatives import negative_set
+from ntt_jax.references.sampling import MAX_REFERENCE_BYTES, ReferenceSet, parse_references
+from ntt_jax.runs.images import check_images
+from ntt_jax.runs.observer import Observer, warn
+from ntt_jax.upstream.references import parse_upstream_references
+
+
+def read_dataset(path: Path, observer: Observer) -> CocoDataset:
+    """`load_dataset`; the observer hears what was read in another way than it is written."""
+    dataset = load_dataset(path)
+    for note in dataset.notes:
+        warn(observer, f"{show_path(path)}: {note}")
+    return dataset
+
+
+def look_at_images(
+    dataset: CocoDataset, folder: Path, exif: str, observer: Observer, image_ids: Collection[int] | None = None
+) -> CocoDataset:
+    """`image_files.survey`, which may change names, sizes and orientation; the observer hears what it notes."""
+    found = survey(dataset, folder, exif=exif, image_ids=image_ids)
+    for note in found.notes[len(dataset.notes) :]:
+        warn(observer, note)
+    return found
+
+
+def sendable(dataset: CocoDataset, annotation_ids: Collection[int] = ()) -> CocoDataset:
+    """A data set that another process can be sent: its images, and of its annotations these."""
+    return dataclasses.replace(
+        dataset,
+        images=dict(dataset.images),
+        annotations={id: dataset.annotations[id] for id in annotation_ids},
+        categories=dict(dataset.categories),
+        image_annotations={},
+        files=dict(dataset.files),
+        federated=None,
+        image_ids={},
+        category_ids={},
+    )
+
+
+def exif_identity(exif: str) -> dict[str, str]:
+    """What another reading of orientations than "upright" adds to the description of a run."""
+    return {} if exif == "upright" else {"exif": exif}
+
+
+def read_references(path: Path, dataset: CocoDataset) -> ReferenceSet:
+    """Read a reference file, ours or upstream's pickle (recognised by its first byte or its name)."""
+    data = read_bytes(path, max_bytes=MAX_REFERENCE_BYTES, what="reference file")
+    if data.startswith(b"\x80") or path.suffix in (".pkl", ".pickle"):
+        return parse_upstream_references(data, path, dataset)
+    return parse_references(data, path)
+
+
+def reference_images(references: ReferenceSet) -> list[int]:
+    """Ids of the images of all references, each once."""
+    return list(dict.fromkeys(r.image_id for chosen in references.classes for r in chosen.references))
+
+
+def read_negatives(
+    path: Path | None, references: ReferenceSet, folder: Path, exif: str, observer: Observer
+) -> Negatives | None:
+    """The negative references in a file of annotations, whose images lie in `folder`; None without a file."""
+    if path is None:
+        return None
+    dataset = look_at_images(read_dataset(path, observer), folder, exif, observer)
+    chosen = negative_set(dataset, references)
+    try:
+        check_images(dataset, folder)
+    except InputError as error:
+        raise InputError(f"{error} with --negative-images") from None
+    return Negatives(dataset, folder, chosen)
+
+
+def match_bank(
+    bank: MemoryBank, dataset: CocoDataset, observer: Observer
+) -> tuple[MemoryBank, CocoDataset, Sequence[CocoCategory]]:
+    """`match_classes`: the memory with the ids of the annotation file, the data set with notes, its classes."""
+    bank, categories, notes = match_classes(bank, dataset)
+    for note in notes:
+        warn(observer, note)
+    return bank, dataclasses.replace(dataset, notes=dataset.notes + notes), categories

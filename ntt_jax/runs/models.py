@@ -1,0 +1,114 @@
+"""How the models of a job run, and what a process needs to know to load and run them."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.loading import load_dinov2, load_sam2
+from weight_port.port import read_converted
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the models of a job run.
+
+    dtype: "float32", "tensorfloat32" or "bfloat16" (`config.arithmetic`). batch_size: images that each device works on
+    at once. devices: those to use, all of this process if None. divide: what they divide, "images" or the "points" of
+    every image (`Predictor`). ray: address of a Ray cluster whose workers run the models in place of this process
+    (docs/parallel.md), "auto" or "local"; `devices` then says on how many cores each divides the points.
+    """
+
+    dtype: str = "float32"
+    batch_size: int = 1
+    devices: Sequence[Any] | None = None
+    divide: str = "images"
+    ray: str | None = None
+
+    def used(self) -> list[Any]:
+        """The devices that images are divided among."""
+        devices = list(jax.local_devices() if self.devices is None else self.devices)
+        return devices[:1] if self.divide == "points" else devices
+
+
+def read_encoder(path: Path) -> tuple[DinoV2Config, str]:
+    """Configuration of a converted DINOv2 file, and the sha256 of the checkpoint it was converted from.
+
+    That hash, not the file's own, says which encoder it is: converting once more does not make it another one.
+    """
+    weights = read_converted(path)
+    if not isinstance(weights.config, DinoV2Config):
+        raise InputError(f"{show_path(path)}: holds {weights.config.name}, not a DINOv2")
+    return weights.config, weights.metadata.get("source_sha256", "")
+
+
+def load_encoder(dinov2: Path, compute: Compute) -> ReferenceEncoder:
+    """The compiled encoder of references with the given checkpoint."""
+    dtype, precision = arithmetic(compute.dtype)
+    return ReferenceEncoder(
+        load_dinov2(dinov2, dtype),
+        batch_size=compute.batch_size,
+        devices=compute.used(),
+        matmul_precision=precision,
+    )
+
+
+@dataclass(frozen=True)
+class TargetPass:
+    """The target pass as a description that a process can be sent: `load` makes it.
+
+    sam2, dinov2: converted checkpoints. prototypes `[K, C]` and negatives `[K, N, C]`: of the memory, as the `kind` of
+    predictor takes them. largest_side: of the images, in pixels.
+    """
+
+    sam2: Path
+    dinov2: Path
+    prototypes: Any
+    negatives: Any
+    config: DetectConfig
+    largest_side: int
+    kind: Callable[..., Any] = Predictor
+
+    def load(self, compute: Compute) -> Any:
+        """The predictor: an iterable of images in, what is found in each out, in order."""
+        dtype, precision = arithmetic(compute.dtype)
+        return self.kind(
+            load_sam2(self.sam2, dtype),
+            load_dinov2(self.dinov2, dtype),
+            prototypes=self.prototypes,
+            config=self.config,
+            negatives=self.negatives,
+            batch_size=compute.batch_size,
+            devices=compute.devices or jax.local_devices(),
+            divide=compute.divide,
+            matmul_precision=precision,
+            canvas=min(self.largest_side, 640),
+        )
+
+
+def describe_start(compute: Compute, started: float, images: int, files: Mapping[str, Path | None]) -> dict[str, Any]:
+    """When, on what and with which files a job worked, for run.json. files: by the names of their options."""
+    devices = compute.used()
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 1),
+        "images": images,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "batch_size": compute.batch_size,
+        **({} if compute.ray is None else {"ray": compute.ray}),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "system": platform.platform(),
+        "files": {name: os.path.abspath(path) for name, path in files.items() if path is not None},
+    }
