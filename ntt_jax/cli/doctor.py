@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from ntt_jax.cli import options
+from ntt_jax.text import show
 
 EPILOG = """\
 It asks the servers of the weights for a sign of life (3 seconds each; none with HF_HUB_OFFLINE=1) and sends
@@ -22,4 +23,4 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.hub.system import describe
 
     for topic, text in describe():
-        print(f"{topic + ':':<14}{text}", flush=True)
+        show(f"{topic + ':':<14}{text}")

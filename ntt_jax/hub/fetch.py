@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ntt_jax.errors import InputError
 from ntt_jax.files import parse_json, read_bytes, show_path, sync_folder, write_json
 from ntt_jax.hub import cache
+from ntt_jax.text import show
 
 RETRIES = 5
 """Attempts in a row that bring nothing before a download is given up."""
@@ -310,7 +311,7 @@ class _Progress:
         from huggingface_hub.utils import tqdm
 
         size = "" if total is None else f" ({megabytes(total)}{f', {megabytes(have)} are here' if have else ''})"
-        print(f"ntt-jax: downloading {self.what}{size} from {self.host}", file=sys.stderr, flush=True)
+        show(f"ntt-jax: downloading {self.what}{size} from {self.host}", to=sys.stderr)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total, initial=have, unit="B", unit_scale=True, desc=self.what, disable=None if terminal else True

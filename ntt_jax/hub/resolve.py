@@ -12,6 +12,7 @@ from ntt_jax.files import PathLike, read_bytes, show_path
 from ntt_jax.hub import cache, fetch, repository
 from ntt_jax.hub.fetch import DownloadError
 from ntt_jax.hub.names import Published, Repository, parse, suggestion
+from ntt_jax.text import show
 
 SOURCES = ("auto", "hub", "meta")
 META_URL = "https://dl.fbaipublicfiles.com"
@@ -109,7 +110,7 @@ def _convert(
             if "with --config" in str(error):
                 raise InputError(f"{error} to `python -m weight_port convert`") from None
             raise
-        print(f"ntt-jax: converted {show_path(path)}, once, into {show_path(target.parent)}", file=sys.stderr)
+        show(f"ntt-jax: converted {show_path(path)}, once, into {show_path(target.parent)}", to=sys.stderr)
 
     return key, cache.store(key, opened.sha256, write)
 
@@ -166,7 +167,7 @@ def _keep(name: str, path: Path, origin: str, commit: str | None, model: Publish
         file = path / "model.safetensors" if path.is_dir() else path
         expected = repository.checksum(file) if file.exists() else None
     elif model is not None and model.sha256 is None:
-        print(f"ntt-jax: {name}: no published checksum to compare with", file=sys.stderr, flush=True)
+        show(f"ntt-jax: {name}: no published checksum to compare with", to=sys.stderr)
     if model is None:
         key, found = _convert(path, expected=expected)
     elif model.given is not None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, show_path
+from ntt_jax.files import PathLike, open_input, show_path
 from ntt_jax.memory.aggregate import Memory, instance_mean, memory_from_instance_means
 
 _FEATURES, _MASKS, _MEANS, _POOLED = "mem_feats", "mem_masks", "mem_feats_ins_avg", "mem_feats_avg"
@@ -54,6 +54,7 @@ def read_upstream_memory(path: PathLike) -> UpstreamMemory:
     from weight_port.torch_file import read_torch_named
 
     shown = show_path(path)
+    open_input(path, what="memory checkpoint").close()
     try:
         found = read_torch_named(pathlib.Path(path), (_FEATURES, _MASKS, _MEANS, _POOLED, *_COUNTS))
     except InputError as error:
