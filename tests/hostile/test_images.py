@@ -67,7 +67,9 @@ BOMBS = {
     "jpeg junk": b"\xff\xd8\xff\xe0\0\2" + b"\xff\0" * 500_000,
     "jpeg segments": b"\xff\xd8" + b"\xff\xe1\0\2" * 200_000,
     "jpeg comments": b"\xff\xd8" + (b"\xff\xfe\xff\xff" + b"a" * 65533) * 600,
-    "jpeg passes": saved("JPEG", progressive=True).replace(b"\xff\xd9", b"\xff\xda\0\x08\1\1\0\0\0\0" * 200 + b"\xff\xd9"),
+    "jpeg passes": saved("JPEG", progressive=True).replace(
+        b"\xff\xd9", b"\xff\xda\0\x08\1\1\0\0\0\0" * 200 + b"\xff\xd9"
+    ),
     "png chunks": png(*[chunk(b"abCd", b"")] * 5000, PIXELS),
     "png empty pieces": png(*[chunk(b"IDAT", b"")] * 5000, PIXELS),
     "png beside": png(PIXELS, chunk(b"eXIf", b"\0" * 40_000_000)),
@@ -112,7 +114,7 @@ def test_sparse_files_are_not_read(tmp_path):
             with open(tmp_path / "a.img", "wb") as file:
                 file.write(start)
                 file.truncate(size)
-            with pytest.raises(InputError, match="never written|larger than the limit"):
+            with pytest.raises(InputError, match=r"never written|larger than the limit"):
                 read_image(tmp_path / "a.img")
 
 

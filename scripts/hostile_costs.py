@@ -1,0 +1,180 @@
+"""What files made to be expensive cost: seconds and peak memory of each, read by a process of its own, as a table.
+
+    python scripts/hostile_costs.py [NAME ...]        # docs/hostile_files.md holds what it printed
+
+Each recipe is made in a temporary folder, at full size, and read as a user's file would be. Reading ends in one line
+("refused") or in a result. POSIX only: the peak is the process's and its helpers' (`resource`).
+"""
+
+import json
+import os
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+READ = {
+    "image": "from ntt_jax.images.reading import read_image as read",
+    "json": "from ntt_jax.datasets import load_dataset as read",
+    "memory": "from ntt_jax.memory.bank import load_memory as read",
+    "masks": (
+        "from ntt_jax.datasets import load_dataset\n"
+        "def read(path):\n"
+        "    data = load_dataset(path)\n"
+        "    return [data.rle(a) for a in data.annotations.values()]"
+    ),
+    "class": (
+        "from ntt_jax.datasets import load_dataset\n"
+        "from ntt_jax.datasets.dataset import select_classes\n"
+        "def read(path):\n"
+        "    return select_classes(load_dataset(path), 'klass 7')"
+    ),
+}
+CHILD = """
+import sys
+from ntt_jax.errors import InputError
+{imports}
+try:
+    read(sys.argv[1])
+    print("read")
+except InputError as error:
+    assert str(error).isprintable() and len(str(error)) <= 1000
+    print("refused")
+"""
+
+
+def sparse(start: bytes, size: int) -> Callable[[Path], None]:
+    """A file that claims `size` bytes and takes none."""
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:
+            file.write(start)
+            file.truncate(size)
+
+    return write
+
+
+def whole(make: Callable[[], bytes]) -> Callable[[Path], None]:
+    """A file of these bytes, made when it is needed."""
+    return lambda path: path.write_bytes(make()) and None
+
+
+def png(width: int, height: int, colour: int, more: bytes = b"") -> bytes:
+    """A PNG of zeros; `more` chunks stand before its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    row = b"\0" * (width * {0: 1, 2: 3, 3: 1, 6: 4}[colour] + 1)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    palette = chunk(b"PLTE", b"\1\2\3" * 256) if colour == 3 else b""
+    return b"\x89PNG\r\n\x1a\n" + head + palette + more + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def coco(segmentation: object, side: int, names: int = 1) -> bytes:
+    """An annotation file of one annotation."""
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": side, "width": side}],
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(1, names + 1)],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, side, side], "segmentation": segmentation}
+        ],
+    }
+    return json.dumps(content).encode()
+
+
+def triangles(count: int, side: int = 14000) -> list[list[int]]:
+    """Small triangles all over an image."""
+    places = ((i * 7919 % (side - 4), i * 104729 % (side - 4)) for i in range(count))
+    return [[x, y, x + 2, y, x, y + 2] for x, y in places]
+
+
+GIF = b"GIF89a\x08\0\x08\0\x80\0\0" + b"\0" * 6
+RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "JPEG of 100 MB of fill bytes": ("image", whole(lambda: b"\xff\xd8" + b"\xff" * 100_000_000)),
+    "JPEG of 20 M markers": ("image", whole(lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 20_000_000)),
+    "JPEG of 100 MB of comments": ("image", whole(lambda: b"\xff\xd8" + (b"\xff\xfe\xff\xff" + b"a" * 65533) * 1500)),
+    "PNG of 5 M empty chunks": ("image", whole(lambda: png(8, 8, 0, b"\0\0\0\0abCd\0\0\0\0" * 5_000_000))),
+    "PNG, 4 GB, sparse": ("image", sparse(b"\x89PNG\r\n\x1a\n", 4 * 2**30)),
+    "GIF of 4 M comments": ("image", whole(lambda: GIF + b"!\xfe\1a\0" * 4_000_000)),
+    "GIF of one comment in 20 M pieces": ("image", whole(lambda: GIF + b"!\xff" + b"\1a" * 20_000_000 + b"\0;")),
+    "GIF, 600 MB, sparse": ("image", sparse(GIF, 600_000_000)),
+    "plain PPM of 30 M comments": ("image", whole(lambda: b"P3 1400 1400 255\n" + b"#\n" * 30_000_000)),
+    "PPM with a comment of 50 MB": ("image", whole(lambda: b"P6\n#" + b"a" * 50_000_000)),
+    "200 M pixels, grey PNG": ("image", whole(lambda: png(14142, 14142, 0))),
+    "200 M pixels, palette PNG": ("image", whole(lambda: png(14142, 14142, 3))),
+    "200 M pixels, RGB PNG": ("image", whole(lambda: png(14142, 14142, 2))),
+    "200 M pixels, RGBA PNG": ("image", whole(lambda: png(14142, 14142, 6))),
+    "JSON of 33 M empty lists": ("json", whole(lambda: b"[" + b"[]," * 33_000_000 + b"0]")),
+    "JSON of 100 M brackets": ("json", whole(lambda: b"[" * 100_000_000)),
+    "JSON of one object of 8 M keys": (
+        "json",
+        whole(lambda: b"{" + b",".join(b'"%d":1' % i for i in range(8_000_000)) + b"}"),
+    ),
+    "JSON of integers of 4,300 digits, 100 MB": (
+        "json",
+        whole(lambda: b"[" + b",".join([b"9" * 4300] * 23_000) + b"]"),
+    ),
+    "JSON, 1.9 GB, sparse": ("json", sparse(b'{"images":[', 1_900_000_000)),
+    "run lengths: 100 MB for 1 x 1": (
+        "masks",
+        whole(lambda: coco({"size": [1, 1], "counts": "0" * 100_000_000 + "1"}, 1)),
+    ),
+    "run lengths: 100 M for 10,000 x 10,000": (
+        "masks",
+        whole(lambda: coco({"size": [10_000, 10_000], "counts": "11" + "0" * 99_999_998}, 10_000)),
+    ),
+    "80,000 triangles in one annotation": ("masks", whole(lambda: coco(triangles(80_000), 14000))),
+    "200,000 triangles in one annotation": ("masks", whole(lambda: coco(triangles(200_000), 14000))),
+    "a mistyped class among a million": ("class", whole(lambda: coco([[0, 0, 1, 0, 0, 1]], 9, 1_000_000))),
+    "memory file, 1 GB, sparse": ("memory", sparse(struct.pack("<Q", 100), 2**30)),
+}
+
+
+def measure(name: str, folder: Path) -> str:
+    """One line of the table."""
+    kind, make = RECIPES[name]
+    path = folder / "file"
+    make(path)
+    read, write = os.pipe()
+    started = time.monotonic()
+    if (child := os.fork()) == 0:  # a process of its own, so that the peak of its children is this recipe's alone
+        result = subprocess.run(
+            [sys.executable, "-c", CHILD.format(imports=READ[kind]), str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // (1024 if sys.platform != "darwin" else 2**20)
+        outcome = result.stdout.strip() or f"status {result.returncode}"
+        os.write(write, json.dumps([outcome, peak, len(result.stderr.splitlines())]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    seconds = time.monotonic() - started
+    outcome, peak, lines = json.loads(os.read(read, 4096))
+    os.close(read)
+    os.close(write)
+    size = path.stat().st_size
+    path.unlink()
+    if lines:
+        outcome += f", {lines} lines on stderr"
+    return f"| {name} | {size / 1e6:,.1f} MB | {outcome} | {seconds:.1f} s | {peak:,} MB |"
+
+
+def main() -> None:
+    """Measure the recipes named, or all."""
+    print("| recipe | file | outcome | seconds | peak memory |\n|---|--:|---|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sys.argv[1:] or RECIPES:
+            print(measure(name, Path(folder)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
