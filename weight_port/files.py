@@ -55,6 +55,15 @@ class InputFile:
             raise InputError(f"{show_path(self.path)}: cannot be read: {reason(error)}") from None
         return out
 
+    def mapped(self, offset: int, count: int) -> np.ndarray:
+        """`count` bytes from `offset` as a read-only map of the file, for what may be larger than memory.
+
+        A file that is cut while the map is used ends the process: `read` wherever memory allows.
+        """
+        if offset < 0 or count < 1 or offset + count > os.fstat(self._file.fileno()).st_size:
+            raise self._cut()
+        return np.asarray(np.memmap(self._file, np.uint8, "r", offset, (count,)))
+
     def content(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at the end of the file."""
         return self.read(offset, max(0, min(count, self.size - offset))).tobytes()

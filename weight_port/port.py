@@ -33,6 +33,8 @@ FORMAT_VERSION = "1"
 CARRIED = "carried."
 """Prefix, in a converted file, of tensors that no module here uses; what follows is Meta's name, and Meta's layout."""
 
+MAX_TENSOR_BYTES = 2**29
+"""The largest tensor of any published model takes a tenth of it."""
 WEIGHT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
@@ -107,11 +109,13 @@ def _without_optional(
 
 
 def _checked(name: str, tensor: Tensor, where: str) -> Tensor:
-    """The tensor, its numbers checked whenever it is read. Raises `InputError` if it is not of a weight's type."""
+    """The tensor, its numbers checked whenever it is read. Raises `InputError` if it cannot be a weight."""
     if tensor.dtype not in WEIGHT_DTYPES:
         raise InputError(
             f"{where}: tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16; cast it and save again"
         )
+    if tensor.nbytes > MAX_TENSOR_BYTES:
+        raise InputError(f"{where}: tensor {name} takes {tensor.nbytes:,} bytes, more than {MAX_TENSOR_BYTES:,}")
     return tensor.checked(functools.partial(_check_numbers, name, where))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, show_path
 from ntt_jax.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS
-from weight_port.files import InputFile
+from weight_port.files import MAX_CHECKPOINT_BYTES, InputFile
 from weight_port.pickle_scan import Global, Opaque, TensorClaim, describe_value, scan
 from weight_port.strangers import describe_archive, describe_stranger
 from weight_port.tensor import Tensor
@@ -25,6 +25,7 @@ MAX_PICKLE_BYTES = 16 * 2**20
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _SCATTERED = 64 * 2**20
 """Bytes that a view with gaps may span, beyond eight times its own."""
+_MAPPED = 2**29
 _SHARED = 16 * 2**20
 """Bytes that tensors may take beyond those of the file: small ones that share a storage, or repeat one number."""
 SAVE_TENSORS = (
@@ -44,14 +45,18 @@ def looks_like_torch(file: InputFile) -> bool:
 class TorchFile:
     """An opened checkpoint. root: what its pickle describes, a dictionary of `TensorClaim`s and others."""
 
-    def __init__(self, file: InputFile):
+    def __init__(self, file: InputFile, *, map_beyond: int = MAX_CHECKPOINT_BYTES):
         """Scan the file; no tensor is read.
+
+        Args:
+            file: open.
+            map_beyond: bytes beyond which a tensor becomes a map of the file instead of a copy in memory.
 
         Raises:
             InputError: not a checkpoint of `torch.save`, damaged, hostile, or of a form that is not read.
         """
         self.where = where = show_path(file.path)
-        self._file = file
+        self._file, self._map_beyond = file, map_beyond
         if not file.content(0, 4).startswith(MAGIC):
             raise InputError(f"{where}: {describe_stranger(file) or 'not a checkpoint'}")
         records = read_records(file)
@@ -130,7 +135,7 @@ class TorchFile:
         if span > max(_SCATTERED, 8 * claim.nbytes):
             raise InputError(f"{self.where}: {name!r:.120}: {claim.nbytes} bytes scattered over {span}; {SAVE_TENSORS}")
         start = self._storages[claim.storage.key].offset + claim.offset * dtype.itemsize
-        raw = self._file.read(start, span)
+        raw = (self._file.read if span <= self._map_beyond else self._file.mapped)(start, span)
         if dtype == np.bool_ and raw.max() > 1:
             raise InputError(f"{self.where}: {name!r:.120}: bytes that are neither 0 nor 1 in a tensor of booleans")
         numbers = raw.view(dtype)
@@ -159,7 +164,7 @@ def read_torch_named(path: PathLike, names: Collection[str]) -> dict[str, np.nda
     Raises:
         InputError: not a checkpoint, damaged or hostile, or two tensors have the same last name.
     """
-    file = TorchFile(InputFile(path))
+    file = TorchFile(InputFile(path), map_beyond=_MAPPED)  # features of all references may take many gigabytes
     root = next((file.root[key] for key in ("state_dict", "model") if isinstance(file.root.get(key), dict)), file.root)
     full: dict[str, str] = {}
     for name in root:

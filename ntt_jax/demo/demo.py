@@ -130,7 +130,7 @@ def run_demo(
     memory_N.safetensors, results_N.json, metrics_N.json; pictures: references.png, targets.png, features.png.
 
     Raises:
-      InputError: too few scenes for the shots, no PyTorch to read the checkpoints, files that cannot be written.
+      InputError: too few scenes for the shots, files that cannot be written.
     """
     out, started = Path(out), time.monotonic()
     scenes = SCENES if scenes is None else scenes
