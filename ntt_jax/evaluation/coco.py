@@ -8,19 +8,19 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import hotcoco
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ntt_jax.errors import InputError
-from ntt_jax.evaluation.ground_truth import GroundTruth
+from ntt_jax.evaluation.ground_truth import GroundTruth, checked
+from ntt_jax.evaluation.hotcoco_scorer import Curves, HotcocoScorer
 from ntt_jax.evaluation.protocols import add_semantic, measure
 from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.evaluation.semantic import SemanticScorer
 from ntt_jax.images.rle import rle_areas
 
 SCORERS = ("hotcoco", "pycocotools")
-"""Libraries that apply COCO's rules: hotcoco, which takes a hundredth of the time, and the reference."""
+"""Libraries that apply COCO's rules: hotcoco, which is many times as fast, and the reference."""
 
 # name: (precision or recall, IoU threshold or None for their mean, area range, detections per image)
 _METRICS: dict[str, tuple[str, float | None, str, int]] = {
@@ -45,7 +45,8 @@ def evaluate_detections(
 ) -> dict[str, Any]:
     """Metrics of detections, as JSON-ready data.
 
-    scorer: which library applies COCO's rules, one of `SCORERS`: the numbers are the same to the last digit.
+    scorer: which library applies COCO's rules, one of `SCORERS`: the numbers are the same to the last digit. hotcoco
+    takes the detections one image at a time and does not keep them. Other rules than COCO's do not look at it.
 
     Returns `{"bbox": {"AP": ..., "AP50": ..., ...}, "segm": {...}, "images": n, "detections": n, "classes": n,
     "per_class": [{"category_id", "name", "ground_truth", "detections", "bbox": {"AP", "AP50", "AP75"}, ...}]}`.
@@ -64,28 +65,28 @@ def evaluate_detections(
     """
     if ground_truth.protocol in ("lvis", "voc"):
         return _with_note(measure(ground_truth, detections), ground_truth.kinds)
-    records = sorted(detections, key=lambda record: record.image_id)
-    known, previous = set(ground_truth.image_ids), None
-    category_ids = [category.id for category in ground_truth.categories]
-    for record in records:
-        if record.image_id not in known or record.image_id == previous:
-            problem = "comes twice" if record.image_id == previous else "is not among the evaluated images"
-            raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
-        previous = record.image_id
-        if len(record) and record.labels.max() >= len(category_ids):
-            raise InputError(
-                f"detections of image {record.image_id}: label {record.labels.max()} has no category"
-                f" (there are {len(category_ids)} classes)"
-            )
-    counts = np.bincount(np.concatenate([[], *(r.labels for r in records)]).astype(int), minlength=len(category_ids))
-    run = _run_hotcoco if scorer == "hotcoco" else _run_pycocotools
-    curves = {kind: run(ground_truth, records, kind) for kind in ground_truth.kinds}
+    counts = np.zeros(len(ground_truth.categories), np.int64)
+    semantic = SemanticScorer(ground_truth) if ground_truth.protocol == "coco20i" else None
+    streamed = HotcocoScorer(ground_truth) if scorer == "hotcoco" else None
+    kept: list[ImageDetections] = []
+    for record in checked(ground_truth, detections, counts):
+        if semantic is not None:
+            semantic.add(record)
+        if streamed is not None:
+            streamed.add(record)
+        else:
+            kept.append(record)
+    kept.sort(key=lambda record: record.image_id)
+    if streamed is not None:
+        curves = streamed.curves()
+    else:
+        curves = {kind: _run_pycocotools(ground_truth, kept, kind) for kind in ground_truth.kinds}
     metrics = assemble_metrics(ground_truth, curves, counts.tolist())
-    return add_semantic(metrics, ground_truth, records) if ground_truth.protocol == "coco20i" else metrics
+    return add_semantic(metrics, ground_truth, semantic) if semantic is not None else metrics
 
 
 def assemble_metrics(
-    ground_truth: GroundTruth, curves: Mapping[str, tuple[np.ndarray, np.ndarray, Any]], detections: Sequence[int]
+    ground_truth: GroundTruth, curves: Mapping[str, Curves], detections: Sequence[int]
 ) -> dict[str, Any]:
     """What `evaluate_detections` returns, from COCOeval's arrays.
 
@@ -120,9 +121,7 @@ def _with_note(metrics: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     return metrics | ({"note": UNDEFINED_NOTE} if undefined else {})
 
 
-def _run_pycocotools(
-    ground_truth: GroundTruth, records: Sequence[ImageDetections], kind: Any
-) -> tuple[np.ndarray, np.ndarray, Any]:
+def _run_pycocotools(ground_truth: GroundTruth, records: Sequence[ImageDetections], kind: Any) -> Curves:
     """COCOeval's precision `[T, R, K, A, M]`, recall `[T, K, A, M]` and parameters."""
     category_ids = [category.id for category in ground_truth.categories]
     entries = [entry for record in records for entry in coco_results(record, category_ids)]
@@ -143,50 +142,6 @@ def _run_pycocotools(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"], evaluation.params
-
-
-def _run_hotcoco(
-    ground_truth: GroundTruth, records: Sequence[ImageDetections], kind: str
-) -> tuple[np.ndarray, np.ndarray, Any]:
-    """The same by hotcoco, whose rules are pycocotools' in Rust. Detections travel as columns, not as dictionaries."""
-    # Counted from 1, because ids of any size do not survive in a table of floats.
-    images = {image_id: i + 1 for i, image_id in enumerate(ground_truth.image_ids)}
-    classes = {category.id: k + 1 for k, category in enumerate(ground_truth.categories)}
-    there = ground_truth.of_kind(kind)
-    truth = hotcoco.COCO.from_arrays(
-        [{"id": i} for i in images.values()],
-        [{"id": k, "name": str(k)} for k in classes.values()],
-        [images[entry["image_id"]] for entry in there],
-        [classes[entry["category_id"]] for entry in there],
-        np.array([entry["bbox"] for entry in there], np.float64).reshape(-1, 4),
-        area=[entry["area"] for entry in there],
-        iscrowd=[entry["iscrowd"] for entry in there],
-        **({"segmentation": [entry["segmentation"] for entry in there]} if kind == "segm" else {}),
-    )
-    table = np.zeros((sum(map(len, records)), 7))  # image, x, y, width, height, score, category
-    start = 0
-    for record in records:
-        rows = table[start : start + len(record)]
-        corners = record.boxes
-        rows[:, 0], rows[:, 1:3], rows[:, 3:5] = (
-            images[record.image_id],
-            corners[:, :2],
-            corners[:, 2:] - corners[:, :2],
-        )
-        rows[:, 5], rows[:, 6] = record.scores, record.labels + 1
-        start += len(record)
-    rles = [rle for record in records for rle in record.rles] if kind == "segm" else []
-    found = truth.load_res(table, **({"segmentation": rles} if kind == "segm" else {}))
-    if rles:  # the size of a detection is its mask's, not its box's
-        found.update_anns(ids=np.arange(1, len(rles) + 1), area=rle_areas(rles).astype(np.float64))
-    evaluation = hotcoco.COCOeval(truth, found, kind)
-    parameters = evaluation.params
-    parameters.img_ids, parameters.cat_ids = list(images.values()), list(classes.values())
-    evaluation.params = parameters
-    evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return np.asarray(curves["precision"]), np.asarray(curves["recall"]), evaluation.params
 
 
 def _index(ground_truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:

@@ -1,13 +1,16 @@
 """What detections are measured against: the objects of the chosen classes in the evaluated images (METHOD stage 3)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ntt_jax.datasets.class_lists import is_coco20i_fold
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset
 from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
+from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.files import show_path
 from ntt_jax.images.rle import Rle, rle_areas
 from ntt_jax.notes import Notes
@@ -127,3 +130,25 @@ def _masks(dataset: CocoDataset, annotations: Sequence[CocoAnnotation], notes: N
                 raise
             notes.add("objects with an unsound mask, compared by box only", str(error))
     return found
+
+
+def checked(
+    ground_truth: GroundTruth, detections: Iterable[ImageDetections], counts: np.ndarray
+) -> Iterator[ImageDetections]:
+    """The detections, image by image, after a look at each; adds to `counts`, int `[K]`, how many each class has.
+
+    Raises `InputError` if an image is not evaluated or comes twice, or a label has no category.
+    """
+    known, seen = set(ground_truth.image_ids), set()
+    for record in detections:
+        if record.image_id not in known or record.image_id in seen:
+            problem = "comes twice" if record.image_id in seen else "is not among the evaluated images"
+            raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
+        seen.add(record.image_id)
+        if len(record) and record.labels.max() >= len(counts):
+            raise InputError(
+                f"detections of image {record.image_id}: label {record.labels.max()} has no category"
+                f" (there are {len(counts)} classes)"
+            )
+        counts += np.bincount(record.labels, minlength=len(counts))
+        yield record

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ntt_jax.errors import InputError
-from ntt_jax.evaluation.ground_truth import GroundTruth
+from ntt_jax.evaluation.ground_truth import GroundTruth, checked
 from ntt_jax.evaluation.lvis import LvisScorer
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.evaluation.semantic import SemanticScorer
@@ -34,19 +33,8 @@ def measure(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) ->
     The detections are taken one image at a time and not kept. Raises `InputError` as `evaluate_detections`.
     """
     scorer: Scorer = LvisScorer(ground_truth) if ground_truth.protocol == "lvis" else VocScorer(ground_truth)
-    known, seen = set(ground_truth.image_ids), set()
     counts = np.zeros(len(ground_truth.categories), np.int64)
-    for record in detections:
-        if record.image_id not in known or record.image_id in seen:
-            problem = "comes twice" if record.image_id in seen else "is not among the evaluated images"
-            raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
-        seen.add(record.image_id)
-        if len(record) and record.labels.max() >= len(counts):
-            raise InputError(
-                f"detections of image {record.image_id}: label {record.labels.max()} has no category"
-                f" (there are {len(counts)} classes)"
-            )
-        counts += np.bincount(record.labels, minlength=len(counts))
+    for record in checked(ground_truth, detections, counts):
         scorer.add(record)
     tables, rows = scorer.results()
     objects = dict.fromkeys((category.id for category in ground_truth.categories), 0)
@@ -58,7 +46,7 @@ def measure(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) ->
     ]
     return {
         **tables,
-        "images": len(known),
+        "images": len(ground_truth.image_ids),
         "detections": int(counts.sum()),
         "classes": len(per_class),
         "per_class": per_class,
@@ -66,13 +54,8 @@ def measure(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) ->
     }
 
 
-def add_semantic(
-    metrics: dict[str, Any], ground_truth: GroundTruth, detections: Iterable[ImageDetections]
-) -> dict[str, Any]:
+def add_semantic(metrics: dict[str, Any], ground_truth: GroundTruth, scorer: SemanticScorer) -> dict[str, Any]:
     """COCO's metrics with the semantic mIoU of COCO-20i under "semantic" and in every class's row."""
-    scorer = SemanticScorer(ground_truth)
-    for record in detections:
-        scorer.add(record)
     tables, rows = scorer.results()
     per_class = [row | more for row, more in zip(metrics["per_class"], rows, strict=True)]
     return metrics | tables | {"per_class": per_class, "protocol": ground_truth.protocol}

@@ -18,6 +18,7 @@ from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import KINDS, SCORERS, GroundTruth, evaluate_detections, prepare_ground_truth
+from ntt_jax.evaluation.hotcoco_scorer import one_line
 from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.report.matching import match
 
@@ -247,3 +248,28 @@ def test_both_libraries_give_the_same_numbers_to_the_last_digit(seed: int) -> No
         for some in (found, found[:1], []):
             one, other = (json.dumps(evaluate_detections(truth, some, scorer=scorer)) for scorer in SCORERS)
             assert one == other
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_scorers_agree_in_any_order_of_images(crowds: bool) -> None:
+    dataset = parse(random_content(0, names=["a", "b", "c"], images=40, crowds=crowds))
+    ground_truth = prepare_ground_truth(dataset, select_classes(dataset, "all"))
+    records = random_detections(dataset, 0, most=300)
+    metrics = evaluate_detections(ground_truth, records, scorer="pycocotools")
+    assert evaluate_detections(ground_truth, iter(records[::-1])) == metrics
+    assert 0.01 < metrics["segm"]["AP"] < 0.9 and max(map(len, records)) > 100
+    assert evaluate_detections(ground_truth, []) == evaluate_detections(ground_truth, [], scorer="pycocotools")
+
+
+def test_a_panic_inside_hotcoco_is_one_line() -> None:
+    class PanicError(BaseException):
+        """As pyo3's PanicException, which is no `Exception`."""
+
+    with (
+        pytest.raises(InputError, match="hotcoco failed .index out of bounds.*--scorer pycocotools") as caught,
+        one_line(),
+    ):
+        raise PanicError("index out\n of bounds")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(KeyboardInterrupt), one_line():
+        raise KeyboardInterrupt
