@@ -105,14 +105,15 @@ def whole(value: Any) -> int | None:
     return _as_number(value.strip(), None) if type(value) is str else None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: Any) -> Any:
     """A bearable finite number, also as text; comparing is also what refuses NaN, infinities and huge integers."""
+    number: Any = value
     if type(value) is str and len(value) < 40:
         try:
-            value = float(value)
+            number = float(value)
         except ValueError:
             return None
-    return value if type(value) in (float, int) and -_MAX_COORDINATE <= value <= _MAX_COORDINATE else None
+    return number if type(number) in (float, int) and -_MAX_COORDINATE <= number <= _MAX_COORDINATE else None
 
 
 def _collect(entries: list[Any], what: str, notes: Notes, read: Any) -> Entries:
@@ -218,7 +219,7 @@ def read_annotations(
         if not isinstance(entry, dict):
             notes.add("annotations that are no objects, left out", f"annotations[{i}]: found {describe(entry)}")
             continue
-        number = entry.get("id")
+        number: Any = entry.get("id")
         fits = type(number) is int and taken.get(number) == i
         where = f"annotation {number}" if fits else f"annotations[{i}]"
         if not fits and type(number) is int and number in taken and entry == entries[taken[number]]:
@@ -262,7 +263,8 @@ def _annotation(
     if type(segmentation) is not list or not is_plain(segmentation):
         segmentation = tidy(segmentation, image.height, image.width, where, notes)
     if type(segmentation) is dict and not image.height:
-        image = CocoImage(image.id, image.file_name, *segmentation["size"], image.written)
+        height, width = segmentation["size"]
+        image = CocoImage(image.id, image.file_name, height, width, image.written)
         if image.height * image.width <= MAX_PIXELS:
             images.by_id[image_id] = image
             notes.add("images without a size, which their masks say", where)

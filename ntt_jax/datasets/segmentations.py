@@ -149,7 +149,8 @@ def extent(segmentation: Any, height: int, width: int) -> tuple[float, float, fl
             return None
         return float(left), float(top), float(right - left), float(bottom - top)
     try:
-        rle = segmentation_to_rle(segmentation, *segmentation["size"], "")
+        height, width = segmentation["size"]
+        rle = segmentation_to_rle(segmentation, height, width, "")
     except (InputError, TypeError, MemoryError):
         return None
     x, y, w, h = (float(v) for v in rle_boxes([rle])[0])

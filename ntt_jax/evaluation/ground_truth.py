@@ -78,6 +78,10 @@ def prepare_ground_truth(
         kinds = KINDS if with_mask >= enough or not annotations else ("bbox",)
     notes = Notes()
     rles = _masks(dataset, annotations, notes) if "segm" in kinds else {}
+    if annotations and all(annotation.iscrowd for annotation in annotations):
+        what = "objects, all of them marked as crowds (as CVAT and datumaro write masks): nothing is measured"
+        first = f"annotation {annotations[0].id}"
+        notes.add(what, first, 'set "iscrowd" to 0 where each is one object', count=len(annotations))
     if "segm" in kinds and annotations and not rles:
         if wanted:
             raise InputError(f"{show_path(dataset.path)}: no object has a sound mask: {notes.lines()[0]}")
