@@ -103,7 +103,7 @@ def test_sample_leaves_out_classes_without_a_usable_reference(world, tmp_path, c
     (tmp_path / "a.json").write_text(json.dumps(content))
     options = {"annotations": tmp_path / "a.json", "shots": 2, "out": tmp_path / "r.json", "drop_empty": True}
     assert main(["sample", *arguments(options | {"classes": "all"})]) == 0
-    assert "left out, without a usable reference: bar\n" in capsys.readouterr().err
+    assert "left out, without a usable reference: bar (3 of 3 annotations: marked " in capsys.readouterr().err
     assert [chosen.name for chosen in load_references(tmp_path / "r.json").classes] == ["square", "disc"]
     assert main(["sample", *arguments(options | {"classes": "bar"})]) == 2
     assert "none of them has a usable reference" in capsys.readouterr().err
