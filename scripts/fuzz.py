@@ -15,7 +15,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["ntt_jax", "weight_port"]):
+with atheris.instrument_imports(  # pyright: ignore[reportAttributeAccessIssue]
+    include=["ntt_jax", "weight_port"]
+):
     from ntt_jax.datasets.coco import load_coco
     from ntt_jax.errors import InputError
     from ntt_jax.images.mask_files import read_mask

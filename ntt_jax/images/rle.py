@@ -29,6 +29,8 @@ MAX_POLYGON_LENGTH = 4_000_000
 MAX_POLYGONS = 100_000
 """Polygons of one annotation."""
 MAX_COORDINATE = 1_000_000
+MAX_TEXT = 16_000_000
+"""Characters of one mask's text: pure noise over 30 million pixels. Masks of objects have thousands."""
 _TOGETHER = 64  # polygons that one call into C draws, so that Ctrl-C is heard between two
 _PIECE = 2**18  # characters of compressed text decoded at once
 _MAX_CHARACTERS_PER_COUNT = 7  # 5 bits each: room for 2**31 with its sign
@@ -215,6 +217,10 @@ def _runs(counts: str, pixels: int, where: str) -> Iterator[np.ndarray]:
     A mask has at most one run per pixel, and one character more for each 16 that a run differs from the one two before
     it: text beyond 9/8 of the pixels is refused before it is decoded.
     """
+    if len(counts) > MAX_TEXT:
+        raise InputError(
+            f'{where}: segmentation: RLE "counts" has {len(counts):,} characters, the limit is {MAX_TEXT:,}'
+        )
     if len(counts) > pixels + pixels // 8 + 16:
         raise InputError(
             f'{where}: segmentation: RLE "counts" has {len(counts):,} characters, more than a mask of {pixels:,} '

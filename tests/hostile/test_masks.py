@@ -20,7 +20,8 @@ def refused(segmentation, height, width, words):
 
 
 def test_text_longer_than_any_mask_of_its_size_is_not_decoded():
-    refused({"size": [1, 1], "counts": "0" * 20_000_000 + "1"}, 1, 1, "more than a mask of 1 pixels can need")
+    refused({"size": [1, 1], "counts": "0" * 15_000_000 + "1"}, 1, 1, "more than a mask of 1 pixels can need")
+    refused({"size": [9000, 9000], "counts": "0" * 16_000_001}, 9000, 9000, "the limit is 16,000,000")
     refused({"size": [9, 9], "counts": [0] * 1_000_000 + [81]}, 9, 9, "more than an image of this size can have")
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ntt_jax.cli import memory as cli_memory
 from ntt_jax.cli.options import check_file
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.coco import load_coco
@@ -28,6 +27,7 @@ from ntt_jax.images.reading import open_image_size, read_image, read_index_image
 from ntt_jax.memory.bank import load_memory
 from ntt_jax.references.prompted import load_prompted
 from ntt_jax.references.sampling import load_references
+from ntt_jax.runs.inputs import read_references
 from ntt_jax.upstream.memory import read_upstream_memory
 from ntt_jax.upstream.references import import_upstream_references
 from weight_port.port import inspect, read_converted
@@ -39,7 +39,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "load_memory": load_memory,
     "load_references": load_references,
     "load_prompted": load_prompted,
-    "load references or pickle": lambda path: cli_memory.load(path, DATA),
+    "load references or pickle": lambda path: read_references(path, DATA),
     "import_upstream_references": lambda path: import_upstream_references(path, DATA),
     "read_upstream_memory": read_upstream_memory,
     "read_results": lambda path: read_results(path, DATA, []),
