@@ -266,7 +266,7 @@ def test_a_panic_inside_hotcoco_is_one_line() -> None:
         """As pyo3's PanicException, which is no `Exception`."""
 
     with (
-        pytest.raises(InputError, match="hotcoco failed .index out of bounds.*--scorer pycocotools") as caught,
+        pytest.raises(InputError, match=r"hotcoco failed .index out of bounds.*--scorer pycocotools") as caught,
         one_line(),
     ):
         raise PanicError("index out\n of bounds")
