@@ -18,6 +18,7 @@ from ntt_jax.detection.merge import Candidates, Detections, Merged, describe_can
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import encoder_input, sam_input
 from ntt_jax.images.resize import pil_resize_bicubic
+from ntt_jax.memory.aggregate import Memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.point_grid.decode_grid import decode_grid, grid_points
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
@@ -123,9 +124,13 @@ def segment(
       `Detections` with D = config.max_detections: masks `[D, H, W]`, boxes in pixels, best first.
 
     Raises:
-      InputError: an image of another shape or type, prototypes or negatives of another encoder.
+      InputError: models in the wrong order, an image of another shape or type, prototypes or negatives of another
+        encoder, a whole `Memory` in place of its prototypes.
     """
     config = DetectConfig() if config is None else config
+    check_models(sam2, dinov2)
+    if not hasattr(image, "ndim"):
+        raise InputError(f"segment: expected an image as an array uint8 [H, W, 3], found {type(image).__name__}")
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != jnp.uint8:
         raise InputError(f"segment: expected an image uint8 [H, W, 3], found {image.dtype} {list(image.shape)}")
     prototypes, negatives = as_classes(prototypes, negatives, [dinov2.config.embed_dim])
@@ -185,8 +190,17 @@ def draw_masks(logits: Array, count: Array, size: Array, canvas: int, *, packed:
     return jnp.packbits(masks, axis=-1) if packed else masks
 
 
+def check_models(sam2: Any, dinov2: Any) -> None:
+    """Raise `InputError` unless these are the two models, in this order."""
+    for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
+        if not isinstance(model, kind):
+            raise InputError(f"{name}: expected a {kind.__name__}, found {type(model).__name__}")
+
+
 def as_classes(prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
     """Prototypes `[n, *size]` as float32, and negatives, with one axis more before the last. Raises `InputError`."""
+    if isinstance(prototypes, Memory):
+        raise InputError("prototypes: expected an array [K, C], found a whole Memory; give its .prototypes")
     shape, advice = np.shape(prototypes), "was the memory made with another encoder?"
     if len(shape) != 1 + len(size) or shape[1:] != tuple(size) or not shape[0]:
         raise InputError(f"prototypes: expected [K, {str(list(size))[1:]}, found {list(shape)}; {advice}")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dinov2_weights import recipe_model as recipe_dinov2
+from PIL import Image
 from sam2_weights import recipe_model as recipe_sam2
 
 from ntt_jax.compiled.parallel import pmapped
@@ -13,6 +14,7 @@ from ntt_jax.config import DetectConfig, DinoV2Config, HieraConfig, Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import resize_for_sam
 from ntt_jax.images.rle import decode_rle, encode_masks
+from ntt_jax.memory import Memory
 from ntt_jax.pipeline import compile_count, detect_shard, segment
 
 SAM2 = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
@@ -184,6 +186,21 @@ def test_points_shared_compile_nothing_more_and_keep_negatives():
     whole = Predictor(*models(), prototypes(), CONFIG, negatives=negatives)(images())
     for one, wanted in zip(found, whole, strict=True):
         assert_same(one, wanted)
+
+
+def test_wrong_types_are_named():
+    sam2, dinov2 = models()
+    memory = Memory(jnp.asarray(prototypes()), jnp.zeros((3, 1, DINOV2.embed_dim)), jnp.ones((3, 1), bool))
+    image = np.zeros((4, 4, 3), np.uint8)
+    for call in (lambda *given: segment(*given, image, CONFIG), lambda *given: Predictor(*given, CONFIG)):
+        with pytest.raises(InputError, match="sam2: expected a Sam2, found DinoVisionTransformer"):
+            call(dinov2, sam2, prototypes())
+        with pytest.raises(InputError, match=r"found a whole Memory; give its \.prototypes"):
+            call(sam2, dinov2, memory)
+    for other in (Image.fromarray(image), "photo.jpg"):
+        with pytest.raises(InputError, match=f"as an array uint8 .* found {type(other).__name__}"):
+            segment(sam2, dinov2, prototypes(), other, CONFIG)
+    assert len(repr(sam2)) < 200 and len(repr(dinov2)) < 200 and DINOV2.name in repr(dinov2)
 
 
 @pytest.mark.parametrize(("options", "said"), [({"divide": "rows"}, "divide"), ({"devices": "cpu"}, "devices")])

@@ -34,7 +34,7 @@ from ntt_jax.images.preprocess import resize_for_sam
 from ntt_jax.images.rle import Rle, encode_masks
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
-from ntt_jax.pipeline import as_classes, detect_images, draw_masks, note_compilation
+from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks, note_compilation
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
@@ -108,7 +108,8 @@ class Predictor:
         larger image compiles the drawing program anew (never the main one).
 
     Raises:
-      InputError: prototypes or negatives of another encoder, a batch size below 1, no devices.
+      InputError: models in the wrong order, prototypes or negatives of another encoder, a batch size below 1, or no
+        devices.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Predictor:
         matmul_precision: str = "highest",
         canvas: int = 0,
     ):
+        check_models(sam2, dinov2)
         self.config = DetectConfig() if config is None else config
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, found {batch_size}")

@@ -117,6 +117,11 @@ class DinoVisionTransformer(nnx.Module):
         self.norm = LayerNorm(dim, rngs=rngs)
         self._init_weights(rngs)
 
+    def __repr__(self) -> str:
+        config = self.config
+        sizes = f"{config.depth} blocks of width {config.embed_dim}, patches of {config.patch_size} pixels"
+        return f"DinoVisionTransformer({config.name}: {sizes})"
+
     def _init_weights(self, rngs: nnx.Rngs) -> None:
         if isinstance(rngs, ShapesOnly):
             return

@@ -55,6 +55,10 @@ class Sam2(nnx.Module):
         # does not. It starts at 0, which adds nothing, and stays so where a checkpoint has none.
         self.no_mem_embed = nnx.Param(jnp.zeros((1, 1, config.d_model), jnp.float32))
 
+    def __repr__(self) -> str:
+        side, mask = self.config.image_size, self.config.mask_size
+        return f"Sam2({self.config.name}: images of {side} x {side} pixels, masks of {mask} x {mask})"
+
     def forward_image(self, images: Array) -> dict[str, Array]:
         """`encode_image` with all intermediates by name (`ImageEncoder.forward_features`), and "high_res0/1"."""
         size = self.config.image_size
