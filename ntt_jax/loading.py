@@ -3,6 +3,7 @@
 import os
 from typing import cast
 
+from ntt_jax.config import Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2, resolve
 from ntt_jax.models.dinov2 import DinoVisionTransformer
@@ -53,7 +54,7 @@ def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: st
 def _load(name_or_path: str | os.PathLike[str], kind: str, dtype: str, expected: type, other: str) -> object:
     path = resolve(name_or_path, kind)
     weights = port.read_converted(path)
-    is_sam2 = hasattr(weights.config, "hiera")
+    is_sam2 = isinstance(weights.config, Sam2Config)
     if is_sam2 != (expected is Sam2):
         raise InputError(f"{os.fspath(path)}: holds {weights.config.name}; load it with ntt_jax.{other}")
     return port.build(weights, dtype)
