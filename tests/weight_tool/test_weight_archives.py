@@ -1,6 +1,7 @@
 """Archives that two readers of zip files would read differently, files that are cut while they are read, and the
 limits on pickles. No torch needed."""
 
+import contextlib
 import os
 import struct
 import time
@@ -9,6 +10,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from weight_checkpoints import (
     DINOV2_GIVEN,
     TINY_DINOV2,
@@ -22,8 +25,9 @@ from weight_checkpoints import (
 
 from ntt_jax.errors import InputError
 from weight_port import port
+from weight_port.choose import choose
 from weight_port.files import InputFile, sha256
-from weight_port.pickle_scan import Opaque, scan
+from weight_port.pickle_scan import _OPERATIONS, Opaque, scan
 from weight_port.source import open_source
 from weight_port.store import read_safetensors
 from weight_port.zip_records import read_records
@@ -136,6 +140,19 @@ def test_pickles_of_one_instruction_end_soon(one):
     with pytest.raises(InputError, match=r"damaged pickle|more than 2,000,000 instructions"):
         scan(data, "x.pt")
     assert time.process_time() - started < 5
+
+
+PIECES = [*map(bytes, (b"X\x05\0\0\0model", b"X\x09\0\0\0cls_token", b"cposix\nsystem\n", b"q\0", b"h\0"))]
+PIECES += [tensor_pickle()[2:-2], tensor_pickle("blocks.0.attn.proj.bias")[2:-2], *_OPERATIONS, b"}(", b"us", b"K\x01"]
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=20), st.sampled_from([None, "model", ""]))
+def test_fuzz_pickles_by_instruction_and_what_is_chosen_from_them(pieces, key):
+    with contextlib.suppress(InputError):
+        found = scan(b"\x80\x02}" + b"".join(pieces) + b".", "x.pt")
+        if isinstance(found, dict):
+            choose(found, "x.pt", key=key)
 
 
 def test_a_pickle_of_gigabytes_is_not_read(tmp_path):
