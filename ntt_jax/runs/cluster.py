@@ -36,6 +36,7 @@ class GroupWork(Protocol):
 
     def do(self, models: Any, group: Sequence[Any]) -> list[dict[str, Any]]:
         """The records of a group."""
+        ...
 
 
 def map_groups(work: GroupWork, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[list[dict[str, Any]]]:
@@ -172,5 +173,5 @@ def _room(ray: Any, cores: int) -> tuple[int, int]:
 
 
 def _cache() -> str | None:
-    folder = jax.config.jax_compilation_cache_dir
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
     return None if folder is None else str(Path(folder).resolve())
