@@ -1,8 +1,8 @@
 # Shared by test.sh, demo.sh and .ci/run; to be sourced, not run. Defines `run_tests ARGUMENTS`, and
 # `setup_venv FOLDER KIND` which makes the virtual environment FOLDER (if it is not there), installs this project into it
 # and leaves $VENV_PYTHON set.
-# KIND: demo    the package and torch, which reads the checkpoints
-#       test    the same, the test tools, and Meta's own sam2 and dinov2 packages, against which the tests compare
+# KIND: demo    the package alone
+#       test    the same, the test tools, torch and Meta's own sam2 and dinov2 packages, against which the tests compare
 #       latest  the package with the newest JAX it allows and the test tools, without torch
 # A second call with nothing changed costs nothing: a stamp inside FOLDER remembers what was installed.
 #
@@ -72,13 +72,13 @@ print(hashlib.sha256(sys.stdin.buffer.read() + repr((sys.version, os.getcwd())).
   echo "installing into $venv ($kind); the first time takes some minutes"
   # Not compiled to bytecode: the first import does that, of the tenth that is ever imported.
   local pip=("$VENV_PYTHON" -m pip --disable-pip-version-check install -qq --no-compile)
-  if [ "$kind" != latest ] && [ -n "${NTT_TORCH_INDEX:-}" ]; then
+  if [ "$kind" = test ] && [ -n "${NTT_TORCH_INDEX:-}" ]; then
     "${pip[@]}" --index-url "$NTT_TORCH_INDEX" "torch==$TORCH_VERSION" || return 1
   fi
   case $kind in
-    demo) "${pip[@]}" -e '.[torch]' "torch==$TORCH_VERSION" || return 1 ;;
+    demo) "${pip[@]}" -e . || return 1 ;;
     test)
-      "${pip[@]}" -e '.[torch,test,bench,docs]' "torch==$TORCH_VERSION" 'setuptools>=77' wheel || return 1
+      "${pip[@]}" -e '.[test,bench,docs]' "torch==$TORCH_VERSION" 'setuptools>=77' wheel || return 1
       # The oracles pin versions that cannot be met together, and their builds look for the torch of this environment.
       SAM2_BUILD_CUDA=0 "${pip[@]}" --no-deps --no-build-isolation sam2==1.1.0 dinov2==0.0.1.dev2 lvis==0.5.3 || return 1
       echo "$key" >"$venv/.ntt-setup-demo"

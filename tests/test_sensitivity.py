@@ -31,7 +31,6 @@ from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.references import build as builder
 from ntt_jax.references.sampling import sample_references
 
-pytest.importorskip("torch")  # reads the shipped checkpoints
 SCENES = 14
 SHOTS = 5
 CANVAS = 384

@@ -12,8 +12,6 @@ from PIL import Image
 
 from ntt_jax.pipeline import compile_count
 
-pytest.importorskip("torch")  # reads the shipped checkpoints
-
 DOCS = Path(__file__).parent.parent / "docs"
 
 

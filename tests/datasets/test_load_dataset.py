@@ -169,7 +169,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 @pytest.mark.parametrize("kind", ["coco20i", "lvis", "boxes"])
 def test_the_shipped_models_find_scenes_in_every_layout(scenes, tmp_path, kind) -> None:
     """From files of the layout to sensible numbers, references included. About a minute each."""
-    pytest.importorskip("torch", reason="PyTorch reads the shipped checkpoints")
     folder, train, val = scenes
     sam2, dinov2 = convert_checkpoints(tmp_path)
     files = {}

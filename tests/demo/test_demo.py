@@ -10,8 +10,6 @@ from ntt_jax.errors import InputError
 from ntt_jax.memory.bank import load_memory
 from ntt_jax.references.sampling import load_references
 
-pytest.importorskip("torch")  # reads the shipped checkpoints
-
 
 def test_demo(tmp_path, capsys):
     metrics = demo.run_demo(tmp_path, seed=1, scenes=6, shots=(1, 3))
