@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     )
     options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images")
     add_run_folder(parser)
+    add_scorer(parser)
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
@@ -37,6 +38,16 @@ def add_run_folder(parser: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RUN_DIR", help="folder of this run")
     parser.add_argument(
         "--restart", action="store_true", help="throw away what RUN_DIR holds of an earlier run and start over"
+    )
+
+
+def add_scorer(parser: Any) -> None:
+    """`--scorer`."""
+    parser.add_argument(
+        "--scorer",
+        choices=("hotcoco", "pycocotools"),
+        default="hotcoco",
+        help="library that applies COCO's rules; the numbers are the same, pycocotools takes many times as long",
     )
 
 
@@ -65,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        scorer=args.scorer,
         observer=Progress(),
     )
     report(args.out, metrics)

@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     memory.add_negatives(parser)
     options.add_paths(parser, "annotations", "images")
     evaluate.add_run_folder(parser)
+    evaluate.add_scorer(parser)
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        scorer=args.scorer,
         observer=Progress(),
         told=lambda bank: memory.report(args.out / "memory.safetensors", bank),
     )

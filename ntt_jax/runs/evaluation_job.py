@@ -34,6 +34,7 @@ def evaluate(
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
+    scorer: str = "hotcoco",
     files: dict[str, Path | None] | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def evaluate(
       config: constants of the method, the published ones if None. compute: how the models run.
       exif: "upright" or "raw", how photos with an orientation are read.
       restart: throw away what the folder holds of an earlier run.
+      scorer: library that applies COCO's rules, "hotcoco" or "pycocotools"; the numbers are the same.
       files: more files for run.json, by the names of their options, where `ntt-jax report` finds them.
       observer: hears of progress, skipped images and warnings.
 
@@ -94,7 +96,7 @@ def evaluate(
                 files=given,
                 observer=observer,
             )
-        return write_outcome(run, dataset, ground_truth)
+        return write_outcome(run, dataset, ground_truth, scorer)
 
 
 def target_identity(

@@ -36,6 +36,7 @@ def run_few_shot(
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
+    scorer: str = "hotcoco",
     observer: Observer = SILENT,
     told: Callable[[MemoryBank], None] = lambda bank: None,
 ) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def run_few_shot(
             compute=compute,
             exif=exif,
             restart=restart,
+            scorer=scorer,
             files={
                 "memory": None,
                 "reference_annotations": reference_annotations,

@@ -188,7 +188,9 @@ def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]
     ]
 
 
-def write_outcome(run: RunFolder, dataset: CocoDataset, ground_truth: GroundTruth) -> dict[str, Any]:
+def write_outcome(
+    run: RunFolder, dataset: CocoDataset, ground_truth: GroundTruth, scorer: str = "hotcoco"
+) -> dict[str, Any]:
     """Write results.json and metrics.json of a run whose images all have a record; returns the metrics.
 
     Both depend on the records and the run's identity alone, not on when and on what the run was computed. The objects
@@ -196,7 +198,7 @@ def write_outcome(run: RunFolder, dataset: CocoDataset, ground_truth: GroundTrut
     """
     category_ids = [category.id for category in ground_truth.categories]
     write_results(run.results, detections(run, dataset), category_ids, dataset)
-    metrics = evaluate_detections(ground_truth, detections(run, dataset))
+    metrics = evaluate_detections(ground_truth, detections(run, dataset), scorer=scorer)
     if notes := dataset.notes + ground_truth.notes:
         metrics["notes"] = list(notes)
     metrics["skipped"] = skipped_images(run, dataset)
