@@ -12,7 +12,7 @@ from PIL import Image
 from random_detections import lvis_content
 from voc_files import write_image, write_list
 
-from ntt_jax.cli import main, models
+from ntt_jax.cli import main
 from ntt_jax.compiled.predictor import HostDetections
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
@@ -23,6 +23,7 @@ from ntt_jax.demo.scenes.export import write_coco
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.memory.aggregate import memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank, save_memory
+from ntt_jax.runs import models
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def evaluate(world: World, monkeypatch: pytest.MonkeyPatch, folder: Path, **opti
             height, width = image.shape[:2]
             yield HostDetections(height, width, boxes.astype(np.float32), scores, labels.astype(np.int32), rles)
 
-    monkeypatch.setattr(models, "load_predictor", lambda *_: predict)
+    monkeypatch.setattr(models.TargetPass, "load", lambda *_: predict)
     assert main(world.evaluate(folder / "out", memory=folder / "memory.safetensors", **options)) == 0
     assert main(["report", str(folder / "out")]) == 0
     return json.loads((folder / "out/metrics.json").read_text())

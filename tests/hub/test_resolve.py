@@ -197,7 +197,7 @@ def test_a_read_only_cache_serves(hub, tmp_path, request):
     folders = [one for one in (tmp_path / "cache").rglob("*") if one.is_dir()]
     for folder in folders:
         folder.chmod(0o555)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
         parent.chmod(0o755)
     request.getfixturevalue("nobody")
     try:

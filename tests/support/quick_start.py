@@ -49,7 +49,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    for module in ("builder", "evaluation", "loading", "pipeline", "runner"):
+    for module in ("evaluation", "loading", "pipeline", "references.build", "runs.images", "runs.memory_job"):
         importlib.import_module(f"ntt_jax.{module}")
     from jax._src import xla_bridge
 
