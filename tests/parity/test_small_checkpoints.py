@@ -49,7 +49,9 @@ def test_sam2(images, converted):
     config, checkpoint = read(demo.SAM2_NAME)
     oracle = ImagePath(config, seed=None)
     assert all(tensor.dtype == torch.float16 for tensor in checkpoint["model"].values())
-    oracle.load_state_dict({k: v.float() for k, v in checkpoint["model"].items()}, strict=True)
+    state = {k: v.float() for k, v in checkpoint["model"].items()}
+    missing, unexpected = oracle.load_state_dict(state, strict=False)
+    assert missing == ["no_mem_embed"] and not unexpected  # the image path alone was trained
     expected = oracle.encode(np.asarray(sam_input(images)))
     ours = load_sam2(converted[0])
     features = jax.jit(lambda model, x: model.encode_image(sam_input(x)))(ours, images)

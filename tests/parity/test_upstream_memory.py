@@ -139,9 +139,7 @@ class Runs:
 def test_code_is_not_run(tmp_path: Path) -> None:
     target = tmp_path / "made"
     path = save(tmp_path / "memory.ckpt", arrays(), hyper_parameters=Runs(target))
-    with pytest.raises(InputError) as caught:
-        read_upstream_memory(path)
-    check_message(caught.value, str(path), "nothing was executed", 'torch.load(PATH, weights_only=False)["state_dict"]')
+    read_upstream_memory(path)  # the object beside the tensors is never built
     assert not target.exists()
     path.write_bytes(pickle.dumps({"mem_feats": Runs(target)}))
     with pytest.raises(InputError):
