@@ -16,7 +16,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import reason
 from ntt_jax.safetensors_file import MAX_RANK, sensible
 
-MAX_OPERATIONS = 2_000_000
+MAX_OPERATIONS = 1_000_000
 """A tensor takes about 35: a checkpoint of the largest model with its optimiser's state takes 100,000."""
 MAX_STACK = 1_000_000
 MAX_DEPTH = 1000

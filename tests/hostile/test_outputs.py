@@ -71,7 +71,7 @@ def test_a_file_of_another_program_stays(precious, folder, name):
 def test_a_record_that_is_whole_and_none(folder):
     start(folder)
     before = (folder / "finished.records").read_bytes()
-    for text in (b'{"image_id":7,"a":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"image_id":7,'):
+    for text in (b'{"image_id":7,"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}", b'{"image_id":7,'):
         (folder / "finished.records").write_bytes(before + b"%08x %s\n" % (zlib.crc32(text), text))
         with pytest.raises(InputError, match="--restart"):
             start(folder)
