@@ -117,7 +117,7 @@ def choose_devices(devices: Sequence[Any] | None, divide: str | None) -> tuple[l
 
 
 def _tell_about_cores() -> None:
-    """One line, once, where somebody could be twice as quick."""
+    """One line, once, where somebody could be quicker."""
     import jax
 
     cores = available_cores()
