@@ -154,7 +154,13 @@ def start(code: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-FETCH = "import sys, pathlib; from ntt_jax.hub.fetch import fetch; fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
+# A process started in the background by a shell ignores SIGINT, and so would the one started here.
+FETCH = """
+import pathlib, signal, sys
+from ntt_jax.hub.fetch import fetch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+fetch(sys.argv[1], pathlib.Path(sys.argv[2]))
+"""
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
