@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.files import PathLike, parse_json, read_bytes, show_path
+
+MAX_METHOD_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,24 @@ class DetectConfig:
         if unknown := sorted(str(name) for name in data if name not in known):
             raise InputError(f"configuration: unknown constant {unknown[0]!r:.40}; known: {', '.join(known)}")
         return cls(**data)
+
+    @classmethod
+    def from_file(cls, path: PathLike) -> "DetectConfig":
+        """The configuration in a JSON file as `from_dict` takes it, such as method.json of `ntt-jax tune`.
+
+        Raises `InputError`, naming the file, as `from_dict` does or if it cannot be read.
+        """
+        data = parse_json(read_bytes(path, max_bytes=MAX_METHOD_BYTES, what="method"), path, what="method")
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"{show_path(path)}: {error}") from None
+
+    def changes(self) -> dict[str, Any]:
+        """The constants that are not the published ones, as JSON-ready data; `from_dict` is the way back."""
+        default = dataclasses.asdict(DetectConfig())
+        changed = {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     @classmethod
     def limits(cls, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -64,3 +65,20 @@ def test_equal_configurations_share_a_program():
     run(2.0, DetectConfig(max_detections=np.int32(3)))
     run(2.0, DetectConfig(max_detections=4))
     assert len(traced) == 2
+
+
+def test_a_method_file_is_a_configuration(tmp_path):
+    path = tmp_path / "method.json"
+    config = DetectConfig(nms_iou_threshold=1, iou_power=0.5, class_thresholds=(0.25, 0.5), points_per_side=16)
+    path.write_text(json.dumps(config.changes()))
+    assert DetectConfig.from_file(path) == config
+    assert sorted(config.changes()) == ["class_thresholds", "iou_power", "nms_iou_threshold", "points_per_side"]
+    assert DetectConfig().changes() == {}
+    for text, said in (
+        ('{"iou": 1}', "unknown constant 'iou'"),
+        ("[]", "JSON object"),
+        ('{"iou_power": -1}', "iou_power"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"method\.json: .*" + said):
+            DetectConfig.from_file(path)

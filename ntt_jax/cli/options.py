@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ntt_jax.config import DTYPES, DetectConfig
+from ntt_jax.cli.detection_options import add_detection as add_detection
+from ntt_jax.cli.detection_options import detect_config as detect_config
+from ntt_jax.config import DTYPES
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_output, check_private, show_path
 from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
@@ -61,19 +63,6 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
     return value
-
-
-def constant(name: str) -> Callable[[str], int | float]:
-    """An argparse type: a value that the constant `name` of `DetectConfig` may have."""
-    limits = DetectConfig.limits(name)
-
-    def parse(text: str) -> int | float:
-        try:
-            return limits.check(name, limits.kind(text))
-        except ValueError:  # an InputError too
-            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
-
-    return parse
 
 
 _PATHS = {
@@ -220,68 +209,6 @@ def add_ray(parser: Any) -> None:
         metavar="ADDRESS",
         help="let the workers of a Ray cluster run the models: its address, 'auto' (the cluster that this machine is "
         "part of) or 'local' (workers on this machine); see docs/parallel.md",
-    )
-
-
-def add_detection(parser: Any) -> None:
-    """The constants of the target pass; the defaults are the published ones."""
-    default = DetectConfig()
-    group = parser.add_argument_group("what counts as a detection (the defaults are the published ones)")
-    group.add_argument(
-        "--points-per-side",
-        type=constant("points_per_side"),
-        default=default.points_per_side,
-        metavar="N",
-        help=f"SAM 2 is asked at N x N points of each image (default: {default.points_per_side})",
-    )
-    group.add_argument(
-        "--pred-iou-threshold",
-        type=constant("pred_iou_threshold"),
-        default=default.pred_iou_threshold,
-        metavar="X",
-        help=f"masks that SAM 2 itself rates X or lower are dropped (default: {default.pred_iou_threshold})",
-    )
-    group.add_argument(
-        "--nms-iou-threshold",
-        type=constant("nms_iou_threshold"),
-        default=default.nms_iou_threshold,
-        metavar="X",
-        help="of two masks of a class whose boxes overlap by more than X the lower rated one is dropped "
-        f"(default: {default.nms_iou_threshold})",
-    )
-    group.add_argument(
-        "--max-detections",
-        type=constant("max_detections"),
-        default=default.max_detections,
-        metavar="N",
-        help=f"at most N detections per image (default: {default.max_detections})",
-    )
-    group.add_argument(
-        "--classes-per-mask",
-        type=constant("classes_per_mask"),
-        default=default.classes_per_mask,
-        metavar="N",
-        help=f"a mask may count as its N best classes; -1 for all (default: {default.classes_per_mask})",
-    )
-    group.add_argument(
-        "--negative-sigma",
-        type=constant("negative_sigma"),
-        default=default.negative_sigma,
-        metavar="X",
-        help="how gently the memory's negative references lower a score; smaller is harsher "
-        f"(default: {default.negative_sigma})",
-    )
-
-
-def detect_config(args: argparse.Namespace) -> DetectConfig:
-    """The configuration that the options of `add_detection` describe."""
-    return DetectConfig(
-        points_per_side=args.points_per_side,
-        pred_iou_threshold=args.pred_iou_threshold,
-        nms_iou_threshold=args.nms_iou_threshold,
-        max_detections=args.max_detections,
-        classes_per_mask=args.classes_per_mask,
-        negative_sigma=args.negative_sigma,
     )
 
 

@@ -188,7 +188,7 @@ def _ablate(
     return rows, len(outcome["skipped"])
 
 
-_SHARED = ("dtype", "batch_size", "devices", "compilation_cache", "cores")
+_SHARED = ("dtype", "batch_size", "devices", "compilation_cache", "cores", "method")
 
 
 def _call(
@@ -220,18 +220,18 @@ def _settings(args: argparse.Namespace, images: int, skipped: int) -> dict[str, 
     """What the verdict depends on."""
     from weight_port.store import read_safetensors
 
-    config, default = options.detect_config(args), DetectConfig()
-    changed = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != getattr(default, field.name)
-    }
     weights: dict[str, Any] = {}
     for kind in ("sam2", "dinov2"):
         metadata = read_safetensors(getattr(args, kind))[1]
         weights[kind] = _json(metadata["config"])["name"]
         weights[f"{kind}_source_sha256"] = metadata.get("source_sha256")
-    return {**weights, "dtype": args.dtype, "detection": changed, "images": images, "skipped": skipped}
+    return {
+        **weights,
+        "dtype": args.dtype,
+        "detection": options.detect_config(args).changes(),
+        "images": images,
+        "skipped": skipped,
+    }
 
 
 def _read(path: Path) -> Any:

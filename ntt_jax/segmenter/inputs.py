@@ -16,7 +16,7 @@ from PIL import Image
 from ntt_jax.compiled.prompt_masker import Prompt
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe
+from ntt_jax.files import PathLike, describe
 from ntt_jax.images.mask_files import mask_numbers
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
@@ -271,9 +271,17 @@ def origin(reference: Sequence[Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**names, **given}))
 
 
-def merged_config(config: DetectConfig | None, thresholds: dict[str, Any]) -> DetectConfig:
-    """The constants with single ones replaced by name. Raises `InputError` for unknown names and impossible values."""
+def merged_config(
+    config: DetectConfig | None, thresholds: dict[str, Any], method: PathLike | None = None
+) -> DetectConfig:
+    """The constants with single ones replaced by name. Raises `InputError` for unknown names and impossible values.
+
+    method: file of the constants, in place of `config`.
+    """
+    if config is not None and method is not None:
+        raise InputError("Segmenter: give config or method, not both")
     config = DetectConfig() if config is None else config
+    config = config if method is None else DetectConfig.from_file(method)
     if not isinstance(config, DetectConfig):
         raise InputError(f"Segmenter: config: expected a DetectConfig, found {describe(config)}")
     known = [field.name for field in dataclasses.fields(DetectConfig)]

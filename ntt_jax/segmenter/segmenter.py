@@ -70,6 +70,7 @@ class Segmenter:
       sam2, dinov2: the models, from `load_sam2` and `load_dinov2`.
       config: constants of the method, the published ones by default; thresholds: single ones of them by name, as
         `max_detections=20, nms_iou_threshold=0.6` (`DetectConfig` lists them).
+      method: file of the constants in place of `config`, as method.json of `ntt-jax tune`.
       batch_size, devices, matmul_precision, canvas: as for `Predictor`; a batch is filled up, so one image costs as
         much as `batch_size` images. On CPUs devices divide the points of every image: `ntt_jax.use_all_cores()`.
       exif: photos with an orientation tag: "upright", as viewers show them (where a mask or annotations fit only the
@@ -90,12 +91,13 @@ class Segmenter:
         matmul_precision: str = "highest",
         canvas: int = 640,
         exif: str = "upright",
+        method: PathLike | None = None,
         **thresholds: Any,
     ):
         for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
             if not isinstance(model, kind):
                 raise InputError(f"Segmenter: {name}: expected a {kind.__name__}, found a {type(model).__name__}")
-        self.config = merged_config(config, thresholds)
+        self.config = merged_config(config, thresholds, method)
         self._models = sam2, dinov2
         self._options: dict[str, Any] = {
             "batch_size": batch_size,

@@ -1,0 +1,68 @@
+"""The constants of the target pass as options: the published ones, a file of others, and single ones beside it."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ntt_jax.config import DetectConfig
+from ntt_jax.errors import InputError
+
+# What can be given as an option. Constants of other rules come from a file.
+_OPTIONS = {
+    "points_per_side": ("N", "SAM 2 is asked at N x N points of each image"),
+    "pred_iou_threshold": ("X", "masks that SAM 2 itself rates X or lower are dropped"),
+    "nms_iou_threshold": (
+        "X",
+        "of two masks of a class whose boxes overlap by more than X the lower rated one is dropped",
+    ),
+    "max_detections": ("N", "at most N detections per image"),
+    "classes_per_mask": ("N", "a mask may count as its N best classes; -1 for all"),
+    "negative_sigma": ("X", "how gently the memory's negative references lower a score; smaller is harsher"),
+}
+
+
+def constant(name: str) -> Callable[[str], int | float]:
+    """An argparse type: a value that the constant `name` of `DetectConfig` may have."""
+    limits = DetectConfig.limits(name)
+
+    def parse(text: str) -> int | float:
+        try:
+            return limits.check(name, limits.kind(text))
+        except ValueError:  # an InputError too
+            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
+
+    return parse
+
+
+def method_file(path: str) -> DetectConfig:
+    """An argparse type: the configuration in a file."""
+    try:
+        return DetectConfig.from_file(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_detection(parser: Any) -> None:
+    """The constants of the target pass; the defaults are the published ones."""
+    default = DetectConfig()
+    group = parser.add_argument_group("what counts as a detection (the defaults are the published ones)")
+    group.add_argument(
+        "--method",
+        type=method_file,
+        metavar="FILE",
+        help="constants from a file, as method.json of `ntt-jax tune`; the options below take precedence",
+    )
+    for name, (metavar, text) in _OPTIONS.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=constant(name),
+            metavar=metavar,
+            help=f"{text} (default: {getattr(default, name)})",
+        )
+
+
+def detect_config(args: argparse.Namespace) -> DetectConfig:
+    """The configuration that the options of `add_detection` describe."""
+    given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
+    return dataclasses.replace(args.method or DetectConfig(), **given)
