@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,12 @@ def _numbers(rows: Any, size: int, what: str) -> list[Any]:
     raise InputError(f"prompt: expected {what} in pixels, finite numbers, found {rows!r:.80}")
 
 
+def _is_stable(logits: np.ndarray) -> bool:
+    """As `decode_prompts` decides it, of one mask `[m, m]` on the host."""
+    inner, outer = (int(np.count_nonzero(logits > offset)) for offset in (_STABILITY_OFFSET, -_STABILITY_OFFSET))
+    return outer == 0 or bool(np.float32(inner) / np.float32(outer) >= np.float32(_STABILITY_THRESHOLD))
+
+
 def decode_prompts(
     sam2: Sam2, features: ImageFeatures, points: Array, labels: Array, *, ambiguous: bool
 ) -> tuple[Array, Array]:
@@ -110,6 +116,33 @@ def _decode(
     state: Any, features: ImageFeatures, points: Array, labels: Array, *, definition: Any, ambiguous: bool
 ) -> tuple[Array, Array]:
     return decode_prompts(nnx.merge(definition, state), features, points, labels, ambiguous=ambiguous)
+
+
+@functools.partial(jax.jit, static_argnames=("definition",), compiler_options=COMPILER_OPTIONS)
+def _decode_all(
+    state: Any, features: ImageFeatures, points: Array, labels: Array, *, definition: Any
+) -> tuple[Array, Array]:
+    return nnx.merge(definition, state).decode(features, points, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image that SAM 2 has encoded, to be asked for masks again and again; height and width in pixels."""
+
+    features: ImageFeatures
+    height: int
+    width: int
+
+
+class Choices(NamedTuple):
+    """The masks that one prompt may mean: logits `[n, m, m]` and predicted IoUs `[n]`, the best guess at index 0."""
+
+    logits: np.ndarray
+    predicted_ious: np.ndarray
+
+    def mask(self, index: int, height: int, width: int) -> np.ndarray:
+        """One of them at a size in pixels, bool `[height, width]`."""
+        return resize_host(self.logits[index], (height, width), "bilinear") > 0
 
 
 class PromptMasker:
@@ -151,16 +184,41 @@ class PromptMasker:
                         masks[i] = resize_host(logits[row], (height, width), "bilinear") > 0
         return masks, ious
 
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """An image `[H, W, 3]` uint8 RGB, encoded for `choices`."""
+        with self._lock, published_numbers(self._precision):
+            features = _encode(self._state, self._input(image), definition=self._definition)
+            return EncodedImage(jax.block_until_ready(features), image.shape[0], image.shape[1])
+
+    def choices(self, image: EncodedImage, prompt: Prompt) -> Choices:
+        """All that a prompt may mean: the mask `__call__` would give first, the others by their predicted IoU.
+
+        One point alone means a whole or a part: three masks. Anything more has a fourth, the single mask. Each number
+        of points, with and without a box, is compiled once.
+        """
+        points, labels = self._tokens([prompt], image.height, image.width, rows=1)
+        with self._lock, published_numbers(self._precision):
+            found = _decode_all(self._state, image.features, points, labels, definition=self._definition)
+            logits, ious = (np.asarray(part)[0] for part in found)
+        others = 1 + np.argsort(-ious[1:], kind="stable")
+        if prompt.box is None and len(prompt.points) == 1:
+            order = others
+        else:
+            order = np.array([0, *others] if _is_stable(logits[0]) else [*others, 0])
+        return Choices(logits[order], ious[order])
+
     def _input(self, image: np.ndarray) -> np.ndarray:
         """As torchvision resizes a tensor: `[S, S, 3]` float32, normalised."""
         size = self.config.image_size
         resized = resize_host(image.astype(np.float32) / np.float32(255), (size, size), "bilinear", antialias=True)
         return ((resized - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).astype(np.float32)
 
-    def _tokens(self, prompts: list[Prompt], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points `[16, N, 2]` and labels `[16, N]` of prompts of one kind, corners of the box first."""
+    def _tokens(
+        self, prompts: list[Prompt], height: int, width: int, rows: int = PROMPTS_AT_ONCE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Points `[rows, N, 2]` and labels `[rows, N]` of prompts of one kind, corners of the box first."""
         points, labels = [], []
-        for prompt in [*prompts, *[prompts[-1]] * (PROMPTS_AT_ONCE - len(prompts))]:
+        for prompt in [*prompts, *[prompts[-1]] * (rows - len(prompts))]:
             corners: tuple[tuple[float, float], ...] = ()
             if prompt.box is not None:
                 x, y, w, h = prompt.box

@@ -31,7 +31,17 @@ from ntt_jax.report import analysis, gallery
 from ntt_jax.report.matching import KINDS, Rows, match
 from ntt_jax.report.memory_view import memory_view
 
-SCRIPTS = ("base.js", "tables.js", "charts.js", "masks.js", "gallery.js", "viewer.js", "references.js", "sections.js")
+SCRIPTS = (
+    "dom.js",
+    "base.js",
+    "tables.js",
+    "charts.js",
+    "masks.js",
+    "gallery.js",
+    "viewer.js",
+    "references.js",
+    "sections.js",
+)
 MAX_THUMBNAILS = 300
 _CURVE_STEPS = 1000
 

@@ -213,3 +213,22 @@ def test_bad_input(world, tmp_path, boxes, capsys):
     assert "none of the 6 images" in capsys.readouterr().err
     assert main(command(world, tmp_path, boxes, sam2=world.dinov2)) == 2
     assert not (tmp_path / "masks.json").exists()
+
+
+def test_the_first_choice_is_the_mask_of_the_prompt(masker):
+    """Of every kind of prompt; the others are the other masks that SAM 2 has for it, best rated first."""
+    image = np.random.default_rng(3).integers(0, 255, (84, 95, 3), np.uint8)
+    encoded = masker.encode(image)
+    for prompt, count in (
+        (Prompt(points=((30, 40),)), 3),
+        (Prompt(points=((30, 40), (60, 20)), labels=(1, 0)), 4),
+        (Prompt(box=(10, 12, 40, 30)), 4),
+        (Prompt(box=(10, 12, 40, 30), points=((20, 20),)), 4),
+    ):
+        choices = masker.choices(encoded, prompt)
+        (expected,), (iou,) = masker(image, [prompt])
+        assert choices.logits.shape[0] == len(choices.predicted_ious) == count
+        np.testing.assert_array_equal(choices.mask(0, 84, 95), expected)
+        assert choices.predicted_ious[0] == pytest.approx(iou, abs=1e-5)
+        others = sorted(choices.predicted_ious[1 : count - (count == 4 and iou != choices.predicted_ious.max())])
+        assert others or count == 3
