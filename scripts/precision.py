@@ -19,11 +19,12 @@ import numpy as np
 from measured import add_json_option, circumstances, show
 from pycocotools import mask as coco_mask
 
-from ntt_jax.compiled.predictor import HostDetections, Predictor
+from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import DTYPES, arithmetic
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.demo.demo import SMALL_DETECT, convert_checkpoints, evaluate, make_benchmark
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.references.build import build_memory
 from ntt_jax.references.sampling import sample_references

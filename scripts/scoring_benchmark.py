@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ntt_jax.datasets.coco import parse_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import SCORERS, evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import encode_masks
@@ -57,7 +58,8 @@ def made(images: int, detections: int, classes: int) -> tuple[dict, list[ImageDe
         chosen = generator.integers(0, 500, detections)
         scores = np.sort(generator.random(detections).astype(np.float32))[::-1]
         labels = generator.integers(0, classes, detections)
-        found.append(ImageDetections(i, SIDE, SIDE, boxes[chosen], scores, labels, rles=tuple(rles[j] for j in chosen)))
+        one = HostDetections(SIDE, SIDE, boxes[chosen], scores, labels, tuple(rles[j] for j in chosen))
+        found.append((i, one))
     return content, found
 
 

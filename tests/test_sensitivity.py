@@ -22,8 +22,8 @@ from ntt_jax.demo import demo
 from ntt_jax.demo.training.dinov2 import SMALL_DINOV2
 from ntt_jax.detection import merge as detection
 from ntt_jax.detection.match import object_features, similarities
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.images.resize import resize_images
 from ntt_jax.images.rle import encode_masks
@@ -111,7 +111,7 @@ class Chain:
             count = int(merged.valid.sum())
             rles = encode_masks(np.asarray(masks)[:count, : size[0], : size[1]])
             boxes, scores, labels = (np.asarray(x)[:count] for x in (merged.boxes, merged.scores, merged.labels))
-            records.append(ImageDetections(image_id, int(size[0]), int(size[1]), boxes, scores, labels, tuple(rles)))
+            records.append((image_id, HostDetections(int(size[0]), int(size[1]), boxes, scores, labels, tuple(rles))))
             best.append(float(merged.scores[0]))
         categories = select_classes(self.benchmark.targets, "all")
         metrics = evaluate_detections(prepare_ground_truth(self.benchmark.targets, categories), records)

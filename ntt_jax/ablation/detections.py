@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.evaluation.results import ImageDetections, image_record, parse_record
 from ntt_jax.files import describe
 from ntt_jax.images.rle import Rle
 
@@ -40,8 +41,7 @@ class SharedDetections:
         """The detections of one memory."""
         there = self.masks[memory] >= 0
         masks = self.masks[memory][there]
-        return ImageDetections(
-            self.image_id,
+        return self.image_id, HostDetections(
             self.height,
             self.width,
             self.boxes[masks],
@@ -53,9 +53,10 @@ class SharedDetections:
     def to_json(self) -> dict[str, Any]:
         """As JSON-ready data; `from_json` gives back the same, bit for bit. Memories that agree take little room."""
         count = len(self.rles)
-        every = ImageDetections(
-            self.image_id, self.height, self.width, self.boxes, np.zeros(count), np.zeros(count), self.rles
-        ).to_json()
+        every = image_record(
+            self.image_id,
+            HostDetections(self.height, self.width, self.boxes, np.zeros(count), np.zeros(count), self.rles),
+        )
         return {
             **{name: every[name] for name in _WHOLE},
             "shape": list(self.masks.shape),
@@ -74,11 +75,11 @@ class SharedDetections:
         arrays = {name: _unpacked(data[name], kind, shape, f"{where}: {name}") for name, kind in _TYPES.items()}
         count = len(data["counts"]) if type(data["counts"]) is list else 0
         whole = {key: data[key] for key in _WHOLE}
-        every = ImageDetections.from_json({**whole, "scores": [0] * count, "labels": [0] * count}, where)
+        image_id, every = parse_record({**whole, "scores": [0] * count, "labels": [0] * count}, where)
         masks, labels, scores = arrays["masks"], arrays["labels"], arrays["scores"]
         if np.any(masks < -1) or np.any(masks >= count) or np.any(labels[masks >= 0] < 0) or np.isnan(scores).any():
             raise InputError(f"{where}: a detection has no mask, label or score")
-        return cls(every.image_id, every.height, every.width, every.boxes, every.rles, **arrays)
+        return cls(image_id, every.height, every.width, every.boxes, every.rles, **arrays)
 
 
 def _packed(array: np.ndarray) -> str:

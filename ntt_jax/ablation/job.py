@@ -13,7 +13,7 @@ from ntt_jax.ablation.predictor import ManyPredictor
 from ntt_jax.ablation.scoring import evaluate_shared
 from ntt_jax.ablation.tables import by_reference, by_shots
 from ntt_jax.config import DetectConfig
-from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, CocoImage, select_classes
+from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import show_path, write_json
@@ -213,9 +213,9 @@ def _score(
         return metrics, {"skipped": skipped_images(run, dataset), "provenance": run.identity}
 
 
-def shared_record(image: CocoImage, found: SharedDetections) -> dict[str, Any]:
+def shared_record(image_id: int, found: SharedDetections) -> dict[str, Any]:
     """The record of an image."""
-    return dataclasses.replace(found, image_id=image.id).to_json()
+    return dataclasses.replace(found, image_id=image_id).to_json()
 
 
 def shared_detections(run: RunFolder, dataset: CocoDataset) -> Iterator[SharedDetections]:

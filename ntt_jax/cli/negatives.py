@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> None:
     write_json(args.out, as_coco(chosen, scored.dataset, [c.id for c in scored.ground_truth.categories]))
     if args.pictures is not None and images is not None:
         draw(args.pictures, images, scored, chosen)
-    counts = [sum(int((one.labels == k).sum()) for one in chosen) for k in range(len(scored.ground_truth.categories))]
+    counts = [
+        sum(int((found.labels == k).sum()) for _, found in chosen) for k in range(len(scored.ground_truth.categories))
+    ]
     if not any(counts):
         models.warn(f"the run made no mistake that could serve; {args.out.name} lists none")
     show(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
@@ -74,9 +76,9 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
     from ntt_jax.segmenter.folder import draw_overlay
 
     names = tuple(f"not {category.name}" for category in scored.ground_truth.categories)
-    for record in chosen:
-        name = PurePosixPath(scored.dataset.images[record.image_id].file_name.replace("\\", "/"))
+    for image_id, found in chosen:
+        name = PurePosixPath(scored.dataset.images[image_id].file_name.replace("\\", "/"))
         path = folder / name.with_suffix(".png")
         make_folder(path.parent, folder)
-        image = scored.dataset.read_image(images, record.image_id)
-        save_picture(path, draw_overlay(image, record, names))
+        image = scored.dataset.read_image(images, image_id)
+        save_picture(path, draw_overlay(image, found, names))

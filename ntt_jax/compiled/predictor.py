@@ -13,7 +13,6 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -29,6 +28,7 @@ from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.compiled.point_parallel import PointParallel
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
 from ntt_jax.detection.merge import Merged
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import resize_for_sam
 from ntt_jax.images.rle import Rle, encode_masks
@@ -38,22 +38,6 @@ from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
-
-
-@dataclass(frozen=True, eq=False)
-class HostDetections:
-    """The detections of one image on the host, best first.
-
-    height, width in pixels; boxes `[n, 4]` float32 x1, y1, x2, y2, inclusive; scores `[n]` float32; labels `[n]` int32
-    class index; rles: n COCO run-length masks of the image's size.
-    """
-
-    height: int
-    width: int
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    rles: list[Rle]
 
 
 # The compiled entry points. They belong to no object, so that predictors of equal shapes share them.
@@ -208,10 +192,10 @@ class Predictor:
                 HostDetections(
                     height,
                     width,
-                    merged.boxes[index, :count].astype(np.float32),
+                    merged.boxes[index, :count],
                     merged.scores[index, :count],
                     merged.labels[index, :count],
-                    self._masks(shards[shard].data, row, count, height, width),
+                    tuple(self._masks(shards[shard].data, row, count, height, width)),
                 )
             )
         return found

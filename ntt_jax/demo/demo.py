@@ -15,16 +15,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ntt_jax.compiled.predictor import HostDetections, Predictor
+from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import DetectConfig, arithmetic
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
 from ntt_jax.demo.scenes import NOVEL_SPLITS, SceneConfig, Variation, base_classes, make_scene, novel_classes
 from ntt_jax.demo.scenes.export import write_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.evaluation.results import ImageDetections, write_results
+from ntt_jax.evaluation.results import write_results
 from ntt_jax.files import write_json
 from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import encoder_input, resize_for_sam
@@ -99,10 +100,7 @@ def evaluate(
     """Metrics of `evaluate_detections` on the targets, and the detections by ascending image id."""
     dataset, categories = benchmark.targets, select_classes(benchmark.targets, "all")
     found = list(predictor(benchmark.target_images()))
-    records = [
-        ImageDetections(image_id, d.height, d.width, d.boxes, d.scores, d.labels, tuple(d.rles))
-        for image_id, d in zip(sorted(dataset.images), found, strict=True)
-    ]
+    records = list(zip(sorted(dataset.images), found, strict=True))
     if results is not None:
         write_results(results, records, [c.id for c in categories])
     return evaluate_detections(prepare_ground_truth(dataset, categories), records), found

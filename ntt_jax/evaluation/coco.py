@@ -69,14 +69,14 @@ def evaluate_detections(
     semantic = SemanticScorer(ground_truth) if ground_truth.protocol == "coco20i" else None
     streamed = HotcocoScorer(ground_truth) if scorer == "hotcoco" else None
     kept: list[ImageDetections] = []
-    for record in checked(ground_truth, detections, counts):
+    for image_id, found in checked(ground_truth, detections, counts):
         if semantic is not None:
-            semantic.add(record)
+            semantic.add(image_id, found)
         if streamed is not None:
-            streamed.add(record)
+            streamed.add(image_id, found)
         else:
-            kept.append(record)
-    kept.sort(key=lambda record: record.image_id)
+            kept.append((image_id, found))
+    kept.sort(key=lambda record: record[0])
     if streamed is not None:
         curves = streamed.curves()
     else:
@@ -124,7 +124,7 @@ def _with_note(metrics: dict[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
 def _run_pycocotools(ground_truth: GroundTruth, records: Sequence[ImageDetections], kind: Any) -> Curves:
     """COCOeval's precision `[T, R, K, A, M]`, recall `[T, K, A, M]` and parameters."""
     category_ids = [category.id for category in ground_truth.categories]
-    entries = [entry for record in records for entry in coco_results(record, category_ids)]
+    entries = [entry for image_id, found in records for entry in coco_results(found, image_id, category_ids)]
     if kind == "segm":
         areas = rle_areas([entry["segmentation"] for entry in entries]).tolist()
     else:

@@ -144,15 +144,15 @@ def checked(
     Raises `InputError` if an image is not evaluated or comes twice, or a label has no category.
     """
     known, seen = set(ground_truth.image_ids), set()
-    for record in detections:
-        if record.image_id not in known or record.image_id in seen:
-            problem = "comes twice" if record.image_id in seen else "is not among the evaluated images"
-            raise InputError(f"evaluation: image {record.image_id} of the detections {problem}")
-        seen.add(record.image_id)
-        if len(record) and record.labels.max() >= len(counts):
+    for image_id, found in detections:
+        if image_id not in known or image_id in seen:
+            problem = "comes twice" if image_id in seen else "is not among the evaluated images"
+            raise InputError(f"evaluation: image {image_id} of the detections {problem}")
+        seen.add(image_id)
+        if len(found) and found.labels.max() >= len(counts):
             raise InputError(
-                f"detections of image {record.image_id}: label {record.labels.max()} has no category"
+                f"detections of image {image_id}: label {found.labels.max()} has no category"
                 f" (there are {len(counts)} classes)"
             )
-        counts += np.bincount(record.labels, minlength=len(counts))
-        yield record
+        counts += np.bincount(found.labels, minlength=len(counts))
+        yield image_id, found

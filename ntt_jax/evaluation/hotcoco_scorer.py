@@ -8,9 +8,9 @@ from typing import Any
 import hotcoco
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections, decimals
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.ground_truth import GroundTruth
-from ntt_jax.evaluation.results import ImageDetections, decimals
 
 Curves = tuple[np.ndarray, np.ndarray, Any]
 """COCOeval's precision `[T, R, K, A, M]` and recall `[T, K, A, M]`, -1 where not defined, and the parameters."""
@@ -37,7 +37,7 @@ class HotcocoScorer:
         self._entries: dict[int, list[dict[str, Any]]] = {}
         for entry in ground_truth.entries:
             self._entries.setdefault(entry["image_id"], []).append(entry)
-        self._waiting: list[tuple[int, ImageDetections | None]] = []
+        self._waiting: list[tuple[int, HostDetections | None]] = []
         self._left = set(ground_truth.image_ids)
         with one_line():
             self._evaluations = {
@@ -45,10 +45,10 @@ class HotcocoScorer:
                 for kind in ground_truth.kinds
             }
 
-    def add(self, record: ImageDetections) -> None:
+    def add(self, image_id: int, record: HostDetections) -> None:
         """Compare the detections of one image with its objects."""
-        self._left.discard(record.image_id)
-        self._take(record.image_id, record)
+        self._left.discard(image_id)
+        self._take(image_id, record)
 
     def curves(self) -> dict[str, Curves]:
         """By kind. Images that did not come have no detections. To be called once."""
@@ -64,7 +64,7 @@ class HotcocoScorer:
                 curves[kind] = np.asarray(arrays["precision"]), np.asarray(arrays["recall"]), evaluation.params
         return curves
 
-    def _take(self, image_id: int, record: ImageDetections | None) -> None:
+    def _take(self, image_id: int, record: HostDetections | None) -> None:
         self._waiting.append((image_id, record))
         if len(self._waiting) >= _IMAGES_AT_ONCE:
             self._flush()
@@ -79,7 +79,7 @@ class HotcocoScorer:
             with one_line():
                 streamed.update(images, objects, found)
 
-    def _image(self, image_id: int, record: ImageDetections | None) -> dict[str, Any]:
+    def _image(self, image_id: int, record: HostDetections | None) -> dict[str, Any]:
         image: dict[str, Any] = {"id": self._images[image_id]}
         if self._lists is not None:
             image["neg_category_ids"] = self._known(self._lists.negative[image_id])
@@ -108,7 +108,7 @@ class HotcocoScorer:
         return sorted(self._classes[i] for i in category_ids if i in self._classes)
 
     @staticmethod
-    def _found(number: int, record: ImageDetections, kind: str) -> Any:
+    def _found(number: int, record: HostDetections, kind: str) -> Any:
         """The detections as hotcoco takes them. Without a box the size of a detection is its mask's (APs, APm, APl)."""
         labels = (record.labels + 1).tolist()  # of a score only its rank matters, so float32 will do
         if kind == "segm":

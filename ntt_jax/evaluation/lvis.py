@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.datasets.lvis import FREQUENCIES
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.average_precision import IOU_THRESHOLDS, defined_mean
 from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.hotcoco_scorer import HotcocoScorer
-from ntt_jax.evaluation.results import ImageDetections
 
 DETECTIONS_PER_IMAGE = 300
 """hotcoco's own, as LVIS says."""
@@ -33,9 +33,9 @@ class LvisScorer:
         self._kinds = ground_truth.kinds
         self._streamed = HotcocoScorer(ground_truth)
 
-    def add(self, record: ImageDetections) -> None:
+    def add(self, image_id: int, record: HostDetections) -> None:
         """Judge the detections of one image."""
-        self._streamed.add(record)
+        self._streamed.add(image_id, record)
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The numbers by kind, and by class and kind (`protocols.Scorer`)."""

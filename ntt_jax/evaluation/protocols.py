@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.ground_truth import GroundTruth, checked
 from ntt_jax.evaluation.lvis import LvisScorer
 from ntt_jax.evaluation.results import ImageDetections
@@ -18,7 +19,7 @@ from ntt_jax.evaluation.voc import VocScorer
 class Scorer(Protocol):
     """Collects what detections mean under one set of rules."""
 
-    def add(self, record: ImageDetections) -> None:
+    def add(self, image_id: int, record: HostDetections) -> None:
         """Take in the detections of one image; each image comes at most once, in any order."""
         ...
 
@@ -34,8 +35,8 @@ def measure(ground_truth: GroundTruth, detections: Iterable[ImageDetections]) ->
     """
     scorer: Scorer = LvisScorer(ground_truth) if ground_truth.protocol == "lvis" else VocScorer(ground_truth)
     counts = np.zeros(len(ground_truth.categories), np.int64)
-    for record in checked(ground_truth, detections, counts):
-        scorer.add(record)
+    for image_id, found in checked(ground_truth, detections, counts):
+        scorer.add(image_id, found)
     tables, rows = scorer.results()
     objects = dict.fromkeys((category.id for category in ground_truth.categories), 0)
     for entry in ground_truth.entries:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.average_precision import defined_mean
 from ntt_jax.evaluation.ground_truth import GroundTruth
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle
 
 SCORE_THRESHOLD = 0.5
@@ -34,14 +34,14 @@ class SemanticScorer:
         self._predicted = np.zeros((len(_THRESHOLDS), classes), np.int64)
         self._common = np.zeros((len(_THRESHOLDS), classes), np.int64)
 
-    def add(self, record: ImageDetections) -> None:
+    def add(self, image_id: int, record: HostDetections) -> None:
         """Compare the detections of one image with its objects, pixel by pixel."""
-        self._seen.add(record.image_id)
+        self._seen.add(image_id)
         classes, count = len(self._place), len(record)
         front = np.zeros((record.height, record.width), np.int64)  # 1 + the detection on top, 0 for none
         for row in np.argsort(-record.scores, kind="stable")[::-1]:
             front[decode_rle(record.rles[row])] = row + 1
-        truth, known = self._true_classes(record.image_id, record.height, record.width)
+        truth, known = self._true_classes(image_id, record.height, record.width)
         pairs = np.bincount((truth * (count + 1) + front)[known], minlength=(classes + 1) * (count + 1))
         pairs = pairs.reshape(classes + 1, count + 1)  # pixels of each class and detection; first row: background
         self._true += pairs[1:].sum(axis=1)

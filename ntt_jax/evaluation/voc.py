@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.average_precision import (
     IOU_THRESHOLDS,
     Outcomes,
@@ -21,7 +22,6 @@ from ntt_jax.evaluation.average_precision import (
     precision_recall,
 )
 from ntt_jax.evaluation.ground_truth import GroundTruth
-from ntt_jax.evaluation.results import ImageDetections
 
 # As every published implementation writes it: 0.3, 0.6 and 0.7 lie one rounding above the fraction they mean.
 _ELEVEN = np.arange(0.0, 1.1, 0.1)
@@ -41,7 +41,7 @@ class VocScorer:
             self._positives[k] += not entry["difficult"]
         self._outcomes = {kind: Outcomes(len(IOU_THRESHOLDS)) for kind in self._kinds}
 
-    def add(self, record: ImageDetections) -> None:
+    def add(self, image_id: int, record: HostDetections) -> None:
         """Judge the detections of one image."""
         order = np.argsort(-record.scores, kind="stable")
         boxes = record.boxes.astype(np.float64)
@@ -51,14 +51,12 @@ class VocScorer:
             true, ignored = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
             for k in np.unique(record.labels).tolist():
                 rows = order[record.labels[order] == k]
-                if there := self._truth.get((record.image_id, k)):
+                if there := self._truth.get((image_id, k)):
                     found = sizes[rows].tolist() if kind == "bbox" else [record.rles[row] for row in rows]
                     objects = [entry["bbox" if kind == "bbox" else "segmentation"] for entry in there]
                     difficult = np.array([entry["difficult"] for entry in there], np.bool_)
                     true[rows], ignored[rows] = _judge(overlaps(found, objects), difficult)
-            self._outcomes[kind].add(
-                record.image_id, record.labels[order], record.scores[order], true[order], ignored[order]
-            )
+            self._outcomes[kind].add(image_id, record.labels[order], record.scores[order], true[order], ignored[order])
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The numbers by kind, and by class and kind (`protocols.Scorer`)."""

@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_api
 
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections, coco_results
@@ -35,7 +36,7 @@ def false_positives(
     objects: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for entry in ground_truth.entries:
         objects.setdefault((entry["image_id"], index[entry["category_id"]]), []).append(entry)
-    records = {record.image_id: record for record in detections}
+    records = dict(detections)
     chosen: dict[int, list[int]] = {}
     for label in range(len(index)):
         rows = [(i, int(row)) for i, record in records.items() for row in np.flatnonzero(record.labels == label)]
@@ -45,20 +46,22 @@ def false_positives(
             if len(taken) == per_class:
                 break
             own = objects.get((image_id, label), [])
-            if image_id not in taken and _is_false(ground_truth, records[image_id], row, own):
+            if image_id not in taken and _is_false(ground_truth, image_id, records[image_id], row, own):
                 taken.add(image_id)
                 chosen.setdefault(image_id, []).append(row)
-    return [_rows(records[image_id], sorted(rows)) for image_id, rows in sorted(chosen.items())]
+    return [(image_id, records[image_id].select(sorted(rows))) for image_id, rows in sorted(chosen.items())]
 
 
-def _is_false(ground_truth: GroundTruth, record: ImageDetections, row: int, objects: list[dict[str, Any]]) -> bool:
+def _is_false(
+    ground_truth: GroundTruth, image_id: int, record: HostDetections, row: int, objects: list[dict[str, Any]]
+) -> bool:
     x1, y1, x2, y2 = record.boxes[row]
     if min(x2 - x1, y2 - y1) < MIN_BOX_SIDE:
         return False
     if (lists := ground_truth.federated) is not None:
         category_id = ground_truth.categories[record.labels[row]].id
-        known = bool(objects) or category_id in lists.negative[record.image_id]
-        if not known or category_id in lists.not_exhaustive[record.image_id]:
+        known = bool(objects) or category_id in lists.negative[image_id]
+        if not known or category_id in lists.not_exhaustive[image_id]:
             return False
     if not objects:
         return True
@@ -68,26 +71,19 @@ def _is_false(ground_truth: GroundTruth, record: ImageDetections, row: int, obje
     return bool(np.sum(iou([record.rles[row]], masks, [1] * len(masks))) <= MAX_SHARE)
 
 
-def _box_rle(box: Sequence[float], record: ImageDetections) -> Any:
+def _box_rle(box: Sequence[float], record: HostDetections) -> Any:
     made: Any = mask_api.frPyObjects
     return made(np.array([box], np.float64), record.height, record.width)[0]
-
-
-def _rows(record: ImageDetections, rows: list[int]) -> ImageDetections:
-    arrays = (record.boxes[rows], record.scores[rows], record.labels[rows])
-    return ImageDetections(
-        record.image_id, record.height, record.width, *arrays, rles=tuple(record.rles[row] for row in rows)
-    )
 
 
 def as_coco(detections: Sequence[ImageDetections], dataset: CocoDataset, category_ids: Sequence[int]) -> dict[str, Any]:
     """Detections as a COCO file of their own, each with its score. category_ids: by class index."""
     annotations: list[dict[str, Any]] = []
-    for record in detections:
-        for entry in coco_results(record, category_ids):
+    for image_id, found in detections:
+        for entry in coco_results(found, image_id, category_ids):
             area = int(rle_areas([entry["segmentation"]])[0])
             annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
-    images = [dataset.images[record.image_id] for record in detections]
+    images = [dataset.images[image_id] for image_id, _ in detections]
     return {
         "images": [{"id": i.id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images],
         "categories": [{"id": i, "name": dataset.categories[i].name} for i in category_ids],

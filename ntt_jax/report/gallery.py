@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.preprocess import crop_box
 from ntt_jax.images.rle import sample_rle
@@ -62,7 +62,7 @@ def choose_images(rows: Rows, images: int, limit: int) -> list[int]:
 
 
 def scene(
-    ground_truth: GroundTruth, rows: Rows, position: int, record: ImageDetections | None, height: int, width: int
+    ground_truth: GroundTruth, rows: Rows, position: int, record: HostDetections | None, height: int, width: int
 ) -> dict[str, Any]:
     """Objects and detections of one image for the page, on the grid of its picture.
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
 from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
 from ntt_jax.evaluation.matching import match_objects
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import Rle, encode_masks
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -68,7 +68,7 @@ class Rows:
         return np.bincount(self.object_label[~self.crowd], minlength=self.classes)
 
 
-def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], kind: str) -> Rows:
+def match(ground_truth: GroundTruth, detections: Mapping[int, HostDetections], kind: str) -> Rows:
     """Match the detections of every image with its objects, by the IoU of masks ("segm") or boxes ("bbox").
 
     detections: by image id; an image without an entry has none.
@@ -127,7 +127,7 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, ImageDetections], 
     )
 
 
-def _overlaps(record: ImageDetections, truth: list[dict[str, Any]], kind: str) -> np.ndarray:
+def _overlaps(record: HostDetections, truth: list[dict[str, Any]], kind: str) -> np.ndarray:
     """IoU `[n, m]` of an image's detections and objects; with a crowd, the share of the detection inside it."""
     if not truth:
         return np.zeros((len(record), 0))

@@ -19,6 +19,7 @@ import numpy as np
 
 import ntt_jax
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections
@@ -60,7 +61,7 @@ class Report:
     """What a report is made from.
 
     title, provenance: text for people; provenance as headings with names and values. dataset: of the evaluated images,
-    which lie in `images` (None: the gallery shows masks alone). detections: of the run, one record per image. bank,
+    which lie in `images` (None: the gallery shows masks alone). detections: of the run, each image's once. bank,
     sources, patches (of `patch_pictures`): shown where given. skipped: images the run left out, as in metrics.json.
     notes: what a reader should know first. max_images: of the gallery.
     """
@@ -86,7 +87,7 @@ def write_report(path: PathLike, report: Report) -> dict[str, Any]:
     """
     metrics = evaluate_detections(report.ground_truth, report.detections)
     kinds = [kind for kind in ("segm", "bbox") if kind in report.ground_truth.kinds]
-    records = {record.image_id: record for record in report.detections}
+    records = dict(report.detections)
     rows = {kind: match(report.ground_truth, records, kind) for kind in kinds}
     main = rows[kinds[0]]
     names = [category.name for category in report.ground_truth.categories]
@@ -211,7 +212,7 @@ def _threshold(rows: Rows) -> int:
 
 
 def _scenes(
-    report: Report, rows: Rows, records: Mapping[int, ImageDetections]
+    report: Report, rows: Rows, records: Mapping[int, HostDetections]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ids = report.ground_truth.image_ids
     scenes, pictures = [], []

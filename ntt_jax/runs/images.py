@@ -10,22 +10,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
-from ntt_jax.evaluation.results import ImageDetections, write_results
+from ntt_jax.evaluation.results import ImageDetections, image_record, parse_record, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.observer import Observer
 from ntt_jax.runs.records import RecordFile
-
-if TYPE_CHECKING:
-    from ntt_jax.compiled.predictor import HostDetections
 
 # Stands in for an image that cannot be read, so that the others of its batch stay where they are.
 _BLANK = np.zeros((64, 64, 3), np.uint8)
@@ -40,7 +38,7 @@ _LOST = {
 
 Item = TypeVar("Item")
 
-Predict = Callable[[Iterable[np.ndarray]], "Iterator[HostDetections]"]
+Predict = Callable[[Iterable[np.ndarray]], Iterator[HostDetections]]
 """The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
 
 
@@ -72,13 +70,6 @@ def groups_to_do(items: Sequence[Item], todo: Callable[[Item], bool], size: int)
     return [group for group in groups if any(map(todo, group))]
 
 
-def image_record(image: CocoImage, found: "HostDetections") -> dict[str, Any]:
-    """The record of an image's detections; `detections` reads it back."""
-    return ImageDetections(
-        image.id, image.height, image.width, found.boxes, found.scores, found.labels, tuple(found.rles)
-    ).to_json()
-
-
 def segment_images(
     run: RunFolder,
     dataset: CocoDataset,
@@ -89,14 +80,14 @@ def segment_images(
     todo: set[int],
     window: int,
     observer: Observer,
-    record: Callable[[CocoImage, Any], dict[str, Any]] = image_record,
+    record: Callable[[int, Any], dict[str, Any]] = image_record,
 ) -> None:
     """Segment the images that are in `todo` and append one record for each to `run.records`.
 
     predict: the target pass; gives one result per image, in order. images: whole groups (`groups_to_do`). window:
     images worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation
     file says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
-    record: makes the record of an image of what `predict` found; as `ImageDetections` by default.
+    record: makes the record of an image, by its id, of what `predict` found.
     """
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
@@ -120,7 +111,9 @@ def segment_images(
             if image.id in todo:
                 if reason is not None:
                     observer.note(f"skipped: {reason}")
-                finished.append(record(image, found) if reason is None else {"image_id": image.id, "skipped": reason})
+                finished.append(
+                    record(image.id, found) if reason is None else {"image_id": image.id, "skipped": reason}
+                )
             if count % window == 0:
                 save()
     finally:
@@ -137,7 +130,7 @@ class ImageWork:
     target: Any
     dataset: CocoDataset
     folder: Path
-    record: Callable[[CocoImage, Any], dict[str, Any]]
+    record: Callable[[int, Any], dict[str, Any]]
 
     def load(self, compute: Any) -> Predict:
         """The target pass."""
@@ -148,7 +141,7 @@ class ImageWork:
         read = [read_checked(self.dataset, self.folder, image) for image in group]
         found = models(_BLANK if isinstance(one, str) else one for one in read)
         return [
-            {"image_id": image.id, "skipped": one} if isinstance(one, str) else self.record(image, detections)
+            {"image_id": image.id, "skipped": one} if isinstance(one, str) else self.record(image.id, detections)
             for image, one, detections in zip(group, read, found, strict=True)
         ]
 
@@ -172,7 +165,7 @@ def detections(run: RunFolder, dataset: CocoDataset) -> Iterator[ImageDetections
     for image_id in sorted(dataset.images):
         if not run.records.skipped(image_id):
             record = run.records.read(image_id)
-            yield ImageDetections.from_json(record, f"{show_path(run.folder)}: record of image {image_id}")
+            yield parse_record(record, f"{show_path(run.folder)}: record of image {image_id}")
 
 
 def skipped_images(run: RunFolder, dataset: CocoDataset) -> list[dict[str, Any]]:

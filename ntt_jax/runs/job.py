@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ntt_jax.datasets.dataset import CocoDataset, CocoImage
+from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.runs.cluster import GroupWork, map_groups
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.images import ImageWork, groups_to_do, image_record, segment_images
@@ -53,7 +53,7 @@ def segment_left(
     compute: Compute,
     files: Mapping[str, Path | None],
     observer: Observer,
-    record: Callable[[CocoImage, Any], dict[str, Any]] = image_record,
+    record: Callable[[int, Any], dict[str, Any]] = image_record,
 ) -> None:
     """Segment the images `todo` and record what is found; note the start in run.json.
 

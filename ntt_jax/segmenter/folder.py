@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.evaluation.results import coco_results
 from ntt_jax.files import make_folder, show_path, write_json
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.prefetch import map_ahead
@@ -93,18 +94,10 @@ def segment_files(
 
     for found in predictor(images()):
         image_id, name, image = fed.popleft()
-        keep = [i for i, s in enumerate(found.scores) if s >= threshold and int(found.labels[i]) in classes]
+        keep = (found.scores >= threshold) & np.isin(found.labels, list(classes))
         content["images"].append({"id": image_id, "file_name": name, "height": found.height, "width": found.width})
-        kept = ImageDetections(
-            image_id,
-            found.height,
-            found.width,
-            found.boxes[keep],
-            found.scores[keep],
-            found.labels[keep],
-            tuple(found.rles[i] for i in keep),
-        )
-        for entry in coco_results(kept, bank.category_ids):
+        kept = found.select(keep)
+        for entry in coco_results(kept, image_id, bank.category_ids):
             area = int(rle_areas([entry["segmentation"]])[0])
             number = len(content["annotations"]) + 1
             content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
@@ -128,7 +121,7 @@ def write_pictures(
     out: Path,
     name: str,
     image: np.ndarray,
-    detections: ImageDetections,
+    detections: HostDetections,
     class_names: tuple[str, ...],
     pictures: Collection[str],
 ) -> None:
@@ -143,7 +136,7 @@ def write_pictures(
         save_picture(picture, draw_overlay(image, detections, class_names))
 
 
-def write_masks(folder: Path, detections: ImageDetections, class_names: tuple[str, ...]) -> None:
+def write_masks(folder: Path, detections: HostDetections, class_names: tuple[str, ...]) -> None:
     """One PNG per mask, white on black, named by number and class; those of an earlier start go."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9][0-9][0-9]*_*.png"):
@@ -153,7 +146,7 @@ def write_masks(folder: Path, detections: ImageDetections, class_names: tuple[st
         save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
 
 
-def draw_overlay(image: np.ndarray, detections: ImageDetections, class_names: tuple[str, ...]) -> np.ndarray:
+def draw_overlay(image: np.ndarray, detections: HostDetections, class_names: tuple[str, ...]) -> np.ndarray:
     """The image, made smaller if it is large, with masks, outlines and captions: `[h, w, 3]` uint8."""
     step = -(-max(image.shape) // OVERLAY_SIDE)
     small = np.ascontiguousarray(image[::step, ::step])

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ntt_jax.compiled.predictor import HostDetections, Predictor
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.results import ImageDetections, coco_results
+from ntt_jax.evaluation.results import coco_results
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle
@@ -28,19 +29,13 @@ _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
 class Prediction:
     """The detections of one image, best first.
 
-    height, width: of the image, in pixels. boxes: `[n, 4]` float32 x1, y1, x2, y2 in pixels, corners inclusive.
-    scores: `[n]` float32. labels: `[n]` int32, indices into `classes`. rles: n masks as COCO run lengths.
+    detections: what was found, on the host; its sizes, boxes, scores, labels and masks are attributes here too.
     classes, category_ids: names and COCO category ids of all K classes of the segmenter, in class index order.
     source: the path or the array the image came from; `draw` reads it again, so a changed file changes the picture.
     exif: how a photo with an orientation tag was read.
     """
 
-    height: int
-    width: int
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    rles: tuple[Rle, ...]
+    detections: HostDetections
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     source: str | os.PathLike[str] | np.ndarray = field()
@@ -63,19 +58,38 @@ class Prediction:
         keep = found.scores >= np.float32(score_threshold)
         if wanted is not None:
             keep &= np.isin(found.labels, wanted)
-        keep = np.flatnonzero(keep)[:max_detections]
-        return cls(
-            found.height,
-            found.width,
-            found.boxes[keep],
-            found.scores[keep],
-            found.labels[keep],
-            tuple(found.rles[i] for i in keep),
-            tuple(classes),
-            tuple(category_ids),
-            source,
-            exif,
-        )
+        best = found.select(np.flatnonzero(keep)[:max_detections])
+        return cls(best, tuple(classes), tuple(category_ids), source, exif)
+
+    @property
+    def height(self) -> int:
+        """Of the image, in pixels."""
+        return self.detections.height
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return self.detections.width
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """`[n, 4]` float32 x1, y1, x2, y2 in pixels, corners inclusive."""
+        return self.detections.boxes
+
+    @property
+    def scores(self) -> np.ndarray:
+        """`[n]` float32, in descending order."""
+        return self.detections.scores
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[n]` int32, indices into `classes`."""
+        return self.detections.labels
+
+    @property
+    def rles(self) -> tuple[Rle, ...]:
+        """The n masks as COCO run lengths."""
+        return self.detections.rles
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -101,10 +115,7 @@ class Prediction:
         """Entries of COCO's results format, best first: image_id, category_id, bbox x y w h, score, segmentation."""
         if type(image_id) is not int or image_id < 0:
             raise InputError(f"to_coco: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
-        record = ImageDetections(
-            image_id, self.height, self.width, self.boxes, self.scores, self.labels, rles=self.rles
-        )
-        return coco_results(record, self.category_ids)
+        return coco_results(self.detections, image_id, self.category_ids)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections` with xyxy, mask, confidence, class_id and data["class_name"].

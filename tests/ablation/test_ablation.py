@@ -18,7 +18,6 @@ from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.reading import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import memory_from_instance_means
@@ -66,10 +65,7 @@ def metrics_of(predictor, world, prototypes, negatives=None):
     ids = sorted(dataset.images)
     one = predictor.with_prototypes(prototypes, negatives)
     found = one(read_image(dataset.image_path(world.images, i)) for i in ids)
-    records = [
-        ImageDetections(i, d.height, d.width, d.boxes, d.scores, d.labels, tuple(d.rles))
-        for i, d in zip(ids, found, strict=True)
-    ]
+    records = zip(ids, found, strict=True)
     return evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), records)
 
 

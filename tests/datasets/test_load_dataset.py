@@ -13,13 +13,13 @@ from random_detections import lvis_content
 from voc_files import write_image, write_list
 
 from ntt_jax.cli import main
-from ntt_jax.compiled.predictor import HostDetections
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.demo.demo import convert_checkpoints
 from ntt_jax.demo.scenes import SceneConfig, base_classes, make_scene
 from ntt_jax.demo.scenes.export import write_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.memory.aggregate import memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank, save_memory
@@ -50,7 +50,7 @@ def evaluate(world: World, monkeypatch: pytest.MonkeyPatch, folder: Path, **opti
             labels, scores = generator.integers(0, len(categories), 9), np.linspace(0.9, 0.1, 9)
             rles = encode_masks(masks)
             height, width = image.shape[:2]
-            yield HostDetections(height, width, boxes.astype(np.float32), scores, labels.astype(np.int32), rles)
+            yield HostDetections(height, width, boxes.astype(np.float32), scores, labels.astype(np.int32), tuple(rles))
 
     monkeypatch.setattr(models.TargetPass, "load", lambda *_: predict)
     assert main(world.evaluate(folder / "out", memory=folder / "memory.safetensors", **options)) == 0

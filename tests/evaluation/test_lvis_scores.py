@@ -10,6 +10,7 @@ from pycocotools import mask as mask_api
 from random_detections import lvis_content, parse, random_detections
 
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.lvis import DETECTIONS_PER_IMAGE
@@ -75,7 +76,7 @@ def test_equals_the_rules_spelled_out(seed: int) -> None:
     dataset = parse(content)
     records = random_detections(dataset, seed)
     ids = list(dataset.categories)
-    found = [entry for record in records for entry in coco_results(record, ids)]
+    found = [entry for image_id, one in records for entry in coco_results(one, image_id, ids)]
     metrics = evaluate(dataset, records)
     assert metrics["protocol"] == "lvis" and metrics["detections"] == len(found)
     for kind in ("bbox", "segm"):
@@ -127,7 +128,7 @@ def test_what_is_not_known_does_not_count() -> None:
     def records(image_id: int, labels: list[int]) -> list[ImageDetections]:
         masks, scores = np.stack([wrong, mask]), np.array([0.9, 0.5], np.float32)
         boxes = np.array([[77, 57, 79, 59], [x, y, x + w - 1, y + h - 1]])
-        return [ImageDetections.from_masks(image_id, masks, boxes, scores, np.array(labels))]
+        return [(image_id, HostDetections.from_masks(masks, boxes, scores, np.array(labels)))]
 
     other = (label + 1) % len(dataset.categories)
     # A higher scoring detection of a category about which nothing is known costs nothing ...
@@ -146,12 +147,10 @@ def test_three_hundred_detections_of_an_image_count() -> None:
     masks = np.repeat(np.roll(dataset.mask(entry), 25, axis=0)[None], count, axis=0)
     masks[-1] = dataset.mask(entry)
     scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
-    record = ImageDetections.from_masks(entry.image_id, masks, np.zeros((count, 4)), scores, np.full(count, label))
-    assert evaluate(dataset, [record])["segm"]["AP50"] == 0
-    better = ImageDetections.from_masks(
-        entry.image_id, masks[1:], np.zeros((count - 1, 4)), scores[1:], np.full(count - 1, label)
-    )
-    assert evaluate(dataset, [better])["segm"]["AP50"] == pytest.approx(1 / 300)
+    record = HostDetections.from_masks(masks, np.zeros((count, 4)), scores, np.full(count, label))
+    assert evaluate(dataset, [(entry.image_id, record)])["segm"]["AP50"] == 0
+    better = record.select(np.arange(1, count))
+    assert evaluate(dataset, [(entry.image_id, better)])["segm"]["AP50"] == pytest.approx(1 / 300)
 
 
 def test_images_are_found_by_their_address() -> None:
@@ -188,6 +187,7 @@ def test_refuses_what_evaluation_refuses() -> None:
         with pytest.raises(InputError, match=part):
             evaluate(dataset, records)
     few = prepare_ground_truth(dataset, select_classes(dataset, "all")[:1])
-    high = ImageDetections(record.image_id, 60, 80, record.boxes[:1], record.scores[:1], np.array([1]), record.rles[:1])
+    image_id, one = record
+    high = HostDetections(60, 80, one.boxes[:1], one.scores[:1], np.array([1]), one.rles[:1])
     with pytest.raises(InputError, match="label 1 has no category"):
-        evaluate_detections(few, [high])
+        evaluate_detections(few, [(image_id, high)])

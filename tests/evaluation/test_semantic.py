@@ -10,6 +10,7 @@ from random_detections import parse, random_content, random_detections
 
 from ntt_jax.datasets.class_lists import CLASS_LISTS
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle, encode_masks
@@ -19,7 +20,7 @@ FOLD = list(CLASS_LISTS["coco20i-2"])
 
 def slow_iou(dataset: CocoDataset, records: list[ImageDetections], threshold: float) -> list[float | None]:
     """Intersection over union of every class of the fold, pixel by pixel."""
-    by_image = {record.image_id: record for record in records}
+    by_image = dict(records)
     places = {category.id: k for k, category in enumerate(select_classes(dataset, "coco20i-2"))}
     common, union, there = np.zeros((3, len(places)), int)
     for image_id, image in dataset.images.items():
@@ -101,7 +102,7 @@ def dogs_and_cats(*detections: tuple[np.ndarray, float, str]) -> dict[str, Any]:
         masks, scores, classes = zip(*detections, strict=True)
         labels = np.array([names.index(name) for name in classes])
         boxes = np.zeros((len(masks), 4))
-        records = [ImageDetections.from_masks(1, np.stack(masks), boxes, np.array(scores), labels)]
+        records = [(1, HostDetections.from_masks(np.stack(masks), boxes, np.array(scores), labels))]
     metrics = evaluate_detections(truth, records)
     return {"mIoU": metrics["semantic"]["mIoU"]} | {
         row["name"]: row["semantic"]["IoU"] for row in metrics["per_class"][:2]

@@ -10,6 +10,7 @@ from random_detections import parse, random_content, random_detections
 
 from ntt_jax.datasets.class_lists import VOC_CLASSES
 from ntt_jax.datasets.dataset import CocoDataset, make_dataset, select_classes
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle
@@ -42,16 +43,16 @@ def slow_curve(dataset: CocoDataset, records: list[ImageDetections], kind: str, 
     category_id = list(dataset.categories)[k]
     objects = [a for a in dataset.annotations.values() if a.category_id == category_id]
     found = []
-    for record in sorted(records, key=lambda r: r.image_id):
+    for image_id, record in sorted(records, key=lambda r: r[0]):
         for row in np.flatnonzero(record.labels == k):
-            found.append((record, row))
+            found.append((record, row, image_id))
     found.sort(key=lambda pair: -pair[0].scores[pair[1]])
     total = sum(not a.isimpossible for a in objects)
     taken, right, wrong, points = set(), 0, 0, []
-    for record, row in found:
+    for record, row, image_id in found:
         best, match = -1.0, None
         for entry in objects:
-            if entry.image_id != record.image_id:
+            if entry.image_id != image_id:
                 continue
             x, y, w, h = entry.bbox
             theirs = dataset.mask(entry) if kind == "segm" else (x, y, x + w - 1, y + h - 1)
@@ -129,8 +130,8 @@ def test_a_box_that_fits_exactly_overlaps_by_one() -> None:
     made = parse(content)
     dataset = make_dataset("x", "0", dict(made.images), dict(made.annotations), dict(made.categories), protocol="voc")
     mask = np.zeros((1, 60, 80), np.bool_)
-    record = ImageDetections.from_masks(5, mask, np.array([[20, 20, 59, 29]]), np.array([0.5]), np.array([0]))
-    metrics = evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [record])
+    record = HostDetections.from_masks(mask, np.array([[20, 20, 59, 29]]), np.array([0.5]), np.array([0]))
+    metrics = evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [(5, record)])
     assert metrics["bbox"] == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1, "AP50_area": 1})
     nothing = evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [])
     assert set(nothing["bbox"].values()) == {0.0} and nothing["detections"] == 0

@@ -7,9 +7,9 @@ import pytest
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.datasets.lvis import FederatedLists
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.references.negatives import as_coco, false_positives, negative_set
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet
@@ -30,7 +30,7 @@ def found(image_id, *rows):
     masks = np.stack([mask for _, _, mask in rows])
     boxes = [[*np.argwhere(mask).min(0)[::-1], *np.argwhere(mask).max(0)[::-1]] for mask in masks]
     scores, labels = [score for _, score, _ in rows], [label for label, _, _ in rows]
-    return ImageDetections.from_masks(image_id, masks, np.array(boxes), np.array(scores), np.array(labels))
+    return image_id, HostDetections.from_masks(masks, np.array(boxes), np.array(scores), np.array(labels))
 
 
 def dataset(folder, annotations, **more):
@@ -48,7 +48,7 @@ def dataset(folder, annotations, **more):
 
 
 def kept(chosen):
-    rows = ((one.image_id, label, s) for one in chosen for label, s in zip(one.labels, one.scores, strict=True))
+    rows = ((image_id, label, s) for image_id, one in chosen for label, s in zip(one.labels, one.scores, strict=True))
     return [(image_id, int(label), round(float(score), 3)) for image_id, label, score in rows]
 
 

@@ -14,9 +14,10 @@ from report_files import CLASSES, HOSTILE, HOSTILE_FILE, WORDS, make_run
 
 from ntt_jax.cli import main
 from ntt_jax.datasets.coco import load_coco, parse_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
-from ntt_jax.evaluation.results import ImageDetections, read_results
+from ntt_jax.evaluation.results import read_results
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.memory.bank import load_memory
 from ntt_jax.report import analysis, gallery
@@ -64,7 +65,7 @@ def found(rows):
         masks = np.asarray([rectangle(box) for _, _, box, _ in own])
         corners = [(x, y, x + w, y + h) for _, _, (x, y, w, h), _ in own]
         scores, labels = np.asarray([row[3] for row in own]), np.asarray([row[1] for row in own])
-        records[image] = ImageDetections(image, *SIZE, np.asarray(corners), scores, labels, tuple(encode_masks(masks)))
+        records[image] = HostDetections(*SIZE, np.asarray(corners), scores, labels, tuple(encode_masks(masks)))
     return records
 
 
@@ -72,7 +73,7 @@ def random_case(seed, kind="coco"):
     content = lvis_content(seed) if kind == "lvis" else random_content(seed, names=list("abcd"), crowds=True)
     dataset = parse(content)
     ground_truth = prepare_ground_truth(dataset, tuple(dataset.categories.values()))
-    return ground_truth, {record.image_id: record for record in random_detections(dataset, seed, most=60)}
+    return ground_truth, dict(random_detections(dataset, seed, most=60))
 
 
 @pytest.mark.parametrize("rules", ["coco", "lvis"])
@@ -80,7 +81,7 @@ def random_case(seed, kind="coco"):
 def test_curves_give_the_ap_of_the_evaluation(seed, rules):
     ground_truth, detections = random_case(seed, rules)
     assert ground_truth.protocol == rules
-    metrics = evaluate_detections(ground_truth, detections.values())
+    metrics = evaluate_detections(ground_truth, detections.items())
     for kind in ("segm", "bbox"):
         rows = match(ground_truth, detections, kind)
         curves = analysis.precision_curves(rows)
@@ -173,11 +174,7 @@ def test_a_threshold_changes_nothing_above_it(seed):
     rows = match(ground_truth, detections, "segm")
     kept = {}
     for image, record in detections.items():
-        keep = record.scores >= np.float32(0.5)
-        rles = tuple(rle for rle, here in zip(record.rles, keep, strict=True) if here)
-        kept[image] = ImageDetections(
-            image, *SIZE, record.boxes[keep], record.scores[keep], record.labels[keep], rles=rles
-        )
+        kept[image] = record.select(record.scores >= np.float32(0.5))
     fewer, above = match(ground_truth, kept, "segm"), rows.score >= np.float32(0.5)
     for name in ("image", "label", "score", "hit", "ignored", "kind", "target", "overlap", "taken"):
         np.testing.assert_array_equal(getattr(fewer, name), getattr(rows, name)[above])

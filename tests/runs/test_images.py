@@ -10,9 +10,9 @@ import pytest
 from cli_files import write_scenes
 from PIL import Image
 
-from ntt_jax.compiled.predictor import HostDetections
 from ntt_jax.datasets import dataset as data_set
 from ntt_jax.datasets.coco import load_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.images.reading import read_image
@@ -54,7 +54,7 @@ def bright_pixels(image):
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = np.array([[columns[0], rows[0], columns[-1], rows[-1]]], np.float32)
     score = np.array([image.astype(np.float64).mean() / 255], np.float32)
-    return HostDetections(*image.shape[:2], box, score, np.zeros(1, np.int32), encode_masks(mask[None]))
+    return HostDetections(*image.shape[:2], box, score, np.zeros(1, np.int32), tuple(encode_masks(mask[None])))
 
 
 def target_pass(window, fail_after=None, seen=None):
@@ -171,7 +171,7 @@ def test_no_detection_at_all(tmp_path, data):
 
     def nothing(pictures):
         for picture in pictures:
-            yield HostDetections(*picture.shape[:2], np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32), [])
+            yield HostDetections(*picture.shape[:2], np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int32), ())
 
     with FolderLock(tmp_path / "out") as lock, RunFolder(lock, IDENTITY) as run:
         todo = runner.unfinished(run.records, dataset, images)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ntt_jax.cli import main
-from ntt_jax.compiled.predictor import HostDetections
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.images.reading import open_image_size
 from ntt_jax.images.rle import encode_masks
@@ -24,7 +24,9 @@ def predictor(images):
         masks[0, :, : image.shape[1] // 2] = masks[1, 0] = True
         boxes = np.array([[0, 0, 3, 3], [0, 0, 5, 0]], np.float32)
         scores = np.array([0.9, 0.4], np.float32)
-        yield HostDetections(image.shape[0], image.shape[1], boxes, scores, np.array([1, 0]), encode_masks(masks))
+        yield HostDetections(
+            image.shape[0], image.shape[1], boxes, scores, np.array([1, 0]), tuple(encode_masks(masks))
+        )
 
 
 @pytest.fixture

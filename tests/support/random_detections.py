@@ -7,6 +7,7 @@ import numpy as np
 
 from ntt_jax.datasets.coco import parse_coco
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import encode_masks
 
@@ -103,7 +104,6 @@ def random_detections(dataset: CocoDataset, seed: int, *, most: int = 30) -> lis
         boxes = np.array([bounding_box(mask) for mask in masks])
         boxes[:, 2:] += boxes[:, :2] - 1  # corners inclusive
         scores = np.sort(generator.integers(1, 20, len(masks)) / np.float32(20))[::-1]
-        records.append(
-            ImageDetections.from_masks(image_id, np.stack(masks), boxes, scores.astype(np.float32), np.array(labels))
-        )
+        found = HostDetections.from_masks(np.stack(masks), boxes, scores.astype(np.float32), np.array(labels))
+        records.append((image_id, found))
     return records

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.datasets.coco import load_coco
+from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.results import ImageDetections, write_results
 from ntt_jax.files import write_json
 from ntt_jax.images.rle import encode_masks
@@ -131,7 +132,8 @@ def _detections(
     masks = np.asarray([rectangle(height, width, box) for box, _, _ in found])
     corners = [(x, y, x + w - 1, y + h - 1) for (x, y, w, h), _, _ in found]
     scores, classes = [score for _, _, score in found], [label for _, label, _ in found]
-    return ImageDetections(image_id, height, width, np.asarray(corners), scores, classes, tuple(encode_masks(masks)))  # type: ignore[arg-type]
+    arrays = np.asarray(corners), np.asarray(scores), np.asarray(classes)
+    return image_id, HostDetections(height, width, *arrays, tuple(encode_masks(masks)))
 
 
 def _write_memory(folder: Path, annotations: list[dict[str, Any]], names: dict[int, str], sha: str) -> None:
