@@ -16,7 +16,9 @@ from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results
+from ntt_jax.formats import Photo, labelme, yolo
 from ntt_jax.images.drawing import overlay
+from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle
 from ntt_jax.notes import Notes
@@ -116,6 +118,26 @@ class Prediction:
         if type(image_id) is not int or image_id < 0:
             raise InputError(f"to_coco: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
         return coco_results(self.detections, image_id, self.category_ids)
+
+    def to_labelme(self, *, polygon_error: float = POLYGON_ERROR) -> dict[str, Any]:
+        """The content of a LabelMe JSON file that lies beside the image; `docs/formats.md` says how masks become polygons.
+
+        polygon_error: how far, in pixels, a polygon may be from its mask's border.
+        """
+        photo = self._photo(polygon_error)
+        return labelme.annotation(photo, self.classes, photo.file.name)
+
+    def to_yolo(self, *, boxes: bool = False, polygon_error: float = POLYGON_ERROR) -> str:
+        """The content of a YOLO label file: a line for each object, its class index, then a polygon, or its box.
+
+        polygon_error: as for `to_labelme`.
+        """
+        photo = self._photo(polygon_error)
+        return "".join(f"{line}\n" for line in (yolo.box_lines if boxes else yolo.polygon_lines)(photo))
+
+    def _photo(self, polygon_error: float) -> Photo:
+        name = "image.png" if isinstance(self.source, np.ndarray) else Path(self.source).name
+        return Photo(name, Path(name), self.detections, polygon_error)
 
     def to_supervision(self) -> Any:
         """`supervision.Detections` with xyxy, mask, confidence, class_id and data["class_name"].
