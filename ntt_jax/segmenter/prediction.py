@@ -120,7 +120,7 @@ class Prediction:
         return coco_results(self.detections, image_id, self.category_ids)
 
     def to_labelme(self, *, polygon_error: float = POLYGON_ERROR) -> dict[str, Any]:
-        """The content of a LabelMe JSON file that lies beside the image; `docs/formats.md` says how masks become polygons.
+        """The content of a LabelMe JSON file that lies beside the image, with masks as polygons (`docs/formats.md`).
 
         polygon_error: how far, in pixels, a polygon may be from its mask's border.
         """
