@@ -23,7 +23,7 @@ def write(output: Output, photos: Iterable[Photo], classes: Classes) -> None:
         labels = np.concatenate([[0], photo.detections.labels + 1]).astype(np.uint16)
         output.write(f"png/objects/{photo.stem}.png", _png(numbers))
         output.write(f"png/classes/{photo.stem}.png", _png(labels[numbers]))
-        hidden = np.count_nonzero(photo.areas) - np.count_nonzero(np.unique(numbers))
+        hidden = int(np.count_nonzero(photo.areas)) - int(np.count_nonzero(np.unique(numbers)))
         if hidden:
             output.notes.add("objects behind better ones, not to be seen in png/", photo.name, count=hidden)
     output.write("png/classes.txt", "".join(f"{one_line(name)}\n" for name in classes.names))

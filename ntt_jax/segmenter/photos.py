@@ -18,6 +18,8 @@ _NOT_READ = {
 }
 _MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
 _MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
+_OUTPUTS = ("masks", "overlays", "png", "yolo", "yolo-boxes")
+"""Folders beside detections.json that hold pictures: `segment`'s own, and photos that people copied for Ultralytics."""
 _MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -82,7 +84,7 @@ def _is_companion(below: Path) -> bool:
 def _outputs(path: Path, output: Path | None) -> list[Path]:
     """Folders of pictures that `ntt-jax segment` wrote: they lie beside its detections.json."""
     roots = {found.parent for found in path.rglob("detections.json")}
-    ours = [root / name for root in roots for name in ("masks", "overlays") if (root / name).is_dir()]
+    ours = [root / name for root in roots for name in _OUTPUTS if (root / name).is_dir()]
     if output is not None and output.resolve() != path.resolve():
         ours += [folder for folder in _below(path, output)]
     return ours

@@ -101,7 +101,7 @@ def test_voc(out, photos):
     root = ElementTree.parse(out / "voc/Annotations/more/a b.xml").getroot()
     assert root.findtext("filename") == "a b.png" and root.findtext("folder") == "more"
     assert [root.findtext(f"size/{key}") for key in ("width", "height", "depth")] == [str(WIDTH), str(HEIGHT), "3"]
-    boxes = [[int(v.text) for v in entry.find("bndbox")] for entry in root.findall("object")]
+    boxes = [[int(v.text) for v in box] for box in root.findall("object/bndbox")]
     assert boxes == [[11, 11, 70, 70], [17, 7, 121, 81]]  # inclusive, from 1
     assert [entry.findtext("name") for entry in root.findall("object")] == ["boat", "sea gull"]
     assert (out / "voc/ImageSets/Main/default.txt").read_text() == "harbour\nmore/a b\nempty\n"

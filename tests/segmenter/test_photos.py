@@ -32,13 +32,15 @@ def test_photos_alone_are_taken_and_the_rest_is_counted(tmp_path: Path, monkeypa
         save(tmp_path / name, "L")
     save(tmp_path / "found/overlays/a2.png")
     save(tmp_path / "found/masks/a2/001_x.png", "L")
+    save(tmp_path / "found/png/objects/a2.png", "L")
+    save(tmp_path / "found/yolo/images/a2.jpg")
     (tmp_path / "found/detections.json").write_text("{}")
     save(tmp_path / "now/a2_old.png")
     found = photos_of_folder(tmp_path, output=tmp_path / "now")
     assert sorted(found.files) == sorted(photos)
     assert [p.name for p in found.files if p.suffix.lower() == ".jpg"] == ["a2.jpg", "a10.JPG", "c.jpg"]
     lines = "\n".join(found.notes.lines())
-    assert "pictures that ntt-jax wrote, not taken for photos: 3" in lines
+    assert "pictures that ntt-jax wrote, not taken for photos: 5" in lines
     assert "masks beside photos, not taken for photos: 6" in lines and "raw.CR2" in lines
     if not can_read_heif():
         assert "IMG.HEIC" in lines and "ntt-jax[heif]" in lines
