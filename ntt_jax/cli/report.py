@@ -18,6 +18,8 @@ The page is one file that opens from the disk, without a network: metrics and ta
 what goes wrong and which classes are confused, a gallery with annotations beside detections, the references and what
 the doctor thinks of them (see `ntt-jax references --help`), the memory, and where everything comes from.
 
+thresholds.json in RUN_DIR holds each class's score threshold with the best F1, for `ntt-jax segment --thresholds`.
+
 Where the files of a run are is noted in its run.json, so options are needed only for what has moved since, or what the
 run did not see: the annotations and images of the references, where they are others than those of the targets."""
 
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     options.check_folder(args.run_dir, "RUN_DIR")
     options.check_paths(args, "dinov2")
     options.resolve_weights(args)
+    from ntt_jax.files import write_json
     from ntt_jax.report import run_files as report_files
     from ntt_jax.report.page import write_report
 
@@ -75,8 +78,14 @@ def run(args: argparse.Namespace) -> None:
     report = report_files.load_report(files, args.title, args.max_images)
     if args.dinov2 is not None:
         report = dataclasses.replace(report, patches=models.show_patches(args, report.bank, report.sources))
-    metrics = write_report(out, report)
+    metrics, thresholds = write_report(out, report)
+    best = args.run_dir / report.thresholds
+    write_json(best, thresholds)
     for note in report.notes:
         models.warn(note)
     size = out.stat().st_size / 1e6
     show(f"{out}: {metrics['detections']} detections in {metrics['images']} images ({size:.1f} MB)")
+    count = len(thresholds["thresholds"])
+    if count:
+        words = "1 class" if count == 1 else f"{count} classes"
+        show(f"{best}: the score threshold with the best F1 for {words}; ntt-jax segment ... --thresholds {best}")

@@ -27,11 +27,11 @@ function shortNumber(value) {
   return String(Number.isInteger(value) ? value : Number(value.toPrecision(2)));
 }
 
-/** Precision over recall. curves: [[values in thousandths at 0, 0.01, ... 1], class, name]. */
-function precisionChart(name, curves) {
-  const said = curves.map(([values, , word]) => `${word} ${area(values)}`).join(", ");
+/** Precision over recall. lines: [[values in thousandths at 0, 0.01, ... 1], class, name]. */
+function precisionChart(name, lines) {
+  const said = lines.map(([values, , word]) => `${word} ${area(values)}`).join(", ");
   const { svg, x, y } = chart(`Precision over recall of ${name}: ${said}`, { title: name, across: "recall", upward: "precision" });
-  curves.forEach(([values, style, word], i) => {
+  lines.forEach(([values, style, word], i) => {
     const points = values.map((value, j) => `${x(j / 100).toFixed(1)},${y(value / 1000).toFixed(1)}`).join(" ");
     const top = 44 + 18 * i;
     svg.append(
@@ -49,7 +49,7 @@ const area = (values) => (values.reduce((sum, value) => sum + value, 0) / values
 function histogramChart(name, right, wrong, step) {
   const most = Math.max(4, ...right.map((value, i) => value + wrong[i]));
   const top = 4 * Math.ceil(most / 4);
-  const total = (counts) => counts.reduce((sum, value) => sum + value, 0).toLocaleString("en");
+  const total = (numbers) => numbers.reduce((sum, value) => sum + value, 0).toLocaleString("en");
   const label = `Scores of ${name}: ${total(right)} right and ${total(wrong)} wrong detections`;
   const { svg, x, y } = chart(label, { title: "Scores", across: "score", upward: "detections", top });
   const wide = (x(1) - x(0)) / right.length;

@@ -63,7 +63,8 @@ class Report:
     title, provenance: text for people; provenance as headings with names and values. dataset: of the evaluated images,
     which lie in `images` (None: the gallery shows masks alone). detections: of the run, each image's once. bank,
     sources, patches (of `patch_pictures`): shown where given. skipped: images the run left out, as in metrics.json.
-    notes: what a reader should know first. max_images: of the gallery.
+    notes: what a reader should know first. max_images: of the gallery. thresholds: name of the file beside the page
+    that holds the classes' thresholds.
     """
 
     title: str
@@ -78,11 +79,13 @@ class Report:
     provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     max_images: int = 200
+    thresholds: str = "thresholds.json"
 
 
-def write_report(path: PathLike, report: Report) -> dict[str, Any]:
-    """Write the page, whole or not at all; returns the metrics of `evaluate_detections`.
+def write_report(path: PathLike, report: Report) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write the page, whole or not at all.
 
+    Returns the metrics of `evaluate_detections`, and what `thresholds.json` holds (`threshold_file`).
     Raises `InputError` as `evaluate_detections` does, and if the file cannot be written.
     """
     metrics = evaluate_detections(report.ground_truth, report.detections)
@@ -104,6 +107,7 @@ def write_report(path: PathLike, report: Report) -> dict[str, Any]:
         "errors": [[name, count, round(cost, 5)] for name, (count, cost) in analysis.error_costs(main).items()],
         "confusion": analysis.confusion(main).tolist(),
         "threshold": _threshold(main),
+        "threshold_file": report.thresholds,
         "steps": gallery.SCORE_STEPS,
         "error_kinds": list(KINDS),
         "scenes": scenes,
@@ -116,7 +120,26 @@ def write_report(path: PathLike, report: Report) -> dict[str, Any]:
         data["references"], thumbnails = reference_cards(report.bank, report.sources)
         pictures = {**pictures, "references": thumbnails, "patches": report.patches}
     write_bytes(path, render(data, pictures))
-    return metrics
+    return metrics, threshold_file(main, names, kinds[0])
+
+
+def threshold_file(rows: Rows, names: Sequence[str], kind: str) -> dict[str, Any]:
+    """The score threshold with the best F1 at IoU 0.5 of each class, as `ntt-jax segment --thresholds` reads it.
+
+    kind: what was compared, "segm" or "bbox". thresholds: by class name, the score itself, so that the detection which
+    has it is kept; a class of which nothing is right has none and is named in "undefined". f1 and objects say how much
+    a threshold is worth: that of a class with a handful of objects is little more than chance.
+    """
+    best, f1 = analysis.best_thresholds(rows)
+    known = [k for k in range(len(names)) if np.isfinite(best[k])]
+    return {
+        "thresholds": {names[k]: float(str(np.float32(best[k]))) for k in known},
+        "f1": {names[k]: round(float(f1[k]), 4) for k in known},
+        "objects": {names[k]: int(rows.objects[k]) for k in known},
+        "undefined": [name for k, name in enumerate(names) if k not in known],
+        "compared": kind,
+        "iou": 0.5,
+    }
 
 
 def write_reference_page(

@@ -150,6 +150,7 @@ def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
         provenance=_provenance(files, dataset, bank),
         notes=files.notes,
         max_images=max_images,
+        thresholds=f"thresholds{files.suffix}.json",
     )
 
 

@@ -69,6 +69,11 @@ function classTable() {
     { title: "F1", value: (row) => row.f1, show: (row) => percent(row.f1) },
   ];
   byId("class-table").append(sortableTable("Numbers of each class, in percent", columns, data.classes, 3));
+  if (data.classes.some((row) => row.threshold !== null)) {
+    const use = `ntt-jax segment PHOTOS --memory memory.safetensors --out found --thresholds ${data.threshold_file}`;
+    byId("threshold-use").append("These thresholds are in ", make("code", {}, data.threshold_file), ", beside the results. To use them: ", make("code", {}, use));
+    byId("threshold-use").hidden = false;
+  }
 }
 
 function meanCurves(all) {
@@ -121,7 +126,7 @@ function errorTable() {
 function confusionCounts() {
   const size = data.classes.length;
   const table = Array.from({ length: size + 2 }, () => new Map());
-  const taken = new Array(size).fill(0);
+  const taken = Array.from({ length: size }, () => 0);
   for (const [truth, predicted, bin, count] of data.confusion) {
     if (bin < threshold.step) continue;
     table[truth].set(predicted, (table[truth].get(predicted) ?? 0) + count);
@@ -156,7 +161,7 @@ function confusionMatrix() {
 
   let shown = data.classes.map((_, k) => k);
   if (size > MATRIX_CLASSES) {
-    const weight = new Array(size).fill(0);
+    const weight = Array.from({ length: size }, () => 0);
     for (const [truth, predicted, , count] of data.confusion) {
       if (truth >= size || truth === predicted) continue;
       weight[truth] += count;

@@ -4,13 +4,13 @@
  * columns: {title, value(row), show(row) (default: the value), text (left-aligned), bar(row) 0..1, header (row header)}.
  * Missing values (null) come last in either direction.
  */
-function sortableTable(label, columns, rows, start = null, descending = true) {
+function sortableTable(label, columns, rows, first = null, descending = true) {
   const body = make("tbody");
   const heads = columns.map((column, i) => {
     const button = make("button", { type: "button", onclick: () => sort(i) }, column.title);
     return make("th", { scope: "col", class: column.text ? "text" : null }, button);
   });
-  let sorted = start;
+  let sorted = first;
   let down = descending;
 
   function sort(index) {

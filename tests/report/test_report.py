@@ -23,7 +23,7 @@ from ntt_jax.memory.bank import load_memory
 from ntt_jax.report import analysis, gallery
 from ntt_jax.report.matching import IGNORED, KINDS, RIGHT, match
 from ntt_jax.report.memory_view import memory_view
-from ntt_jax.report.page import SCRIPTS
+from ntt_jax.report.page import SCRIPTS, threshold_file
 
 SIZE = (60, 80)
 SEEDS = (0, 2, 3, 5)  # for which no random mask is empty
@@ -268,6 +268,33 @@ def test_report_of_a_run_folder_needs_no_options(run, capsys):
     assert data["skipped"] == [["scene_0.png", "broken square"]]
     assert str(run.annotations.parent) not in text  # a page may be passed on: no folders of this machine
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+
+
+def test_thresholds_for_segment(run, tmp_path, capsys):
+    """The file holds the classes' own best thresholds, and what it says of F1 holds when they are applied."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    assert main(["report", str(folder), "--max-images", "0", "--out", str(tmp_path / "page.html")]) == 0
+    assert f"--thresholds {folder / 'thresholds.json'}" in capsys.readouterr().out
+    content = json.loads((folder / "thresholds.json").read_text())
+    assert list(content["thresholds"]) == list(CLASSES.values()) and content["undefined"] == []
+    dataset = load_coco(run.annotations)
+    ground_truth = prepare_ground_truth(dataset, tuple(dataset.categories.values()))
+    detections = {record.image_id: record for record in read_results(folder / "results.json", dataset, sorted(CLASSES))}
+    rows = match(ground_truth, detections, "segm")
+    for k, name in enumerate(CLASSES.values()):
+        kept = (rows.label == k) & (rows.score >= np.float32(content["thresholds"][name]))
+        right, objects = (kept & (rows.kind == RIGHT)).sum(), content["objects"][name]
+        assert objects == rows.objects[k] and content["f1"][name] == round(2 * right / (kept.sum() + objects), 4)
+        assert 0.8 <= content["thresholds"][name] <= 0.9
+    data = page_data(tmp_path / "page.html")[1]["data"]
+    assert data["threshold_file"] == "thresholds.json"
+
+
+def test_a_class_without_a_right_detection_has_no_threshold(every_kind):
+    content = threshold_file(match(*every_kind, "segm"), ["a", "b", "c"], "segm")
+    assert list(content["thresholds"]) == ["a"] and content["undefined"] == ["b", "c"]
+    assert np.float32(content["thresholds"]["a"]) == np.float32(0.9)
 
 
 def test_every_part_of_the_page_is_installed():
