@@ -1,4 +1,4 @@
-"""A lint of the page's script: each file by the project's rules, and the whole for names that nothing declares or uses."""
+"""A lint of the page's script: each file by our rules, and the whole for names that nothing declares or uses."""
 
 import shutil
 import subprocess

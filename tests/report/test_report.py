@@ -280,7 +280,7 @@ def test_thresholds_for_segment(run, tmp_path, capsys):
     assert list(content["thresholds"]) == list(CLASSES.values()) and content["undefined"] == []
     dataset = load_coco(run.annotations)
     ground_truth = prepare_ground_truth(dataset, tuple(dataset.categories.values()))
-    detections = {record.image_id: record for record in read_results(folder / "results.json", dataset, sorted(CLASSES))}
+    detections = dict(read_results(folder / "results.json", dataset, sorted(CLASSES)))
     rows = match(ground_truth, detections, "segm")
     for k, name in enumerate(CLASSES.values()):
         kept = (rows.label == k) & (rows.score >= np.float32(content["thresholds"][name]))
