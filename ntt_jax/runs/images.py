@@ -21,6 +21,7 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections, image_record, parse_record, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.trial import fatal
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.observer import Observer
 from ntt_jax.runs.records import RecordFile
@@ -56,11 +57,15 @@ def check_images(dataset: CocoDataset, folder: Path) -> None:
 
 def unfinished(records: RecordFile, dataset: CocoDataset, folder: Path) -> set[int]:
     """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
+
+    def readable(image: CocoImage) -> bool:
+        apart = bool(records.read(image.id).get("fatal"))
+        return not isinstance(read_checked(dataset, folder, image, apart=apart), str)
+
     return {
         image.id
         for image in dataset.images.values()
-        if image.id not in records
-        or (records.skipped(image.id) and not isinstance(read_checked(dataset, folder, image), str))
+        if image.id not in records or (records.skipped(image.id) and readable(image))
     }
 
 
@@ -136,19 +141,42 @@ class ImageWork:
         """The target pass."""
         return self.target.load(compute)
 
-    def do(self, models: Predict, group: Sequence[CocoImage]) -> list[dict[str, Any]]:
+    def read(self, group: Sequence[CocoImage], apart: bool) -> list[np.ndarray | str]:
+        """The images of a group, or why one cannot be used."""
+        return [read_checked(self.dataset, self.folder, image, apart=apart) for image in group]
+
+    def do(self, models: Predict, group: Sequence[CocoImage], read: Sequence[np.ndarray | str]) -> list[dict[str, Any]]:
         """One record for each image of a group."""
-        read = [read_checked(self.dataset, self.folder, image) for image in group]
         found = models(_BLANK if isinstance(one, str) else one for one in read)
         return [
-            {"image_id": image.id, "skipped": one} if isinstance(one, str) else self.record(image.id, detections)
+            _skipped(image, one) if isinstance(one, str) else self.record(image.id, detections)
             for image, one, detections in zip(group, read, found, strict=True)
         ]
 
+    def lost(self, group: Sequence[CocoImage], reason: str) -> list[dict[str, Any]]:
+        """The images of a group, skipped."""
+        return [
+            _skipped(image, Fatal(f"{show_path(self.dataset.image_path(self.folder, image.id))}: {reason}"))
+            for image in group
+        ]
 
-def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage) -> np.ndarray | str:
-    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size)."""
+
+class Fatal(str):
+    """Why an image cannot be used, if it is that a process ends by it."""
+
+
+def _skipped(image: CocoImage, reason: str) -> dict[str, Any]:
+    return {"image_id": image.id, "skipped": str(reason), **({"fatal": True} if isinstance(reason, Fatal) else {})}
+
+
+def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage, *, apart: bool = False) -> np.ndarray | str:
+    """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size).
+
+    apart: another process reads it first, and one that ends that process is `Fatal`.
+    """
     path = dataset.image_path(folder, image.id)
+    if apart and (how := fatal(path)) is not None:
+        return Fatal(f"{show_path(path)}: a process that reads it {how}")
     try:
         return dataset.read_image(folder, image.id)
     except InputError as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.datasets.dataset import CocoDataset
-from ntt_jax.runs.cluster import GroupWork, map_groups
+from ntt_jax.runs.cluster import map_groups
+from ntt_jax.runs.cluster_worker import GroupWork
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.images import ImageWork, groups_to_do, image_record, segment_images
 from ntt_jax.runs.inputs import sendable

@@ -11,9 +11,12 @@ import numpy as np
 
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.images.trial import fatal
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.references.build import Negatives, collect_memory, encode_all, places, sources
-from ntt_jax.references.sampling import ReferenceSet
+from ntt_jax.references.sampling import Reference, ReferenceSet
 from ntt_jax.runs.folder import RunFolder
 
 
@@ -56,11 +59,26 @@ class ReferenceWork:
         """The compiled encoder."""
         return self.encoder(compute)
 
-    def do(self, models: ReferenceEncoder, group: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, group: Sequence[int], apart: bool) -> None:
+        """Nothing yet, `do` reads. apart: raises `InputError` for an image that ends the process that reads it."""
+        for dataset, folder, reference in self._sources(group) if apart else ():
+            path = dataset.image_path(folder, reference.image_id)
+            if (how := fatal(path)) is not None:
+                raise InputError(f"{show_path(path)}: a process that reads it {how}")
+
+    def do(self, models: ReferenceEncoder, group: Sequence[int], read: None) -> list[dict[str, Any]]:
         """One record for each reference of a group."""
-        everything = sources(self.dataset, self.folder, self.references, self.negatives)
-        batches = encode_all(models, [everything[number] for number in group])
+        batches = encode_all(models, self._sources(group))
         return [_record(number, mean) for number, mean in zip(group, chain.from_iterable(batches), strict=True)]
+
+    def lost(self, group: Sequence[int], reason: str) -> list[dict[str, Any]]:
+        """Raises `InputError`: a memory needs every reference."""
+        dataset, folder, reference = self._sources(group)[0]
+        raise InputError(f"{show_path(dataset.image_path(folder, reference.image_id))}: {reason}")
+
+    def _sources(self, group: Sequence[int]) -> list[tuple[CocoDataset, Path, Reference]]:
+        everything = sources(self.dataset, self.folder, self.references, self.negatives)
+        return [everything[number] for number in group]
 
 
 def _record(number: int, mean: np.ndarray) -> dict[str, Any]:

@@ -1,21 +1,32 @@
 """`--ray` on a real cluster of two nodes on this machine: the bytes of one process, whatever dies."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
+import cli_files
+import cluster_work
 import pytest
-from cli_files import arguments, make_world
+from cli_files import arguments, make_world, write_scenes
 
 from ntt_jax import runs
 from ntt_jax.cli import main
+from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.runs import cluster_pool
+from ntt_jax.runs.cluster import map_groups
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+STORE = 100 * 2**20
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +39,25 @@ def cluster():
     """Two nodes: one keeps the cluster and one worker, the other one more worker. All of it ends with the module."""
     from ray.cluster_utils import Cluster
 
-    support = os.path.dirname(os.path.abspath(sys.modules["cli_files"].__file__ or ""))
-    root = os.path.abspath(os.path.join(os.path.dirname(runs.__file__), "..", ".."))
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, support, os.environ.get("PYTHONPATH", "")])
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    support = Path(cli_files.__file__).resolve().parent
+    root = Path(runs.__file__).resolve().parents[2]
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(root), str(support), str(support / "poison"), os.environ.get("PYTHONPATH", "")]
+    )
+    # No worker is started before one is asked for: starting one takes seconds of a core.
+    os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE}
+    made = Cluster(initialize_head=True, head_node_args=head)
     try:
-        made.add_node(num_cpus=1)
+        made.add_node(num_cpus=1, object_store_memory=STORE)
         yield made
     finally:
         if ray.is_initialized():
             ray.shutdown()
         made.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +83,21 @@ def workers():
     """Processes of ours that run models."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
-        if "ray::MapWorker" in " ".join(process.info["cmdline"] or ()):
+        if "ray::GroupWorker" in " ".join(process.info["cmdline"] or ()):
             found.append(process.pid)
     return found
 
 
-def wait_for_records(out, process, count):
-    path = out / "finished.records"
+def wait_for_records(out, running, count):
+    path, deadline = out / "finished.records", time.monotonic() + 240
     while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert process.poll() is None, process.communicate()[0]
+        assert running() and time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def records(out):
+    lines = (out / "finished.records").read_bytes().splitlines()
+    return {record["image_id"]: record for record in (json.loads(line.split(b" ", 1)[1]) for line in lines)}
 
 
 def test_a_memory_is_that_of_one_process(world, cluster, tmp_path):
@@ -91,34 +115,96 @@ def test_workers_nodes_and_the_driver_die(world, cluster, alone, tmp_path):
     out.mkdir()
     first = start(world, out, cluster.address)
     try:
-        wait_for_records(out, first, 2)
+        wait_for_records(out, lambda: first.poll() is None, 2)
         first.kill()  # SIGKILL
-        first.wait()
+        first.communicate()
         kept = (out / "finished.records").read_bytes()
-        second = start(world, out, cluster.address)
-        try:
-            wait_for_records(out, second, kept.count(b"\n") + 2)
-            for pid in workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-            lost = next(node for node in cluster.worker_nodes)
-            cluster.remove_node(lost, allow_graceful=False)
-            cluster.add_node(num_cpus=1)
-            text, _ = second.communicate(timeout=240)
-            assert second.returncode == 0, text
-        finally:
-            second.kill()
     finally:
         first.kill()
+
+    def go_on():
+        files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
+        files |= {"annotations": world.val, "images": world.images}
+        compute = runs.Compute(batch_size=2, ray=cluster.address)
+        done.append(runs.evaluate(out, **files, config=DetectConfig(points_per_side=4), compute=compute))
+
+    done: list[dict] = []
+    second = threading.Thread(target=go_on)  # a node can be added by the main thread alone
+    second.start()
+    try:
+        wait_for_records(out, second.is_alive, kept.count(b"\n") + 2)
+        for pid in workers()[:1]:
+            os.kill(pid, signal.SIGKILL)
+        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    finally:
+        second.join()
+    assert done
     assert (out / "finished.records").read_bytes().startswith(kept)
     assert_same(out, alone)
 
 
+def test_an_image_that_kills_its_reader(world, cluster, tmp_path):
+    """It is named and counted; the others of its group are as with any image that cannot be read."""
+    annotations = write_scenes(tmp_path, 4, 7)
+    content = json.loads(annotations.read_text())
+    (tmp_path / "images" / content["images"][1]["file_name"]).rename(tmp_path / "images" / "poison.png")
+    content["images"][1]["file_name"] = "poison.png"
+    annotations.write_text(json.dumps(content))
+    files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
+    files |= {"annotations": annotations, "images": tmp_path / "images", "config": DetectConfig(points_per_side=4)}
+    compute = runs.Compute(batch_size=2, ray=cluster.address)
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    metrics = runs.evaluate(out, **files, compute=compute)
+    assert [entry["file_name"] for entry in metrics["skipped"]] == ["poison.png"]
+    assert "a process that reads it ends with SIGSEGV" in metrics["skipped"][0]["reason"]
+    # The same command again does not read it in its own process to see whether it can be read by now.
+    assert runs.evaluate(out, **files, compute=compute)["skipped"] == metrics["skipped"]
+
+    (tmp_path / "images" / "poison.png").rename(tmp_path / "kept.png")
+    runs.evaluate(plain, **files, compute=runs.Compute(batch_size=2))
+    poisoned = content["images"][1]["id"]
+    found, expected = records(out), records(plain)
+    assert {id for id in found if id != poisoned} == {id for id in expected if id != poisoned}
+    assert all(found[id] == expected[id] for id in found if id != poisoned)
+
+
+def test_work_that_no_worker_survives(cluster, monkeypatch):
+    """It is given up after a bounded number of deaths; all else is done."""
+    monkeypatch.setattr(cluster_pool, "MAX_DEATHS", 2)
+    groups = [[0, 1], [2], [-3], [4]]
+    records = [record for some in map_groups(cluster_work.Numbers(), groups, compute(cluster)) for record in some]
+    assert sorted(record["number"] for record in records) == [-3, 0, 1, 2, 4]
+    (skipped,) = (record for record in records if "skipped" in record)
+    assert skipped["number"] == -3 and "2 workers ended" in skipped["skipped"]
+
+
+def test_workers_that_die_as_they_begin(cluster, monkeypatch):
+    monkeypatch.setattr(cluster_pool, "MAX_FAILED_STARTS", 2)
+    with pytest.raises(InputError, match="workers in a row ended while they loaded the models") as caught:
+        list(map_groups(cluster_work.Numbers(ends=True), [[1], [2]], compute(cluster)))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_worker_that_cannot_load_the_models(world, cluster, tmp_path):
     files = {"sam2": world.dinov2, "dinov2": world.dinov2, "memory": world.memory}
-    compute = runs.Compute(ray=cluster.address)
     with pytest.raises(InputError, match=r"--ray: a worker on .*tiny_dinov2") as caught:
-        runs.evaluate(tmp_path, **files, annotations=world.val, images=world.images, compute=compute)
+        runs.evaluate(tmp_path, **files, annotations=world.val, images=world.images, compute=compute(cluster))
     assert "\n" not in str(caught.value)
+
+
+def compute(cluster):
+    return runs.Compute(ray=cluster.address)
+
+
+def test_no_cluster_at_the_address(world, tmp_path, capsys):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        started = time.monotonic()
+        assert main(world.evaluate(tmp_path, devices=None, cores=1, ray=address)) == 2
+        assert time.monotonic() - started < 30  # Ray itself asks for minutes
+    assert f"no cluster at '{address}'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_ray(world, tmp_path):

@@ -1,0 +1,173 @@
+"""Hands groups of work to workers that may die, and to those that come later.
+
+A group belongs to no worker until it is sent, and only to one that has begun: a worker that finds no place keeps
+nothing waiting. What was with a worker that died comes last, each group alone on its worker and with its files read
+apart, so that what kills workers is found, named and left out after a bounded number of deaths.
+"""
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ntt_jax.errors import InputError
+from ntt_jax.runs.cluster_worker import GroupWork
+
+AHEAD = 2
+"""Groups with a worker at once: one in the models, one being read."""
+MAX_DEATHS = 3
+"""Workers that may die with a group, the machine living on, before the group is left out."""
+MAX_FAILED_STARTS = 3
+"""Workers in a row that may die before they begin."""
+NO_ROOM = 60.0
+"""Seconds that a cluster may be without any machine that can hold a worker."""
+_LOOK_EVERY = 1.0  # seconds between looks at the cluster
+
+
+@dataclass
+class _Worker:
+    actor: Any
+    begun: Any  # reference to what `begin` returns; None once it has
+    node: str = ""
+    groups: dict[Any, int] = field(default_factory=dict)  # reference to a result: number of its group
+    alone: bool = False  # works on a group that must have the worker to itself
+
+
+class Pool:
+    """The groups and the workers of one call of `cluster.map_groups`.
+
+    start: makes an actor (`GroupWorker`). room: how many of them the cluster can hold now.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        start: Callable[[], Any],
+        room: Callable[[], int],
+        work: GroupWork,
+        groups: Sequence[Sequence[Any]],
+    ):
+        self._ray, self._start, self._room, self._work, self._groups = ray, start, room, work, groups
+        self._waiting = deque(range(len(groups)))
+        self._suspects: deque[int] = deque()
+        self._deaths: dict[int, int] = {}
+        self._workers: list[_Worker] = []
+        self._failed_starts, self._looked, self._had_room = 0, 0.0, time.monotonic()
+        self._left_out: list[list[dict[str, Any]]] = []
+
+    def results(self) -> Iterator[list[dict[str, Any]]]:
+        """The records of each group as they come. Ends the workers, however it ends."""
+        try:
+            while self._waiting or self._suspects or any(worker.groups for worker in self._workers):
+                self._hire()
+                for worker in self._workers:
+                    self._feed(worker)
+                for worker, reference in self._ready():
+                    if worker in self._workers:  # and not lost a moment ago
+                        yield from self._take(worker, reference)
+                while self._left_out:
+                    yield self._left_out.pop()
+        finally:
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
+
+    def _hire(self) -> None:
+        """Ask for as many workers as the cluster can hold and the groups can use, and one more, so that a cluster that
+        grows by demand grows."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY:
+            return
+        self._looked = now
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            return  # those that have begun finish the work
+        room = self._room()
+        if room or any(worker.begun is None for worker in self._workers):
+            self._had_room = now
+        elif now - self._had_room > NO_ROOM:
+            raise InputError(
+                f"--ray: no machine of the cluster can hold a worker, for {NO_ROOM:.0f} s now; what is finished is "
+                "saved, the same command goes on from there"
+            )
+        wanted = min(room + 1, len(self._waiting) + len(self._suspects))
+        while len(self._workers) < wanted:
+            actor = self._start()
+            self._workers.append(_Worker(actor, actor.begin.remote()))
+
+    def _feed(self, worker: _Worker) -> None:
+        if worker.begun is not None or worker.alone:
+            return
+        while self._waiting and len(worker.groups) < AHEAD:
+            self._send(worker, self._waiting.popleft(), apart=False)
+        if self._suspects and not worker.groups:
+            worker.alone = True
+            self._send(worker, self._suspects.popleft(), apart=True)
+
+    def _send(self, worker: _Worker, number: int, apart: bool) -> None:
+        reference = worker.actor.do.remote(pickle.dumps(self._groups[number]), apart)
+        worker.groups[reference] = number
+
+    def _ready(self) -> list[tuple[_Worker, Any]]:
+        """What has come, after a moment at most."""
+        owner = {worker.begun: worker for worker in self._workers if worker.begun is not None}
+        owner |= {reference: worker for worker in self._workers for reference in worker.groups}
+        if not owner:
+            time.sleep(_LOOK_EVERY / 10)
+            return []
+        references = list(owner)
+        ready, rest = self._ray.wait(references, num_returns=1, timeout=_LOOK_EVERY)
+        if ready and rest:
+            ready += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return [(owner[reference], reference) for reference in ready]
+
+    def _take(self, worker: _Worker, reference: Any) -> Iterator[list[dict[str, Any]]]:
+        errors = self._ray.exceptions
+        try:
+            content = self._ray.get(reference)
+        except errors.RayTaskError as error:  # of what surrounds the work: that is sent back, not raised
+            raise RuntimeError(f"a worker failed: {_last_line(error)}") from None
+        except errors.RayError as error:
+            self._lost(worker, error)
+            return
+        if reference == worker.begun:
+            worker.begun, self._failed_starts = None, 0
+            worker.node, error = content[0], pickle.loads(content[1])  # made by our own worker
+            if error is not None:
+                raise error
+            return
+        number, worker.alone = worker.groups.pop(reference), False
+        kind, content = pickle.loads(content)
+        if kind == "error":
+            raise content
+        self._deaths.pop(number, None)
+        yield content
+
+    def _lost(self, worker: _Worker, error: Exception) -> None:
+        """A worker died: with its machine, by a signal, for want of memory, or of what it was given."""
+        self._workers.remove(worker)
+        self._looked = 0.0  # look for another at once
+        self._ray.kill(worker.actor)  # if it only does not answer, it must not go on
+        if worker.begun is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_FAILED_STARTS and all(other.begun is not None for other in self._workers):
+                raise InputError(
+                    f"--ray: {self._failed_starts} workers in a row ended while they loaded the models "
+                    f"({_last_line(error)}); what is finished is saved"
+                )
+            return
+        living = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        for number in worker.groups.values():
+            if worker.node in living:
+                self._deaths[number] = self._deaths.get(number, 0) + 1
+            if self._deaths.get(number, 0) >= MAX_DEATHS:
+                reason = f"{self._deaths[number]} workers ended while they worked on it ({_last_line(error)})"
+                self._left_out.append(self._work.lost(self._groups[number], reason))
+            else:
+                self._suspects.append(number)
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of Ray says in one line: its messages are long, and end with the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__

@@ -1,0 +1,94 @@
+"""One worker of a cluster: it loads the models once, then does groups of work."""
+
+import os
+import pickle
+import platform
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+
+from ntt_jax.errors import InputError
+from ntt_jax.files import check_private
+from ntt_jax.runs.models import Compute
+
+
+class GroupWork(Protocol):
+    """Work on groups that a process can be sent."""
+
+    def load(self, compute: Compute) -> Any:
+        """The compiled models, once for each worker."""
+
+    def read(self, group: Sequence[Any], apart: bool) -> Any:
+        """What `do` needs of the files of a group.
+
+        apart: some worker died with this group. Each file is read by a process of its own first, and one that ends
+        that process is left out as unreadable.
+        """
+
+    def do(self, models: Any, group: Sequence[Any], read: Any) -> list[dict[str, Any]]:
+        """The records of a group."""
+        ...
+
+    def lost(self, group: Sequence[Any], reason: str) -> list[dict[str, Any]]:
+        """The records of a group that no worker survives. Raises `InputError` if there is no going on without it."""
+        ...
+
+
+class GroupWorker:
+    """The actor. While the models work on one group, another thread reads the files of the next.
+
+    What goes wrong is sent back, not raised: Ray would wrap it.
+    """
+
+    def __init__(self, work: list[Any], dtype: str, batch_size: int, cores: int, cache: str | None):
+        """work: reference to the pickled `GroupWork`, in a list so that Ray does not fetch it. cores: that divide the
+        points of an image; 1: XLA's own way. cache: folder of compiled programs."""
+        self.models: Any = None
+        self.error: Exception | None = None
+        self._one = threading.Lock()
+        try:
+            if cache is not None and os.path.isdir(cache) and check_private(cache) is None:
+                jax.config.update("jax_compilation_cache_dir", cache)
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            if cores > 1:
+                from ntt_jax.compiled.devices import use_all_cores
+
+                use_all_cores(cores)
+            devices = jax.local_devices()
+            compute = Compute(
+                dtype, batch_size, devices if cores > 1 else devices[:1], "points" if cores > 1 else "images"
+            )
+            import ray
+
+            self.work: GroupWork = pickle.loads(ray.get(work[0]))  # made by our own driver
+            self.models = self.work.load(compute)
+        except Exception as error:
+            self.error = _plain(error)
+
+    def begin(self) -> tuple[str, bytes]:
+        """The machine, by Ray's name, and the pickled error that kept the worker from beginning, or None."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), pickle.dumps(self.error)
+
+    def do(self, group: bytes, apart: bool) -> bytes:
+        """Records of a pickled group, or the error, pickled."""
+        try:
+            items = pickle.loads(group)
+            read = self.work.read(items, apart)
+            with self._one:
+                result: tuple[str, Any] = ("records", self.work.do(self.models, items, read))
+        except Exception as error:
+            result = ("error", _plain(error))
+        return pickle.dumps(result)
+
+
+def _plain(error: Exception) -> Exception:
+    """An error that can be sent: of the kinds that a command turns into one line, or as text."""
+    if isinstance(error, InputError):
+        return InputError(f"--ray: a worker on {platform.node()}: {error}")
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, error.filename)
+    return RuntimeError(f"a worker failed: {type(error).__name__}: {error}")
