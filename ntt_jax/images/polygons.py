@@ -19,6 +19,7 @@ AREA_ERROR = 0.02
 _CORNER = math.sqrt(2) / 4  # distance of a corner of pixels from the line that cuts it off
 _FINEST = 0.5  # pixels: below this little is gained, the stairs stay
 _FEW = 8  # corners that stay as they are: of rectangles, of small things
+_MANY = 256  # rings whose closest points are looked for, in a time that grows with the square of their number
 _PAIRS = 2**22  # pairs of points whose distances are in memory at once
 
 
@@ -34,10 +35,7 @@ class Part:
 
     def ring(self) -> np.ndarray:
         """The part as one ring `[n, 2]`: each hole is cut open along a line that is walked there and back."""
-        ring = self.outer
-        for hole in sorted(self.holes, key=lambda hole: (*hole.min(axis=0), len(hole))):
-            ring = _spliced(ring, hole)
-        return ring
+        return _joined(self.outer, sorted(self.holes, key=lambda hole: (*hole.min(axis=0), len(hole))))
 
     @property
     def area(self) -> float:
@@ -87,11 +85,8 @@ def join_parts(parts: Sequence[Part]) -> np.ndarray:
     """
     if not parts:
         raise ValueError("join_parts: expected at least one part, found none")
-    rings = [part.ring() for part in parts]
-    ring = rings[0]
-    for other in rings[1:]:
-        ring = _spliced(ring, other)
-    return ring
+    first, *others = (part.ring() for part in parts)
+    return _joined(first, others)
 
 
 def ring_area(ring: np.ndarray) -> float:
@@ -157,6 +152,16 @@ def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
         return np.hypot(*offsets.T)
     place = np.clip(offsets @ along / length, 0, 1)
     return np.hypot(*(offsets - place[:, None] * along).T)
+
+
+def _joined(ring: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Rings as one, each joined where it is closest to those before; very many are strung together as they come."""
+    if len(others) <= _MANY:
+        for other in others:
+            ring = _spliced(ring, other)
+        return ring
+    along = [piece for other in (ring, *others) for piece in (other, other[:1])]
+    return np.concatenate([*along, *(other[:1] for other in others[-2::-1])])
 
 
 def _spliced(ring: np.ndarray, other: np.ndarray) -> np.ndarray:

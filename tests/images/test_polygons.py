@@ -146,6 +146,13 @@ def test_a_hole_is_cut_open_where_it_is_closest():
     assert ring_area(part.ring()) == part.area == 80
 
 
+def test_noise_is_joined_in_bearable_time():
+    mask = np.random.default_rng(3).random((150, 150)) < 0.5
+    parts = trace_parts(mask)
+    assert len(parts) > 50 and max(len(part.holes) for part in parts) > 1000
+    np.testing.assert_array_equal(drawn([join_parts(parts)], *mask.shape), mask)
+
+
 def test_rings_of_many_points_are_joined_piece_by_piece(monkeypatch):
     mask = blob(5)
     (part,) = trace_parts(mask)
