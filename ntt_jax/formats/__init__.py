@@ -11,17 +11,27 @@ name, the file, its detections on the host and, when asked for, their masks as p
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from ntt_jax.errors import InputError
+from ntt_jax.files import describe
 from ntt_jax.formats import coco, csv, labelme, png, voc, yolo
 from ntt_jax.formats.output import Output
 from ntt_jax.formats.photo import Classes, Format, Photo
 from ntt_jax.notes import Notes
 
-__all__ = ["FORMATS", "Classes", "Format", "Output", "Photo", "write_formats"]
+__all__ = ["FORMATS", "Classes", "Format", "Output", "Photo", "check_formats", "write_formats"]
 
 FORMATS: dict[str, Format] = {
     one.name: one for one in (csv.CSV, coco.COCO, labelme.LABELME, yolo.YOLO, yolo.YOLO_BOXES, voc.VOC, png.PNG)
 }
 """The formats by name."""
+
+
+def check_formats(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once. Raises `InputError` for one that is not in `FORMATS`."""
+    chosen = tuple(dict.fromkeys(names))
+    if unknown := [name for name in chosen if name not in FORMATS]:
+        raise InputError(f"formats: expected some of {', '.join(FORMATS)}, found {describe(unknown[0])}")
+    return chosen
 
 
 def write_formats(
@@ -34,7 +44,7 @@ def write_formats(
 
     Args:
       out: an existing folder; each format has a folder or a file of its own in it.
-      names: of `FORMATS`.
+      names: of `FORMATS`, as `check_formats` returns them.
       photos: gone through once per format, so a list or what can be iterated again.
       notes: hears of what a format cannot say, and of files that stayed.
 

@@ -14,7 +14,7 @@ from found_photos import CLASSES, HEIGHT, WIDTH, detections, disc, make_photos, 
 from PIL import Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.formats import FORMATS, Classes, Output, Photo, write_formats
+from ntt_jax.formats import FORMATS, Classes, Output, Photo, check_formats, write_formats
 from ntt_jax.notes import Notes
 
 
@@ -114,6 +114,12 @@ def test_yolo_boxes(out, photos):
     assert (out / "yolo-boxes/labels/empty.txt").read_text() == ""
 
 
+def test_names_of_formats():
+    assert check_formats(["yolo", "csv", "yolo"]) == ("yolo", "csv")
+    with pytest.raises(InputError, match=r"expected some of csv, coco.*found 'yolo8'"):
+        check_formats(["yolo8"])
+
+
 NASTY = (
     "../../up",
     "a\nb",
@@ -155,10 +161,8 @@ def test_class_names_are_data(out, photos):
 def test_no_name_leads_out_of_the_folder(out, photos, format_name, name):
     before = files_below(out.parent)
     photo = Photo(name, photos[0].file, photos[0].detections)
-    allowed = (
-        contextlib.nullcontext() if format_name in ("csv", "coco") else pytest.raises(InputError, match="leads out")
-    )
-    with allowed:
+    refused = pytest.raises(InputError, match="leads out") if format_name in EACH else contextlib.nullcontext()
+    with refused:
         write_formats(out, [format_name], [photo], CLASSES)
     assert all(path.startswith("found/") for path in files_below(out.parent) - before)
 
