@@ -73,7 +73,7 @@ def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetect
     """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
     from ntt_jax.files import make_folder
     from ntt_jax.images.drawing import save_picture
-    from ntt_jax.segmenter.folder import draw_overlay
+    from ntt_jax.runs.segment_output import draw_overlay
 
     names = tuple(f"not {category.name}" for category in scored.ground_truth.categories)
     for image_id, found in chosen:

@@ -3,15 +3,12 @@
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.errors import InputError
-from ntt_jax.text import close_names, show
-
-if TYPE_CHECKING:
-    from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD
+from ntt_jax.text import show
 
 EPILOG = """\
 examples:
@@ -20,6 +17,10 @@ examples:
 
 found/detections.json holds everything in COCO format; found/masks one PNG per detection (white on black, the size of
 the image), found/overlays each image with its detections drawn on it.
+
+Every photo is segmented once and recorded as it is finished, with all that scored, however low. When the run was
+stopped, whatever the reason, the same command goes on where it was; with more photos it does those alone; with another
+threshold, other classes or pictures it only writes the files again (docs/segment.md).
 
 A video is a folder of its frames (`ffmpeg -i video.mp4 frames/%06d.png`), which come in the order of their numbers. A
 class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone."""
@@ -40,11 +41,16 @@ def add_parser(commands: Any) -> None:
     options.add_paths(parser, "sam2", "dinov2", "memory")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="throw away what DIR holds of an earlier run and segment all photos again",
+    )
+    parser.add_argument(
         "--score-threshold",
         type=options.fraction,
-        default=0.5,
+        default=DEFAULT_THRESHOLD,
         metavar="X",
-        help="leave out detections that score lower (default: 0.5)",
+        help=f"leave out detections that score lower (default: {DEFAULT_THRESHOLD})",
     )
     parser.add_argument("--classes", metavar="LIST", help="only these classes of the memory, separated by commas")
     parser.add_argument(
@@ -57,6 +63,7 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
+    options.add_ray(parser)
 
 
 def _pictures(text: str) -> tuple[str, ...]:
@@ -80,47 +87,26 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     options.resolve_weights(args)
-    from ntt_jax.memory.bank import load_memory, require_encoder
-    from ntt_jax.runs.models import TargetPass, read_encoder
-    from ntt_jax.runs.observer import work
-    from ntt_jax.segmenter.folder import find_images, segment_files
-
-    names = find_images(args.images, args.out, models.warn)
     compute = options.compute(args)
-    bank = load_memory(args.memory)
-    require_encoder(bank, *read_encoder(args.dinov2))
-    chosen = choose_classes(bank, args.classes)
-    args.resume_hint = f"pictures of the finished images are in {args.out}; the same command does all of them again"
-    prototypes, negatives = bank.memory.prototypes, bank.memory.negatives
-    target = TargetPass(args.sam2, args.dinov2, prototypes, negatives, options.detect_config(args), largest_side=640)
-    predictor, progress = target.load(compute), Progress()
-    with work(progress, "segment", len(names)):
-        content = segment_files(
-            predictor,
-            names,
-            bank,
-            args.out,
-            classes=chosen,
-            threshold=args.score_threshold,
-            pictures=args.pictures,
-            observer=progress,
-            exif=args.exif,
-        )
+    from ntt_jax.runs.segment_job import segment
+
+    args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+    content = segment(
+        args.out,
+        args.images,
+        sam2=args.sam2,
+        dinov2=args.dinov2,
+        memory=args.memory,
+        score_threshold=args.score_threshold,
+        classes=None if args.classes is None else [name.strip() for name in args.classes.split(",")],
+        pictures=args.pictures,
+        config=options.detect_config(args),
+        compute=compute,
+        exif=args.exif,
+        restart=args.restart,
+        observer=Progress(),
+    )
     report(args, content)
-
-
-def choose_classes(bank: "MemoryBank", names: str | None) -> set[int]:
-    """Class indices of the comma-separated `names`, all if None. Raises `InputError` with the close matches."""
-    if names is None:
-        return set(range(len(bank.class_names)))
-    chosen = set()
-    for name in (part.strip() for part in names.split(",")):
-        if name not in bank.class_names:
-            close = close_names(name, bank.class_names)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(bank.class_names[:20])}"
-            raise InputError(f"--classes: the memory has no class {name!r}; {hint}")
-        chosen.add(bank.class_names.index(name))
-    return chosen
 
 
 def report(args: argparse.Namespace, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Durable work: a folder, its lock, its records, and the jobs that fill them (docs/runs.md).
 
-`evaluate`, `build_memory` and `make_masks` are the jobs that a program can call; names are imported on first use.
+`evaluate`, `segment`, `build_memory` and `make_masks` are the jobs that a program can call. Names are imported on
+first use.
 """
 
 import importlib
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from ntt_jax.runs.memory_job import build_memory
     from ntt_jax.runs.models import Compute
     from ntt_jax.runs.observer import Observer
+    from ntt_jax.runs.segment_job import segment
 
 _EXPORTS = {
     "Compute": "models",
@@ -19,9 +21,10 @@ _EXPORTS = {
     "build_memory": "memory_job",
     "evaluate": "evaluation_job",
     "make_masks": "masks_job",
+    "segment": "segment_job",
 }
 
-__all__ = ["Compute", "Observer", "build_memory", "evaluate", "make_masks"]
+__all__ = ["Compute", "Observer", "build_memory", "evaluate", "make_masks", "segment"]
 
 
 def __getattr__(name: str) -> Any:

@@ -117,7 +117,7 @@ def target_identity(
         **memories,
         "annotation file": dataset.sha256,
         "classes": {str(category.id): category.name for category in categories},
-        "detection options": _constants(config),
+        "detection options": constants(config),
         "dtype": dtype,
         **inputs.exif_identity(exif),
     }
@@ -134,7 +134,7 @@ _PUBLISHED = (
 )
 
 
-def _constants(config: DetectConfig) -> dict[str, Any]:
+def constants(config: DetectConfig) -> dict[str, Any]:
     """The published constants, and those of other rules where they are in use: a run without them is described, and
     goes on, as before there were any."""
     default = DetectConfig()

@@ -21,6 +21,7 @@ from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
+from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.reading import EXIF
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
@@ -42,7 +43,6 @@ from ntt_jax.segmenter.classes import (
 )
 from ntt_jax.segmenter.inputs import as_image, as_prompt, is_image, merged_config
 from ntt_jax.segmenter.learner import Learner
-from ntt_jax.segmenter.photos import photos_of_folder
 from ntt_jax.segmenter.prediction import Prediction, predict_lazily
 
 

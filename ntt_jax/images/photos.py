@@ -1,9 +1,9 @@
 """Which files of a folder are photos: not what systems and tools leave beside them, nor masks, nor our own output."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ntt_jax.errors import InputError
@@ -18,8 +18,12 @@ _NOT_READ = {
 }
 _MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
 _MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
-_OUTPUTS = ("masks", "overlays", "png", "yolo", "yolo-boxes")
-"""Folders beside detections.json that hold pictures: `segment`'s own, and photos that people copied for Ultralytics."""
+_OUR_FOLDERS = {
+    "detections.json": ("masks", "overlays", "png", "yolo", "yolo-boxes"),
+    "finished.records": ("masks", "overlays"),
+    "formats.list": ("png", "yolo", "yolo-boxes"),
+}
+"""Folders of pictures, `segment`'s own and photos that people copied for Ultralytics, by the files they lie beside."""
 _MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -66,6 +70,37 @@ def photos_of_folder(path: Path, *, output: Path | None = None) -> Photos:
     return Photos(tuple(photos), notes)
 
 
+def find_photos(
+    paths: Sequence[Path], output: Path | None = None, note: Callable[[str], None] = print
+) -> dict[str, Path]:
+    """The photos to work on by the names they get in the output: as given, or relative to the folder they lie in.
+
+    A file that is named itself may have any suffix. output: the folder to write to, of which nothing is taken. note:
+    hears, a line each, of what in a folder is not taken for a photo (`photos_of_folder`).
+
+    Names differ in more than their suffix (a number is added where needed), so each can name a picture or a folder.
+    Raises `InputError` for a folder without images.
+    """
+    found: dict[str, Path] = {}
+    taken: set[PurePosixPath] = set()
+    for path in paths:
+        inside: Sequence[Path] = [path]
+        if path.is_dir():
+            photos = photos_of_folder(path, output=output)
+            inside = photos.files
+            for line in photos.notes.lines():
+                note(f"{show_path(path)}: {line}")
+        files = {p.relative_to(path).as_posix() if path.is_dir() else p.name: p for p in inside}
+        for name, file in files.items():
+            plain = unique = PurePosixPath(name)
+            number = 2
+            while unique.with_suffix("") in taken:
+                unique, number = plain.with_stem(f"{plain.stem}_{number}"), number + 1
+            taken.add(unique.with_suffix(""))
+            found[str(unique)] = file
+    return found
+
+
 def by_number(path: Path) -> tuple[list[Any], str]:
     """A key that sorts paths with the numbers in them by value."""
     # Odd places are always digits, so that numbers meet numbers.
@@ -82,9 +117,9 @@ def _is_companion(below: Path) -> bool:
 
 
 def _outputs(path: Path, output: Path | None) -> list[Path]:
-    """Folders of pictures that `ntt-jax segment` wrote: they lie beside its detections.json."""
-    roots = {found.parent for found in path.rglob("detections.json")}
-    ours = [root / name for root in roots for name in _OUTPUTS if (root / name).is_dir()]
+    """Folders of pictures that `ntt-jax segment` wrote: they lie beside its other files."""
+    found = ((file.parent, names) for mark, names in _OUR_FOLDERS.items() for file in path.rglob(mark))
+    ours = [root / name for root, names in found for name in names if (root / name).is_dir()]
     if output is not None and output.resolve() != path.resolve():
         ours += [folder for folder in _below(path, output)]
     return ours

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ntt_jax.errors import InputError
+from ntt_jax.images.photos import find_photos, photos_of_folder
 from ntt_jax.images.reading import can_read_heif, read_image
-from ntt_jax.segmenter.photos import photos_of_folder
 
 
 def save(path: Path, mode: str = "RGB") -> Path:
@@ -18,7 +18,7 @@ def save(path: Path, mode: str = "RGB") -> Path:
 
 
 def test_photos_alone_are_taken_and_the_rest_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ntt_jax.segmenter.photos.can_read_heif", lambda: False)
+    monkeypatch.setattr("ntt_jax.images.photos.can_read_heif", lambda: False)
     photos = [
         save(tmp_path / name) for name in ("a2.jpg", "a10.JPG", "b.png", "sub/c.jpg", "my_masks.png", "label/d.png")
     ]
@@ -71,3 +71,25 @@ def test_avif_is_read_and_heic_is_named(tmp_path: Path) -> None:
     if not can_read_heif():
         with pytest.raises(InputError, match=r"HEIC photo.*pillow-heif"):
             read_image(tmp_path / "b.HEIC")
+
+
+def test_frames_come_by_number_and_names_differ(tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    for number in (10, 9, 100):
+        save(frames / f"frame{number}.png")
+    assert list(find_photos([frames])) == ["frame9.png", "frame10.png", "frame100.png"]
+    other = save(tmp_path / "frame9.jpg")
+    assert list(find_photos([frames, other]))[-1] == "frame9_2.jpg"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        find_photos([tmp_path / "empty"])
+
+
+def test_pictures_of_an_output_in_the_folder_itself(tmp_path: Path) -> None:
+    photo = save(tmp_path / "a.png")
+    for name in ("masks/a/001_b.png", "overlays/a.png", "png/objects/a.png"):
+        save(tmp_path / name)
+    assert len(photos_of_folder(tmp_path).files) > 1  # nothing says yet that these are ours
+    (tmp_path / "finished.records").touch()
+    (tmp_path / "formats.list").touch()
+    assert photos_of_folder(tmp_path, output=tmp_path).files == (photo,)

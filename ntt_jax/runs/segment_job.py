@@ -1,0 +1,162 @@
+"""The job behind `ntt-jax segment`: photos without annotations, whatever their number, and files of what is found.
+
+Every photo is segmented once. Its record holds all that scored, however low, under a hash of the photo's bytes: photos
+may be added, renamed and moved, and only those whose content is new are segmented. Thresholds, classes, pictures and
+formats choose among what is recorded, so others cost no new pass.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ntt_jax
+from ntt_jax.config import DetectConfig
+from ntt_jax.datasets.dataset import CocoDataset, CocoImage, make_dataset
+from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD, by_class, class_indices
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.images.photos import find_photos
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.reading import open_image_size
+from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder
+from ntt_jax.runs import inputs
+from ntt_jax.runs.evaluation_job import constants
+from ntt_jax.runs.images import unfinished
+from ntt_jax.runs.job import durable, segment_left
+from ntt_jax.runs.lock import FolderLock
+from ntt_jax.runs.models import Compute, TargetPass, read_encoder
+from ntt_jax.runs.observer import SILENT, Observer, warn
+from ntt_jax.runs.paths import make_output_folder
+from ntt_jax.runs.segment_output import PICTURES, Found, Shown, write_output
+from weight_port.files import sha256
+
+
+def segment(
+    out: Path | FolderLock,
+    photos: Sequence[Path],
+    *,
+    sam2: Path,
+    dinov2: Path,
+    memory: Path,
+    score_threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+    default_threshold: float = DEFAULT_THRESHOLD,
+    classes: Collection[str] | None = None,
+    pictures: Collection[str] = PICTURES,
+    config: DetectConfig | None = None,
+    compute: Compute | None = None,
+    exif: str = "upright",
+    restart: bool = False,
+    observer: Observer = SILENT,
+) -> dict[str, Any]:
+    """Segment photos and write what is found; called again after a stop, whatever the reason, it goes on where it was.
+
+    Args:
+      out: folder of the run, made if needed, or its lock. It receives detections.json and the pictures.
+      photos: files and folders of photos (`images.photos.find_photos`). The output folder may be one, or lie in one.
+      sam2, dinov2: converted checkpoints (`ntt_jax.hub.resolve` has those of names). memory: file of the memory.
+      score_threshold: what scores lower is not written; a number, or numbers by class name, where classes that are not
+        named take `default_threshold`.
+      classes: names of the classes to write, all if None. The others compete all the same.
+      pictures: "masks", "overlays", both, or none.
+      config, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier run.
+
+    Returns:
+      The content of detections.json.
+
+    Raises:
+      InputError: an input is unfit, no photo can be read, or the folder is in use or holds the run of another memory,
+        other models or other constants; nothing in it has changed then.
+    """
+    config, compute = config or DetectConfig(), compute or Compute()
+    if isinstance(out, Path):
+        make_output_folder(out)
+    folder = out if isinstance(out, Path) else out.folder
+    bank = load_memory(memory)
+    require_encoder(bank, *read_encoder(dinov2))
+    shown = Shown(
+        by_class(score_threshold, bank.class_names, default=default_threshold),
+        None if classes is None else tuple(class_indices(classes, bank.class_names, "classes")),
+        tuple(pictures),
+    )
+    names = find_photos(photos, folder, lambda line: warn(observer, line))
+    identity = {
+        "ntt-jax": ntt_jax.__version__,
+        "SAM 2 checkpoint": sha256(sam2),
+        "DINOv2 checkpoint": sha256(dinov2),
+        "memory": memory_digest(bank),
+        "detection options": constants(config),
+        "dtype": compute.dtype,
+        **inputs.exif_identity(exif),
+    }
+    with durable(out, identity, observer, restart=restart) as run:
+        dataset, ids, unread = as_dataset(names, exif)
+        for reason in unread.values():
+            observer.note(f"skipped: {reason}")
+        if todo := unfinished(run.records, dataset, Path()):
+            memories = bank.memory.prototypes, bank.memory.negatives
+            arrays = [None if array is None else np.asarray(array) for array in memories]
+            target = TargetPass(sam2, dinov2, arrays[0], arrays[1], config, largest_side=640)
+            files: dict[str, Path | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
+            files["images"] = photos[0] if len(photos) == 1 and photos[0].is_dir() else None
+            segment_left(
+                run, dataset, Path(), target, todo, what="segment", compute=compute, files=files, observer=observer
+            )
+        unread |= {
+            name: str(run.records.read(image_id)["skipped"])
+            for name, image_id in ids.items()
+            if run.records.skipped(image_id)
+        }
+        if len(unread) == len(names):
+            first = next(unread[name] for name in names)
+            raise InputError(f"none of the {len(names)} images could be read; the first: {first}")
+        found = Found(run, {name: (path, ids.get(name, -1)) for name, path in names.items()}, unread, exif)
+        return write_output(folder, found, bank, shown, observer)
+
+
+def as_dataset(names: Mapping[str, Path], exif: str) -> tuple[CocoDataset, dict[str, int], dict[str, str]]:
+    """Photos as a data set without annotations, the image id of each name, and why other photos cannot be read.
+
+    The id of a photo comes from its bytes, so that photos of equal content are one image.
+    """
+    images: dict[int, CocoImage] = {}
+    files: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    unread: dict[str, str] = {}
+    for name, looked in zip(names, map_ahead(lambda path: _look(path, exif), names.values(), ahead=8), strict=True):
+        if isinstance(looked, str):
+            unread[name] = looked
+            continue
+        image_id, (height, width) = looked
+        ids[name] = image_id
+        images.setdefault(image_id, CocoImage(image_id, name, height, width))
+        files.setdefault(image_id, os.path.abspath(names[name]))
+    dataset = dataclasses.replace(make_dataset("photos", "", images, {}, {}), files=files, exif=exif)
+    return dataset, ids, unread
+
+
+def _look(path: Path, exif: str) -> tuple[int, tuple[int, int]] | str:
+    """The id of a photo and its height and width, or in one line why it cannot be read."""
+    try:
+        return photo_id(path), open_image_size(path, exif=exif)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{show_path(path)}: {error.strerror or error}"
+
+
+def photo_id(path: Path) -> int:
+    """A number below 2^63 that stands for the bytes of a file: the beginning of their SHA-256."""
+    return int(sha256(path)[:16], 16) >> 1
+
+
+def memory_digest(bank: MemoryBank) -> str:
+    """SHA-256 of what a memory's detections depend on: prototypes, negatives and class ids; no names, no thresholds."""
+    digest = hashlib.sha256(repr(bank.category_ids).encode())
+    for array in (bank.memory.prototypes, bank.memory.negatives):
+        digest.update(b"none" if array is None else repr(np.shape(array)).encode() + np.asarray(array, "<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""What `ntt-jax segment` writes of its records: one COCO file, a PNG per mask and an overlay per photo."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.detection.thresholds import choose
+from ntt_jax.errors import InputError
+from ntt_jax.evaluation.results import coco_results, parse_record
+from ntt_jax.files import make_folder, remove_temporaries, show_path, write_json
+from ntt_jax.images.drawing import overlay, save_picture
+from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import decode_rle, rle_areas
+from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.runs.folder import RunFolder
+from ntt_jax.runs.observer import Observer, work
+
+PICTURES = ("masks", "overlays")
+OVERLAY_SIDE = 2048
+"""Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is written of what was found.
+
+    thresholds: float32 `[K]`, the lowest score of each class. classes: indices of the classes to write, all if None.
+    pictures: some of `PICTURES`.
+    """
+
+    thresholds: np.ndarray
+    classes: tuple[int, ...] | None
+    pictures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The records of photos.
+
+    photos: by the names of the output, the file of each and its id in `run.records`. unread: why the other ones, by
+    name, could not be read. exif: how photos with an orientation are read.
+    """
+
+    run: RunFolder
+    photos: Mapping[str, tuple[Path, int]]
+    unread: Mapping[str, str]
+    exif: str
+
+    def detections(self, shown: Shown) -> Iterator[tuple[str, Path, HostDetections]]:
+        """Name, file and what is shown of each photo, one after the other from the disk."""
+        for name, (path, image_id) in self.photos.items():
+            if name not in self.unread:
+                where = f"{show_path(self.run.folder)}: record of {show_path(name)}"
+                _, found = parse_record(self.run.records.read(image_id), where)
+                yield name, path, choose(found, shown.thresholds, shown.classes)
+
+
+def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> dict[str, Any]:
+    """Write the pictures, then detections.json, whose content is returned. All of it depends on the records alone.
+
+    Raises `InputError` if a file cannot be written, or a photo that is to be drawn cannot be read any more.
+    """
+    content: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": n} for i, n in zip(bank.category_ids, bank.class_names, strict=True)],
+        "skipped": [{"file_name": name, "reason": found.unread[name]} for name in found.photos if name in found.unread],
+    }
+
+    def counted() -> Iterator[tuple[str, Path, HostDetections]]:
+        for image_id, (name, path, detections) in enumerate(found.detections(shown), 1):
+            size = {"height": detections.height, "width": detections.width}
+            content["images"].append({"id": image_id, "file_name": name, **size})
+            for entry in coco_results(detections, image_id, bank.category_ids):
+                area = int(rle_areas([entry["segmentation"]])[0])
+                number = len(content["annotations"]) + 1
+                content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
+            yield name, path, detections
+
+    if shown.pictures:
+        draw = functools.partial(_draw, out, bank.class_names, shown.pictures, found.exif)
+        with work(observer, "pictures", len(found.photos) - len(found.unread)):
+            for _ in map_ahead(draw, counted(), ahead=8):
+                observer.step()
+    else:
+        for _ in counted():
+            pass
+    write_json(out / "detections.json", content)
+    return content
+
+
+def _draw(
+    out: Path,
+    class_names: tuple[str, ...],
+    pictures: Sequence[str],
+    exif: str,
+    photo: tuple[str, Path, HostDetections],
+) -> None:
+    """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
+    name, path, detections = photo
+    stem = PurePosixPath(name).with_suffix("")
+    if "masks" in pictures:
+        make_folder(out / "masks" / stem, out)
+        write_masks(out / "masks" / stem, detections, class_names)
+    if "overlays" in pictures:
+        picture = out / "overlays" / f"{stem}.png"
+        make_folder(picture.parent, out)
+        image = read_image(path, exif=exif)
+        if image.shape[:2] != (detections.height, detections.width):
+            raise InputError(f"{show_path(path)}: the photo has changed meanwhile; start the same command again")
+        save_picture(picture, draw_overlay(image, detections, class_names))
+
+
+def write_masks(folder: Path, detections: HostDetections, class_names: tuple[str, ...]) -> None:
+    """One PNG per mask, white on black, named by number and class; those of an earlier start go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    for old in folder.glob("[0-9][0-9][0-9]*_*.png"):
+        old.unlink()
+    for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True), 1):
+        safe = re.sub(r"[^\w.-]+", "_", class_names[label])[:60]
+        save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
+
+
+def draw_overlay(image: np.ndarray, detections: HostDetections, class_names: tuple[str, ...]) -> np.ndarray:
+    """The image, made smaller if it is large, with masks, outlines and captions: `[h, w, 3]` uint8."""
+    step = -(-max(image.shape) // OVERLAY_SIDE)
+    small = np.ascontiguousarray(image[::step, ::step])
+    drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
+    for index, rle in enumerate(detections.rles):
+        drawn[index] = decode_rle(rle)[::step, ::step]
+    names = [class_names[label] for label in detections.labels]
+    captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
+    return overlay(small, drawn, detections.labels, captions)
