@@ -1,6 +1,7 @@
 """`ntt-jax segment`: detections in plain images, without annotations."""
 
 import argparse
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,21 @@ from typing import Any
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD
+from ntt_jax.errors import InputError
 from ntt_jax.text import show
 
 EPILOG = """\
 examples:
   ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors holiday.jpg more_photos/ --out found
   ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors frames/ --classes dog,cat --out found
+  ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors photos --out found --format labelme,csv
 
 found/detections.json holds everything in COCO format; found/masks one PNG per detection (white on black, the size of
 the image), found/overlays each image with its detections drawn on it.
 
 Every photo is segmented once and recorded as it is finished, with all that scored, however low. When the run was
 stopped, whatever the reason, the same command goes on where it was; with more photos it does those alone; with another
-threshold, other classes or pictures it only writes the files again (docs/segment.md).
+threshold, other classes, pictures or formats it only writes the files again (docs/segment.md).
 
 A video is a folder of its frames (`ffmpeg -i video.mp4 frames/%06d.png`), which come in the order of their numbers. A
 class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone."""
@@ -60,6 +63,21 @@ def add_parser(commands: Any) -> None:
         metavar="LIST",
         help="what to draw beside detections.json: masks, overlays, or none (default: masks,overlays)",
     )
+    parser.add_argument(
+        "--format",
+        type=_formats,
+        default=(),
+        metavar="LIST",
+        help="also write what was found as csv, coco, labelme, yolo, yolo-boxes, voc or png, several with commas "
+        "(docs/formats.md)",
+    )
+    parser.add_argument(
+        "--polygon-error",
+        type=_pixels,
+        default=1.0,
+        metavar="PIXELS",
+        help="how far polygons of formats may be from the borders of masks; 0 keeps every corner (default: 1)",
+    )
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser, cores=True)
@@ -73,6 +91,25 @@ def _pictures(text: str) -> tuple[str, ...]:
     if unknown := [part for part in chosen if part not in PICTURES]:
         raise argparse.ArgumentTypeError(f"expected masks, overlays, both with a comma, or none, found {unknown[0]!r}")
     return chosen
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    from ntt_jax.formats import check_formats
+
+    try:
+        return check_formats(part.strip() for part in text.split(","))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pixels(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels, at least 0, found {text!r}")
+    return value
 
 
 def check(args: argparse.Namespace) -> None:
@@ -100,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
         score_threshold=args.score_threshold,
         classes=None if args.classes is None else [name.strip() for name in args.classes.split(",")],
         pictures=args.pictures,
+        formats=args.format,
+        polygon_error=args.polygon_error,
         config=options.detect_config(args),
         compute=compute,
         exif=args.exif,

@@ -20,7 +20,9 @@ from ntt_jax.datasets.dataset import CocoDataset, CocoImage, make_dataset
 from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD, by_class, class_indices
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
+from ntt_jax.formats import check_formats
 from ntt_jax.images.photos import find_photos
+from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import open_image_size
 from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder
@@ -47,6 +49,8 @@ def segment(
     default_threshold: float = DEFAULT_THRESHOLD,
     classes: Collection[str] | None = None,
     pictures: Collection[str] = PICTURES,
+    formats: Collection[str] = (),
+    polygon_error: float = POLYGON_ERROR,
     config: DetectConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
@@ -63,6 +67,8 @@ def segment(
         named take `default_threshold`.
       classes: names of the classes to write, all if None. The others compete all the same.
       pictures: "masks", "overlays", both, or none.
+      formats: names of `ntt_jax.formats.FORMATS`, to be written as well. polygon_error: how far, in pixels, their
+        polygons may be from the borders of masks.
       config, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier run.
 
     Returns:
@@ -82,6 +88,8 @@ def segment(
         by_class(score_threshold, bank.class_names, default=default_threshold),
         None if classes is None else tuple(class_indices(classes, bank.class_names, "classes")),
         tuple(pictures),
+        check_formats(formats),
+        polygon_error,
     )
     names = find_photos(photos, folder, lambda line: warn(observer, line))
     identity = {

@@ -14,13 +14,16 @@ from ntt_jax.detection.thresholds import choose
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results, parse_record
 from ntt_jax.files import make_folder, remove_temporaries, show_path, write_json
+from ntt_jax.formats import Classes, Photo, write_formats
 from ntt_jax.images.drawing import overlay, save_picture
+from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import decode_rle, rle_areas
 from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.notes import Notes
 from ntt_jax.runs.folder import RunFolder
-from ntt_jax.runs.observer import Observer, work
+from ntt_jax.runs.observer import Observer, warn, work
 
 PICTURES = ("masks", "overlays")
 OVERLAY_SIDE = 2048
@@ -32,12 +35,14 @@ class Shown:
     """What is written of what was found.
 
     thresholds: float32 `[K]`, the lowest score of each class. classes: indices of the classes to write, all if None.
-    pictures: some of `PICTURES`.
+    pictures: some of `PICTURES`. formats: names of `ntt_jax.formats.FORMATS`. polygon_error: theirs, in pixels.
     """
 
     thresholds: np.ndarray
     classes: tuple[int, ...] | None
     pictures: tuple[str, ...]
+    formats: tuple[str, ...] = ()
+    polygon_error: float = POLYGON_ERROR
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class Found:
 
 
 def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> dict[str, Any]:
-    """Write the pictures, then detections.json, whose content is returned. All of it depends on the records alone.
+    """Write pictures, formats and detections.json, whose content is returned. All of it depends on the records alone.
 
     Raises `InputError` if a file cannot be written, or a photo that is to be drawn cannot be read any more.
     """
@@ -92,8 +97,28 @@ def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observ
     else:
         for _ in counted():
             pass
+    if shown.formats:
+        names, notes = Classes(tuple(bank.class_names), tuple(bank.category_ids)), Notes()
+        with work(observer, "formats", len(shown.formats) * len(content["images"])):
+            write_formats(out, shown.formats, _Photos(found, shown, observer), names, notes)
+        for line in notes.lines():
+            warn(observer, line)
     write_json(out / "detections.json", content)
     return content
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """What is shown of the photos, from the disk each time it is gone through."""
+
+    found: Found
+    shown: Shown
+    observer: Observer
+
+    def __iter__(self) -> Iterator[Photo]:
+        for name, path, detections in self.found.detections(self.shown):
+            yield Photo(name, path, detections, self.shown.polygon_error)
+            self.observer.step()
 
 
 def _draw(

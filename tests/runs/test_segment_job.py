@@ -1,6 +1,7 @@
 """`runs.segment`: every photo is segmented once, and what is written depends on the records alone."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -146,3 +147,27 @@ def test_another_run_is_refused_and_an_earlier_version_is_not(world, photos, seg
     assert segment(out, photos)[0] == first
     _, heard = segment(out, photos, restart=True)
     assert heard.done == 3
+
+
+def test_formats_are_written_from_the_records(photos, segment, tmp_path, monkeypatch):
+    out = tmp_path / "found"
+    every, _ = segment(out, photos, pictures=())
+    monkeypatch.setattr(TargetPass, "load", lambda *_: pytest.fail("the models are not needed"))
+    written, _ = segment(out, photos, pictures=(), formats=["csv", "labelme", "coco"], polygon_error=0)
+    assert written == every
+    assert len((out / "objects.csv").read_text().splitlines()) == 1 + len(every["annotations"])
+    coco = json.loads((out / "coco/annotations/instances_default.json").read_text())
+    assert [entry["area"] for entry in coco["annotations"]] == [entry["area"] for entry in every["annotations"]]
+    assert coco["categories"][0].items() >= every["categories"][0].items()
+    labelme = json.loads((out / "labelme/more/c.json").read_text())
+    assert (out / "labelme/more" / labelme["imagePath"]).resolve() == (photos / "more/c.png").resolve()
+
+    (out / "labelme/a.json").write_text("corrected by hand")
+    (photos / "b.png").unlink()
+    _, heard = segment(out, photos, pictures=(), formats=["labelme"], score_threshold=1.0)
+    assert (out / "labelme/a.json").read_text() == "corrected by hand"
+    assert not (out / "labelme/b.json").exists() and (out / "objects.csv").exists()
+    assert json.loads((out / "labelme/more/c.json").read_text())["shapes"] == []
+    assert [line for line in heard.notes if "left as they are: 1" in line and "a.json" in line]
+    with pytest.raises(InputError, match="formats: expected some of csv"):
+        segment(out, photos, formats=["labelimg"])
