@@ -342,6 +342,9 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     return cls(**values)
 
 
+DEFAULT_THRESHOLD = 0.5
+"""The score from which on a detection is drawn and written, unless somebody says otherwise."""
+
 DTYPES = ("float32", "tensorfloat32", "bfloat16")
 """Names of the arithmetic that a run may use, the exact one first."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD
+from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.errors import InputError
 from ntt_jax.text import show
 
@@ -16,7 +16,7 @@ EPILOG = """\
 examples:
   ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors holiday.jpg more_photos/ --out found
   ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors frames/ --classes dog,cat --out found
-  ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors photos --out found --format labelme,csv
+  ntt-jax segment --memory memory.safetensors photos/ --out found --format labelme --thresholds dog=0.7,cat=0.6
 
 found/detections.json holds everything in COCO format; found/masks one PNG per detection (white on black, the size of
 the image), found/overlays each image with its detections drawn on it.
@@ -51,9 +51,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--score-threshold",
         type=options.fraction,
-        default=DEFAULT_THRESHOLD,
         metavar="X",
-        help=f"leave out detections that score lower (default: {DEFAULT_THRESHOLD})",
+        help=f"leave out detections that score lower (default: what the memory file keeps, or {DEFAULT_THRESHOLD})",
+    )
+    parser.add_argument(
+        "--thresholds",
+        metavar="LIST",
+        help="one for each class, as bus=0.7,bird=0.6, or a JSON file, as thresholds.json of `ntt-jax report`; other "
+        "classes take --score-threshold",
     )
     parser.add_argument("--classes", metavar="LIST", help="only these classes of the memory, separated by commas")
     parser.add_argument(
@@ -112,6 +117,18 @@ def _pixels(text: str) -> float:
     return value
 
 
+def _thresholds(text: str) -> dict[str, float]:
+    """What `--thresholds` says. Raises `InputError`."""
+    from ntt_jax.detection.thresholds import parse_thresholds, read_thresholds
+
+    if "=" not in text:
+        options.check_file(Path(text), "--thresholds")
+    try:
+        return parse_thresholds(text) if "=" in text and not Path(text).is_file() else read_thresholds(text)
+    except InputError as error:
+        raise InputError(f"--thresholds: {error}") from None
+
+
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory")
@@ -123,6 +140,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    thresholds = None if args.thresholds is None else _thresholds(args.thresholds)
     options.resolve_weights(args)
     compute = options.compute(args)
     from ntt_jax.runs.segment_job import segment
@@ -134,7 +152,8 @@ def run(args: argparse.Namespace) -> None:
         sam2=args.sam2,
         dinov2=args.dinov2,
         memory=args.memory,
-        score_threshold=args.score_threshold,
+        score_threshold=args.score_threshold if thresholds is None else thresholds,
+        default_threshold=DEFAULT_THRESHOLD if args.score_threshold is None else args.score_threshold,
         classes=None if args.classes is None else [name.strip() for name in args.classes.split(",")],
         pictures=args.pictures,
         formats=args.format,

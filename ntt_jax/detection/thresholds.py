@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
 from ntt_jax.text import close_names
 
-DEFAULT_THRESHOLD = 0.5
-"""What is drawn and written unless somebody says otherwise."""
 MAX_THRESHOLD_BYTES = 2**24
 _KEY = "thresholds"
 
@@ -90,6 +89,15 @@ def read_thresholds(path: PathLike) -> dict[str, float]:
     return checked(content, show_path(path))
 
 
+def of_memory(provenance: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, float]:
+    """The thresholds that a memory file keeps for its classes; empty where it keeps none.
+
+    Raises `InputError` if what it keeps is something else.
+    """
+    kept = checked(provenance.get(_KEY, {}), "the memory file")
+    return {name: kept[name] for name in class_names if name in kept}
+
+
 def checked(content: Any, where: str) -> dict[str, float]:
     """Thresholds by class name from JSON data; `where` starts the messages. Raises `InputError` unless it is that."""
     if not isinstance(content, dict):
@@ -103,7 +111,7 @@ def checked(content: Any, where: str) -> dict[str, float]:
 def _add(found: dict[str, float], name: str, value: Any, where: str) -> None:
     if name in found:
         raise InputError(f"{where}class {describe(name)} has two thresholds; give one")
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    number = value if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) else math.nan
     if not 0 <= number <= 1:
         raise InputError(f"{where}threshold of class {describe(name)}: expected a number from 0 to 1")
     found[name] = float(number)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 import ntt_jax
-from ntt_jax.config import DetectConfig
+from ntt_jax.config import DEFAULT_THRESHOLD, DetectConfig
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage, make_dataset
-from ntt_jax.detection.thresholds import DEFAULT_THRESHOLD, by_class, class_indices
+from ntt_jax.detection.thresholds import by_class, class_indices, of_memory
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
+from ntt_jax.files import describe, show_path
 from ntt_jax.formats import check_formats
 from ntt_jax.images.photos import find_photos
 from ntt_jax.images.polygons import POLYGON_ERROR
@@ -45,7 +45,7 @@ def segment(
     sam2: Path,
     dinov2: Path,
     memory: Path,
-    score_threshold: float | Mapping[str, float] = DEFAULT_THRESHOLD,
+    score_threshold: float | Mapping[str, float] | None = None,
     default_threshold: float = DEFAULT_THRESHOLD,
     classes: Collection[str] | None = None,
     pictures: Collection[str] = PICTURES,
@@ -64,7 +64,7 @@ def segment(
       photos: files and folders of photos (`images.photos.find_photos`). The output folder may be one, or lie in one.
       sam2, dinov2: converted checkpoints (`ntt_jax.hub.resolve` has those of names). memory: file of the memory.
       score_threshold: what scores lower is not written; a number, or numbers by class name, where classes that are not
-        named take `default_threshold`.
+        named take `default_threshold`. None: the thresholds that the memory file keeps.
       classes: names of the classes to write, all if None. The others compete all the same.
       pictures: "masks", "overlays", both, or none.
       formats: names of `ntt_jax.formats.FORMATS`, to be written as well. polygon_error: how far, in pixels, their
@@ -82,13 +82,19 @@ def segment(
     if isinstance(out, Path):
         make_output_folder(out)
     folder = out if isinstance(out, Path) else out.folder
+    if unknown := [name for name in pictures if name not in PICTURES]:
+        raise InputError(f"pictures: expected some of {', '.join(PICTURES)}, found {describe(unknown[0])}")
+    formats = check_formats(formats)
     bank = load_memory(memory)
     require_encoder(bank, *read_encoder(dinov2))
+    if score_threshold is None and (score_threshold := of_memory(bank.provenance, bank.class_names)):
+        said = ", ".join(f"{name} {value:g}" for name, value in score_threshold.items())
+        observer.note(f"thresholds of the memory file: {said}")
     shown = Shown(
         by_class(score_threshold, bank.class_names, default=default_threshold),
         None if classes is None else tuple(class_indices(classes, bank.class_names, "classes")),
         tuple(pictures),
-        check_formats(formats),
+        formats,
         polygon_error,
     )
     names = find_photos(photos, folder, lambda line: warn(observer, line))

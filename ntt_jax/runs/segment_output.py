@@ -1,4 +1,4 @@
-"""What `ntt-jax segment` writes of its records: one COCO file, a PNG per mask and an overlay per photo."""
+"""What `ntt-jax segment` writes of its records: one COCO file, a PNG per mask, an overlay per photo, and formats."""
 
 import functools
 import re
@@ -13,8 +13,8 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import choose
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results, parse_record
-from ntt_jax.files import make_folder, remove_temporaries, show_path, write_json
-from ntt_jax.formats import Classes, Photo, write_formats
+from ntt_jax.files import TEMPORARY, make_folder, remove_temporaries, show_path, write_json
+from ntt_jax.formats import FORMATS, Classes, Photo, write_formats
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
@@ -72,6 +72,7 @@ def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observ
 
     Raises `InputError` if a file cannot be written, or a photo that is to be drawn cannot be read any more.
     """
+    _remove_temporaries(out)
     content: dict[str, Any] = {
         "images": [],
         "annotations": [],
@@ -121,6 +122,14 @@ class _Photos:
             self.observer.step()
 
 
+def _remove_temporaries(out: Path) -> None:
+    """Remove what an earlier start that was killed has left half-written below the folder."""
+    for folder in (out / name for name in (*PICTURES, *FORMATS)):
+        if not folder.is_symlink():
+            for below in {left.parent for left in folder.rglob(TEMPORARY)}:
+                remove_temporaries(below)
+
+
 def _draw(
     out: Path,
     class_names: tuple[str, ...],
@@ -146,7 +155,6 @@ def _draw(
 def write_masks(folder: Path, detections: HostDetections, class_names: tuple[str, ...]) -> None:
     """One PNG per mask, white on black, named by number and class; those of an earlier start go."""
     folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(folder)
     for old in folder.glob("[0-9][0-9][0-9]*_*.png"):
         old.unlink()
     for index, (label, rle) in enumerate(zip(detections.labels, detections.rles, strict=True), 1):
@@ -154,13 +162,20 @@ def write_masks(folder: Path, detections: HostDetections, class_names: tuple[str
         save_picture(folder / f"{index:03}_{safe}.png", decode_rle(rle).view(np.uint8) * 255)
 
 
-def draw_overlay(image: np.ndarray, detections: HostDetections, class_names: tuple[str, ...]) -> np.ndarray:
-    """The image, made smaller if it is large, with masks, outlines and captions: `[h, w, 3]` uint8."""
-    step = -(-max(image.shape) // OVERLAY_SIDE)
+def draw_overlay(
+    image: np.ndarray,
+    detections: HostDetections,
+    class_names: tuple[str, ...],
+    *,
+    side: int | None = OVERLAY_SIDE,
+    opacity: float = 0.45,
+) -> np.ndarray:
+    """The image with masks, outlines and captions, `[h, w, 3]` uint8; made smaller to at most `side` pixels a side."""
+    step = 1 if side is None else -(-max(image.shape) // side)
     small = np.ascontiguousarray(image[::step, ::step])
     drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
     for index, rle in enumerate(detections.rles):
         drawn[index] = decode_rle(rle)[::step, ::step]
     names = [class_names[label] for label in detections.labels]
     captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
-    return overlay(small, drawn, detections.labels, captions)
+    return overlay(small, drawn, detections.labels, captions, opacity=opacity)

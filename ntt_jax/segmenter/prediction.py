@@ -4,7 +4,7 @@ import functools
 import io
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,19 @@ import numpy as np
 from PIL import Image
 
 from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.detection.thresholds import by_class, choose
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results
+from ntt_jax.files import show_path
 from ntt_jax.formats import Photo, labelme, yolo
-from ntt_jax.images.drawing import overlay
+from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle
 from ntt_jax.notes import Notes
+from ntt_jax.runs.segment_output import draw_overlay
 from ntt_jax.segmenter.inputs import images_ahead
 
 _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
@@ -34,7 +38,8 @@ class Prediction:
     detections: what was found, on the host; its sizes, boxes, scores, labels and masks are attributes here too.
     classes, category_ids: names and COCO category ids of all K classes of the segmenter, in class index order.
     source: the path or the array the image came from; `draw` reads it again, so a changed file changes the picture.
-    exif: how a photo with an orientation tag was read.
+    exif: how a photo with an orientation tag was read. drawn: the lowest score that `draw` shows by default, float32
+    `[K]` by class.
     """
 
     detections: HostDetections
@@ -42,6 +47,7 @@ class Prediction:
     category_ids: tuple[int, ...]
     source: str | os.PathLike[str] | np.ndarray = field()
     exif: str = "upright"
+    drawn: np.ndarray | None = None
 
     @classmethod
     def select(
@@ -51,17 +57,18 @@ class Prediction:
         category_ids: Sequence[int],
         source: str | os.PathLike[str] | np.ndarray,
         *,
-        score_threshold: float,
+        thresholds: np.ndarray | None,
         max_detections: int,
         wanted: Sequence[int] | None = None,
         exif: str = "upright",
     ) -> "Prediction":
-        """The best `max_detections` of those that score at least `score_threshold` and have a wanted class index."""
-        keep = found.scores >= np.float32(score_threshold)
-        if wanted is not None:
-            keep &= np.isin(found.labels, wanted)
-        best = found.select(np.flatnonzero(keep)[:max_detections])
-        return cls(best, tuple(classes), tuple(category_ids), source, exif)
+        """The best `max_detections` of those that reach their class's threshold and have a wanted class index.
+
+        thresholds: float32 `[K]`; None: everything, of which `draw` shows what reaches `DEFAULT_THRESHOLD`.
+        """
+        lowest = np.zeros(len(classes), np.float32) if thresholds is None else thresholds
+        best = choose(found, lowest, wanted, max_detections)
+        return cls(best, tuple(classes), tuple(category_ids), source, exif, thresholds)
 
     @property
     def height(self) -> int:
@@ -166,10 +173,16 @@ class Prediction:
             raise InputError(f"{Path(self.source)}: the image is now {found} pixels, it was {expected}; predict again")
         return image
 
-    def draw(self, *, opacity: float = 0.45) -> Image.Image:
-        """The image with masks, outlines and captions, at full size. Save it with `.save("picture.png")`."""
-        captions = [f"{name} {score:.2f}" for name, score in zip(self.class_names, self.scores, strict=True)]
-        return Image.fromarray(overlay(self.image(), self.masks, self.labels, captions, opacity=opacity))
+    def draw(self, *, score_threshold: float | Mapping[str, float] | None = None, opacity: float = 0.45) -> Image.Image:
+        """The image with masks, outlines and captions, at full size. Save it with `.save("picture.png")`.
+
+        score_threshold: what scores lower is not drawn; as for `Segmenter.predict`. By default what `predict` was asked
+        for, and where it was asked for everything, 0.5, as `ntt-jax segment`.
+        """
+        lowest = self.drawn if score_threshold is None else by_class(score_threshold, self.classes)
+        lowest = by_class(DEFAULT_THRESHOLD, self.classes) if lowest is None else lowest
+        shown = choose(self.detections, lowest)
+        return Image.fromarray(draw_overlay(self.image(), shown, self.classes, side=None, opacity=opacity))
 
     def _repr_png_(self) -> bytes:
         picture = self.draw()
@@ -177,6 +190,21 @@ class Prediction:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def detection_limit(wanted: Any, most: int) -> int:
+    """How many detections of an image are returned at most: all of the `most` that are made, if `wanted` is None.
+
+    Raises `InputError` for what is no number from 1 to `most`.
+    """
+    if wanted is None:
+        return most
+    if not isinstance(wanted, int) or not 1 <= wanted <= most:
+        raise InputError(
+            f"max_detections: expected 1 to {most}, found {wanted!r:.40}; for more, make the Segmenter with a larger"
+            " max_detections"
+        )
+    return wanted
 
 
 def predict_lazily(
@@ -201,3 +229,17 @@ def predict_lazily(
 
     for found in predictor(pixels()):
         yield finish(found, source=sources.popleft())
+
+
+def predict_folder(run: Callable[..., Iterator[Prediction]], folder: Path) -> list[Prediction]:
+    """What `run` (`predict_lazily`) finds in all photos of a folder and below, by path.
+
+    Photos that cannot be read are left out, and warned of, as what else in the folder is not taken.
+    Raises `InputError` if none is left.
+    """
+    photos = photos_of_folder(folder)
+    found = list(run(photos.files, skipped=photos.notes))
+    if not found:
+        raise InputError(f"{show_path(folder)}: none of its images can be read; {photos.notes.lines()[-1]}")
+    photos.notes.warn()
+    return found

@@ -18,10 +18,10 @@ from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.detection.thresholds import by_class, checked, of_memory
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
-from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.reading import EXIF
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
@@ -43,7 +43,7 @@ from ntt_jax.segmenter.classes import (
 )
 from ntt_jax.segmenter.inputs import as_image, as_prompt, is_image, merged_config
 from ntt_jax.segmenter.learner import Learner
-from ntt_jax.segmenter.prediction import Prediction, predict_lazily
+from ntt_jax.segmenter.prediction import Prediction, detection_limit, predict_folder, predict_lazily
 
 
 class Segmenter:
@@ -270,7 +270,7 @@ class Segmenter:
         self,
         images: Any,
         *,
-        score_threshold: float = 0.0,
+        score_threshold: float | Mapping[str, float] | None = None,
         max_detections: int | None = None,
         classes: Iterable[str] | None = None,
     ) -> Any:
@@ -281,7 +281,8 @@ class Segmenter:
             by path, of all photos in it and the folders below (`photos_of_folder`; those that cannot be read are left
             out, and warned of); any other iterable -> an iterator, which works while it
             is asked for results and reads a few images ahead, so memory stays bounded however many there are.
-          score_threshold: detections that score lower are left out.
+          score_threshold: detections that score lower are left out: a number, or numbers by class name, where classes
+            that are not named take 0.5. None: none is left out.
           max_detections: at most this many per image, the best ones; up to `config.max_detections`.
           classes: names of the classes to return, all by default. The others compete all the same: what looks more like
             one of them is not found.
@@ -294,35 +295,20 @@ class Segmenter:
         Raises:
           InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
         """
-        limit = self.config.max_detections
-        if max_detections is not None:
-            if not isinstance(max_detections, int) or not 1 <= max_detections <= limit:
-                raise InputError(
-                    f"max_detections: expected 1 to {limit}, found {max_detections!r:.40}; for more, make the"
-                    " Segmenter with a larger max_detections"
-                )
-            limit = max_detections
-        if not isinstance(score_threshold, (int, float, np.number)) or not np.isfinite(score_threshold):
-            raise InputError(f"score_threshold: expected a number, found {score_threshold!r:.40}")
         predictor = self._ready_predictor()
         ids = tuple(one.category_id for one in self._classes.values())
         finish = functools.partial(
             Prediction.select,
             classes=tuple(self._classes),
             category_ids=ids,
-            score_threshold=float(score_threshold),
-            max_detections=limit,
+            thresholds=None if score_threshold is None else by_class(score_threshold, tuple(self._classes)),
+            max_detections=detection_limit(max_detections, self.config.max_detections),
             wanted=None if classes is None else indices_of(self._classes, classes),
             exif=self._exif,
         )
         run = functools.partial(predict_lazily, predictor, finish, self._ahead, exif=self._exif)
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            photos = photos_of_folder(Path(images))
-            found = list(run(photos.files, skipped=photos.notes))
-            if not found:
-                raise InputError(f"{show_path(images)}: none of its images can be read; {photos.notes.lines()[-1]}")
-            photos.notes.warn()
-            return found
+            return predict_folder(run, Path(images))
         if is_image(images):
             (found,) = run([images])
             return found
@@ -335,12 +321,25 @@ class Segmenter:
 
     # Keeping
 
-    def save(self, path: PathLike) -> None:
-        """Write the memory file (`memory_file`), which `load` and the command line read. No image is in it."""
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The score thresholds by class name that the memory file keeps (`save`), as `predict` takes them."""
+        return of_memory(self._provenance, tuple(self._classes))
+
+    def save(self, path: PathLike, *, thresholds: Mapping[str, float] | None = None) -> None:
+        """Write the memory file (`memory_file`), which `load` and the command line read. No image is in it.
+
+        thresholds: score thresholds by class name to keep in it, which `ntt-jax segment` reads; those of the file that
+        was loaded, if None. Raises `InputError` for a class that is unknown, and if the file cannot be written.
+        """
         memory, classes = self.memory, self._classes
+        if thresholds is not None:
+            by_class(thresholds, tuple(classes), where="save: thresholds")
+            self._provenance = self._provenance | {"thresholds": checked(dict(thresholds), "save")}
         negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
         provenance = {
             **self._provenance,
+            **({"thresholds": self.thresholds} if self.thresholds else {}),
             "references": {str(one.category_id): list(one.origins) for one in classes.values()},
             **({"negatives": negatives} if any(negatives.values()) else {}),
             "encoder_weights": fingerprint(self._models[1]),
@@ -376,7 +375,7 @@ class Segmenter:
                 means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
                 memory = memory_from_instance_means(means, list(classes), negatives)
         if provenance is None:  # how a set was sampled is no longer true; what made the features is
-            kept = ("encoder_sha256", "annotations_sha256")
+            kept = ("encoder_sha256", "annotations_sha256", "thresholds")
             provenance = {key: self._provenance[key] for key in kept if key in self._provenance}
         self._classes, self._memory, self._provenance = classes, memory, provenance
         if self._predictor is not None and memory is not None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from coco_files import box_mask, check_message
 
+from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import (
-    DEFAULT_THRESHOLD,
     by_class,
     choose,
+    of_memory,
     parse_thresholds,
     read_thresholds,
 )
@@ -53,6 +54,12 @@ def test_what_reaches_its_threshold_stays_in_order() -> None:
     assert choose(found, thresholds, classes=[1, 2]).labels.tolist() == [1, 1, 2]
     assert choose(found, thresholds, limit=2).scores.tolist() == scores[:2].tolist()
     assert len(choose(found, thresholds, classes=[])) == 0
+
+
+def test_what_a_memory_keeps() -> None:
+    assert of_memory({}, NAMES) == {} and of_memory({"thresholds": {"bus": 0.7, "gone": 0.2}}, NAMES) == {"bus": 0.7}
+    with pytest.raises(InputError, match="the memory file: threshold of class 'bus'"):
+        of_memory({"thresholds": {"bus": 7}}, NAMES)
 
 
 def test_text_and_files(tmp_path: Path) -> None:

@@ -2,16 +2,26 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_files import make_world
 
 from ntt_jax import runs
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.evaluation.results import image_record
+from ntt_jax.images.photos import find_photos
+from ntt_jax.memory.bank import load_memory, save_memory
+from ntt_jax.runs.images import ImageWork
+from ntt_jax.runs.inputs import sendable
 from ntt_jax.runs.models import TargetPass
 from ntt_jax.runs.observer import Silent
+from ntt_jax.runs.records import RecordReader
+from ntt_jax.runs.segment_job import as_dataset
 
 CONFIG = DetectConfig(points_per_side=4)
 
@@ -52,7 +62,7 @@ def segment(world):
         heard = Heard()
         options = {"config": CONFIG, "score_threshold": 0, **options}
         files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
-        return runs.segment(out, photos, **files, observer=heard, **options), heard
+        return runs.segment(out, photos, observer=heard, **(files | options)), heard
 
     return call
 
@@ -126,6 +136,32 @@ def test_photos_that_cannot_be_read(photos, segment, tmp_path):
         segment(out, photos / "c.jpg")
 
 
+def test_workers_of_a_cluster_make_the_same_records(world, photos, segment, tmp_path):
+    """What they are sent, sent and used; `tests/runs/test_cluster.py` has the cluster."""
+    out = tmp_path / "found"
+    segment(out, photos, pictures=())
+    dataset, ids, _ = as_dataset(find_photos([photos]), "upright")
+    prototypes = np.asarray(load_memory(world.memory).memory.prototypes)
+    target = TargetPass(world.sam2, world.dinov2, prototypes, None, CONFIG, largest_side=640)
+    work = pickle.loads(pickle.dumps(ImageWork(target, sendable(dataset), Path(), image_record)))
+    group = list(dataset.images.values())
+    records = work.do(work.load(runs.Compute()), group, work.read(group, False))
+    done = RecordReader(out / "finished.records")
+    assert {record["image_id"] for record in records} == set(ids.values()) == set(done)
+    assert all(record == done.read(record["image_id"]) for record in records)
+    done.close()
+
+
+def test_what_nobody_writes_is_refused_first(photos, segment, tmp_path):
+    for options, said in (
+        ({"pictures": ["videos"]}, "pictures: expected"),
+        ({"formats": ["yola"]}, "formats: expected"),
+    ):
+        with pytest.raises(InputError, match=said):
+            segment(tmp_path / "found", photos, **options)
+    assert not (tmp_path / "found" / "run.json").exists()
+
+
 def test_output_inside_the_photos(photos, segment):
     out = photos / "found"
     first, _ = segment(out, photos)
@@ -133,6 +169,21 @@ def test_output_inside_the_photos(photos, segment):
     again, heard = segment(out, photos)
     assert again == first and heard.done == 0 and contents(out) == before
     assert any("pictures that ntt-jax wrote, not taken for photos" in line for line in heard.notes)
+
+
+def test_thresholds_that_the_memory_keeps(world, photos, segment, tmp_path):
+    out, bank = tmp_path / "found", load_memory(world.memory)
+    every, _ = segment(out, photos, pictures=())
+    kept = tmp_path / "kept.safetensors"
+    save_memory(kept, dataclasses.replace(bank, provenance=bank.provenance | {"thresholds": {"disc": 0.999}}))
+    low = {"default_threshold": 0, "pictures": (), "memory": kept}
+    content, heard = segment(out, photos, score_threshold=None, **low)
+    assert heard.done == 0 and heard.notes == ["thresholds of the memory file: disc 0.999"]
+    disc = next(category["id"] for category in content["categories"] if category["name"] == "disc")
+    scores = [a["score"] for a in every["annotations"] if a["category_id"] != disc or a["score"] >= 0.999]
+    assert [a["score"] for a in content["annotations"]] == scores
+    content, heard = segment(out, photos, score_threshold=0, **low)  # what is asked for counts
+    assert content == every and heard.notes == []
 
 
 def test_another_run_is_refused_and_an_earlier_version_is_not(world, photos, segment, tmp_path):

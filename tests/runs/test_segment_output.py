@@ -46,7 +46,9 @@ def frames(tmp_path):
     return tmp_path / "frames"
 
 
-def write(out, names, bank, *, unread=(), threshold: float | dict[str, float] = 0.3, classes=None, pictures=()):
+def write(
+    out, names, bank, *, unread=(), threshold: float | dict[str, float] = 0.3, classes=None, pictures=(), formats=()
+):
     """Record the detections of every photo that can be read, and write them."""
     out.mkdir(exist_ok=True)
     with FolderLock(out) as lock, RunFolder(lock, {"made": "here"}) as run:
@@ -55,7 +57,7 @@ def write(out, names, bank, *, unread=(), threshold: float | dict[str, float] = 
         for name in fresh:
             run.records.append([image_record(ids[name], detections(*open_image_size(names[name])))])
         found = Found(run, {name: (names[name], ids[name]) for name in names}, dict(unread), "upright")
-        shown = Shown(by_class(threshold, NAMES), classes, pictures)
+        shown = Shown(by_class(threshold, NAMES), classes, pictures, formats)
         return write_output(out, found, bank, shown, SILENT)
 
 
@@ -117,6 +119,17 @@ def test_a_photo_that_changes_meanwhile(frames, tmp_path, bank):
     Image.new("RGB", (21, 12)).save(frames / "frame10.png")
     with pytest.raises(InputError, match=r"frame10\.png: the photo has changed"):
         write(out, names, bank, pictures=("overlays",))
+
+
+def test_formats_are_written_from_the_same_records(frames, tmp_path, bank):
+    out, names = tmp_path / "found", find_photos([frames])
+    content = write(out, names, bank, formats=("csv", "labelme"))
+    rows = (out / "objects.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(content["annotations"]) and rows[1].startswith("frame9.png,1,boat,0.9,120,0,0,10,12")
+    shapes = json.loads((out / "labelme" / "frame10.json").read_text())["shapes"]
+    assert [shape["label"] for shape in shapes] == ["boat", "sea gull"]
+    write(out, names, bank, threshold=0.5, formats=("csv",))
+    assert len((out / "objects.csv").read_text().splitlines()) == 4
 
 
 def test_unknown_pictures(capsys):

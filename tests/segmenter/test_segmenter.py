@@ -354,6 +354,14 @@ def test_thresholds_are_arguments(models, shared, given):
     few = Segmenter(*models, CONFIG, max_detections=2)
     assert few.config == dataclasses.replace(CONFIG, max_detections=2)
     assert shared.predict(image, score_threshold=2).boxes.shape == (0, 4)
+    best = whole.class_names[0]
+    by_name = shared.predict(image, score_threshold=dict.fromkeys(whole.classes, 1.0) | {best: 0})
+    assert by_name.scores.tolist() == whole.scores[whole.labels == whole.labels[0]].tolist()
+    others = [name for name in whole.classes if name != best]  # those not named take 0.5
+    assert_same(
+        shared.predict(image, score_threshold={best: 0.5}),
+        shared.predict(image, score_threshold=dict.fromkeys([best, *others], 0.5)),
+    )
     name = whole.class_names[0]
     only = shared.predict(image, classes=[name], max_detections=3)
     keep = np.flatnonzero(np.array(whole.class_names) == name)[:3]
@@ -365,6 +373,7 @@ def test_thresholds_are_arguments(models, shared, given):
         ({"max_detections": 0}, "1 to 12"),
         ({"score_threshold": "high"}, "score_threshold"),
         ({"score_threshold": float("nan")}, "score_threshold"),
+        ({"score_threshold": {"squaer": 0.5}}, "did you mean square"),
     ]:
         with pytest.raises(InputError, match=said):
             shared.predict(image, **options)
@@ -401,6 +410,11 @@ def test_a_prediction_in_all_its_forms(shared, given, monkeypatch):
     assert picture.size == image.shape[1::-1] and not np.array_equal(np.asarray(picture), image)
     assert found._repr_png_().startswith(b"\x89PNG")
     assert f"{len(found)} detections" in repr(found) and str(image.shape[1]) in repr(found)
+    everything = shared.predict(image, score_threshold=0).draw()
+    assert np.array_equal(np.asarray(found.draw(score_threshold=0)), np.asarray(everything))
+    np.testing.assert_array_equal(np.asarray(found.draw(score_threshold=2)), image)
+    apart = shared.predict(image, score_threshold=dict.fromkeys(given, 1.0))
+    np.testing.assert_array_equal(np.asarray(apart.draw()), image)
     nothing = shared.predict(image, score_threshold=2)
     np.testing.assert_array_equal(np.asarray(nothing.draw()), image)
     assert nothing.to_coco(1) == [] and nothing.masks.shape == (0, *image.shape[:2])
@@ -425,6 +439,23 @@ def test_to_supervision_itself(shared, given):
         detections = found.to_supervision()
         assert len(detections) == len(found)
         np.testing.assert_array_equal(supervision.mask_to_xyxy(found.masks).reshape(-1, 4), found.boxes)
+
+
+def test_thresholds_are_kept_in_the_memory_file(models, shared, given, tmp_path):
+    path = tmp_path / "kept.safetensors"
+    shared.fit(given).save(path)
+    assert shared.thresholds == {} and "thresholds" not in load_memory(path).provenance
+    shared.save(path, thresholds={"disc": 0.75, "bar": np.float32(0.5)})
+    again = Segmenter.load(path, *models, CONFIG)
+    assert again.thresholds == {"disc": 0.75, "bar": 0.5}
+    image = images(1)[0]
+    assert_same(
+        again.predict(image, score_threshold=again.thresholds), shared.predict(image, score_threshold=again.thresholds)
+    )
+    again.remove("bar").save(path)
+    assert load_memory(path).provenance["thresholds"] == {"disc": 0.75}
+    with pytest.raises(InputError, match="save: thresholds: the memory has no class 'dics'; did you mean disc"):
+        shared.save(path, thresholds={"dics": 0.5})
 
 
 def test_a_picture_whose_file_changed(shared, given, tmp_path):
