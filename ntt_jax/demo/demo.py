@@ -7,7 +7,7 @@ built and saved, target images are read from the disk, detections evaluated with
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import DetectConfig, arithmetic
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
-from ntt_jax.demo.scenes import NOVEL_SPLITS, SceneConfig, Variation, base_classes, make_scene, novel_classes
+from ntt_jax.demo.scenes import NOVEL_SPLITS, Scene, SceneConfig, Variation, base_classes, make_scene, novel_classes
 from ntt_jax.demo.scenes.export import write_coco
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
@@ -30,7 +30,7 @@ from ntt_jax.files import write_json
 from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import encoder_input, resize_for_sam
 from ntt_jax.images.reading import read_image
-from ntt_jax.images.rle import decode_rle
+from ntt_jax.images.rle import Rle, decode_rle, encode_masks
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.bank import MemoryBank, save_memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
@@ -53,11 +53,13 @@ _SHOWN_SCORE = 0.5
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Made scenes on the disk. references: scenes to take references from; targets: scenes to find objects in."""
+    """Made scenes on the disk. references: scenes to take references from; targets: scenes to find objects in;
+    distractors: by image id of a target, the masks `[n, H, W]` of its objects of other classes, as run lengths."""
 
     folder: Path
     references: CocoDataset
     targets: CocoDataset
+    distractors: dict[int, list[Rle]] = field(default_factory=dict)
 
     def target_images(self) -> Iterator[np.ndarray]:
         """The target images `[H, W, 3]` uint8, by ascending id."""
@@ -73,12 +75,20 @@ def make_benchmark(folder: Path, seed: int, scenes: int, reference_scenes: int =
     """
     classes, distractors = novel_classes(seed % NOVEL_SPLITS), base_classes()
 
+    others: dict[int, list[Rle]] = {}
+
     def write(name: str, stream: int, count: int, config: SceneConfig) -> CocoDataset:
-        made = (make_scene([seed, stream, index], classes, distractors, config) for index in range(count))
-        return load_coco(write_coco(folder / name, made, classes))
+        def made() -> Iterator[Scene]:
+            for index in range(count):
+                scene = make_scene([seed, stream, index], classes, distractors, config)
+                others[index + 1] = encode_masks(scene.masks[scene.labels < 0])  # ids count from 1
+                yield scene
+
+        return load_coco(write_coco(folder / name, made(), classes))
 
     references = write("references", 0, reference_scenes, SceneConfig(variation=REFERENCE_VARIATION))
-    return Benchmark(folder, references, write("targets", 1, scenes, SceneConfig()))
+    others.clear()
+    return Benchmark(folder, references, write("targets", 1, scenes, SceneConfig()), others)
 
 
 def convert_checkpoints(folder: Path) -> tuple[Path, Path]:
@@ -171,7 +181,7 @@ def run_demo(
         metrics[count], detections = evaluate(benchmark, predictor, out / f"results_{count}.json")
         write_json(out / f"metrics_{count}.json", metrics[count])
         _draw_references(out / "references.png", benchmark, references)
-    _draw_targets(out / "targets.png", benchmark, detections)
+    _draw_targets(out / "targets.png", benchmark, detections, shots[-1])
     _draw_features(out / "features.png", benchmark, sam2, dinov2)
     say(table(metrics))
     say(f"{time.monotonic() - started:.0f} s; pictures: {out}/references.png, targets.png, features.png")
@@ -198,17 +208,18 @@ def _draw_references(path: Path, benchmark: Benchmark, references: ReferenceSet)
     dataset, tiles = benchmark.references, []
     columns = max(len(chosen.references) for chosen in references.classes)
     for k, chosen in enumerate(references.classes):
-        for reference in chosen.references:
+        for number, reference in enumerate(chosen.references, 1):
             image = read_image(dataset.image_path(benchmark.folder / "references", reference.image_id))
             mask = dataset.mask(dataset.annotations[reference.annotation_id])
             # All but the reference itself is dimmed.
             tile = visualize.overlay(np.where(mask[..., None], image, image // 3), mask[None], [k], opacity=0.0)
-            tiles.append(visualize.titled(tile, chosen.name))
-    visualize.save_picture(path, visualize.grid(tiles, columns))
+            tiles.append(visualize.titled(tile, f"{chosen.name}, {number}"))
+    sheet = visualize.grid(tiles, columns)
+    visualize.save_picture(path, visualize.titled(sheet, "The references of each class: all that the method is told"))
 
 
-def _draw_targets(path: Path, benchmark: Benchmark, detections: Sequence[HostDetections]) -> None:
-    """Ground truth on the left, detections on the right."""
+def _draw_targets(path: Path, benchmark: Benchmark, detections: Sequence[HostDetections], shots: int) -> None:
+    """Ground truth on the left, detections on the right; objects of other classes are crossed out."""
     dataset = benchmark.targets
     names = [c.name.split(maxsplit=2)[-1] for c in dataset.categories.values()]
     tiles = []
@@ -219,13 +230,23 @@ def _draw_targets(path: Path, benchmark: Benchmark, detections: Sequence[HostDet
         annotations = dataset.image_annotations[image_id]
         labels = [a.category_id - 1 for a in annotations]
         truth = np.stack([dataset.mask(a) for a in annotations])
-        tiles.append(visualize.titled(visualize.overlay(image, truth, labels, [names[k] for k in labels]), "truth"))
+        other = _decoded(benchmark.distractors.get(image_id, []), image)
+        drawn = visualize.overlay(visualize.outlined(image, other), truth, labels, [names[k] for k in labels])
+        tiles.append(visualize.titled(drawn, f"scene {image_id}: what is there"))
         shown = np.flatnonzero(found.scores >= _SHOWN_SCORE)
-        masks = np.stack([decode_rle(found.rles[i]) for i in shown]) if len(shown) else np.zeros((0, *image.shape[:2]))
+        masks = _decoded([found.rles[i] for i in shown], image)
         captions = [f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in shown]
         drawn = visualize.overlay(image, masks, found.labels[shown], captions)
-        tiles.append(visualize.titled(drawn, f"detections with a score of {_SHOWN_SCORE} or more"))
-    visualize.save_picture(path, visualize.grid(tiles, 4))
+        tiles.append(visualize.titled(drawn, f"scene {image_id}: what was found"))
+    words = f"{shots} reference{'s' if shots != 1 else ''} per class; detections that score {_SHOWN_SCORE} or more."
+    sheet = visualize.grid(tiles, 4)
+    title = f"{words} Crossed out: objects of other classes, which are not to be found"
+    visualize.save_picture(path, visualize.titled(sheet, title))
+
+
+def _decoded(rles: Sequence[Rle], image: np.ndarray) -> np.ndarray:
+    """Masks `[n, H, W]` of the image's size."""
+    return np.stack([decode_rle(rle) for rle in rles]) if len(rles) else np.zeros((0, *image.shape[:2]), bool)
 
 
 def _draw_features(path: Path, benchmark: Benchmark, sam2: Sam2, dinov2: DinoVisionTransformer) -> None:
@@ -238,4 +259,7 @@ def _draw_features(path: Path, benchmark: Benchmark, sam2: Sam2, dinov2: DinoVis
     features = jax.jit(lambda model, x: model(encoder_input(x, model.config.input_size)))(dinov2, batch)
     colours = visualize.pca_colours(np.asarray(features, np.float32))
     maps = [visualize.enlarge(c, *image.shape[:2]) for c, image in zip(colours, images, strict=True)]
-    visualize.save_picture(path, visualize.grid([*images, *maps], len(images)))
+    tiles = [visualize.titled(image, f"scene {i}") for i, image in zip(chosen, images, strict=True)]
+    tiles += [visualize.titled(m, f"scene {i}: features") for i, m in zip(chosen, maps, strict=True)]
+    title = "Three main components of DINOv2's patch features as red, green and blue: like colours, like features"
+    visualize.save_picture(path, visualize.titled(visualize.grid(tiles, len(images)), title))

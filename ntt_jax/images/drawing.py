@@ -8,10 +8,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ntt_jax.files import PathLike, write_bytes
+from ntt_jax.images.captions import place_captions, touches
 
 _GAP = 6
 _PAPER = (255, 255, 255)
 _INK = (20, 20, 20)
+_TEXT_SHARE, _LINE_SHARE = 52, 640
+"""Text and lines are this share of the longest side, and never smaller than 11 pixels and 1."""
 
 
 def distinct_colours(count: int) -> np.ndarray:
@@ -32,7 +35,9 @@ def overlay(
     *,
     opacity: float = 0.45,
 ) -> np.ndarray:
-    """The image with coloured masks, their outlines, and a caption at the top left corner of each.
+    """The image with coloured masks, their outlines, and a caption beside each.
+
+    Captions and outlines grow with the image, and captions do not cover each other (`place_captions`).
 
     Args:
       image: `[H, W, 3]` uint8. masks: `[n, H, W]` bool, the first one is drawn on top.
@@ -50,17 +55,36 @@ def overlay(
             f"overlay: image {image.shape}, masks {masks.shape}, {len(labels)} labels, {len(captions)} captions"
         )
     colours = distinct_colours(int(labels.max(initial=-1)) + 1)
-    canvas = image.astype(np.float32)
-    for mask, label in zip(masks[::-1], labels[::-1], strict=True):
-        canvas[mask] += opacity * (colours[label] - canvas[mask])
-        canvas[_outline(mask)] = colours[label]
-    picture = Image.fromarray(canvas.round().astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    for mask, label, caption in reversed(list(zip(masks, labels, captions or [""] * len(labels), strict=True))):
-        if caption and mask.any():
-            corner = int(np.flatnonzero(mask.any(axis=0))[0]), int(np.flatnonzero(mask.any(axis=1))[0])
-            _caption(draw, corner, caption, tuple(int(v) for v in colours[label]), picture.size)
-    return np.asarray(picture)
+    thick = max(1, round(max(image.shape[:2]) / _LINE_SHARE))
+    boxes = [_bounds(mask) for mask in masks]
+    canvas = image.copy()
+    for mask, label, (left, top, right, bottom) in zip(masks[::-1], labels[::-1], boxes[::-1], strict=True):
+        part, inside = canvas[top:bottom, left:right], mask[top:bottom, left:right]
+        under = part[inside].astype(np.float32)
+        part[inside] = (under + opacity * (colours[label] - under)).round()
+        part[_outline(inside, thick)] = colours[label]
+    if captions:
+        named = [i for i, caption in enumerate(captions) if caption and boxes[i][2]]
+        rows = [(captions[i], boxes[i], tuple(int(v) for v in colours[labels[i]])) for i in named]
+        canvas = _captioned(canvas, rows)
+    return canvas
+
+
+def outlined(image: np.ndarray, masks: np.ndarray, colour: tuple[int, int, int] = (225, 225, 225)) -> np.ndarray:
+    """The image with the outlines of masks `[n, H, W]` in one colour, crossed out from corner to corner."""
+    canvas = image.copy()
+    thick = 2 * max(1, round(max(image.shape[:2]) / _LINE_SHARE))
+    crosses = Image.new("L", (image.shape[1], image.shape[0]))
+    draw = ImageDraw.Draw(crosses)
+    for mask in np.asarray(masks, bool):
+        left, top, right, bottom = _bounds(mask)
+        if right:
+            canvas[top:bottom, left:right][_outline(mask[top:bottom, left:right], thick)] = colour
+            draw.line((left, top, right, bottom), fill=255, width=thick)
+            draw.line((left, bottom, right, top), fill=255, width=thick)
+    inside = np.asarray(masks, bool).any(axis=0) if len(masks) else np.zeros(image.shape[:2], bool)
+    canvas[(np.asarray(crosses) > 0) & inside] = colour
+    return canvas
 
 
 def prompt_marks(
@@ -69,21 +93,34 @@ def prompt_marks(
     """The image `[H, W, 3]` with boxes (x, y, width, height) and points (x, y, whether on the object) drawn on it."""
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
+    thick = max(1, round(max(picture.size) / _LINE_SHARE))
     for x, y, width, height in boxes:
-        draw.rectangle((x, y, x + width, y + height), outline=_PAPER)
-        draw.rectangle((x - 1, y - 1, x + width + 1, y + height + 1), outline=_INK)
+        draw.rectangle((x, y, x + width, y + height), outline=_PAPER, width=thick)
+        draw.rectangle((x - thick, y - thick, x + width + thick, y + height + thick), outline=_INK, width=thick)
     for x, y, inside in points:
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(60, 220, 90) if inside else (235, 50, 50), outline=_PAPER)
+        r, fill = 4 * thick, (60, 220, 90) if inside else (235, 50, 50)
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=_PAPER, width=thick)
     return np.asarray(picture)
 
 
 def titled(image: np.ndarray, title: str) -> np.ndarray:
-    """The image under a line of text."""
-    font = _font(13)
-    width = max(image.shape[1], int(np.ceil(font.getlength(title))) + 4)
-    picture = Image.new("RGB", (width, image.shape[0] + 20), _PAPER)
-    ImageDraw.Draw(picture).text((2, 2), title, fill=_INK, font=font)
-    picture.paste(Image.fromarray(image), (0, 20))
+    """The image under a text, which grows with the image and goes on in a second line where it is wider than both the
+    image and a dozen letters."""
+    size = max(13, round(max(image.shape[:2]) / _TEXT_SHARE))
+    font, line = _font(size), round(1.55 * size)
+    lines, room = [""], max(image.shape[1] - 4, 12 * size)
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    width = max(image.shape[1], int(np.ceil(max(font.getlength(text) for text in lines))) + 4)
+    picture = Image.new("RGB", (width, image.shape[0] + line * len(lines)), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for i, text in enumerate(lines):
+        draw.text((2, 2 + line * i), text, fill=_INK, font=font)
+    picture.paste(Image.fromarray(image), (0, line * len(lines)))
     return np.asarray(picture)
 
 
@@ -130,23 +167,55 @@ def save_picture(path: PathLike, image: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of the mask with a neighbour outside it."""
+def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask, the last two just outside; zeros for an empty one."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _outline(mask: np.ndarray, thick: int) -> np.ndarray:
+    """Pixels of the mask that lie at most `thick` steps from its edge."""
     inside = np.pad(mask, 1)
-    return mask & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
+    for _ in range(thick):
+        core = inside[1:-1, 1:-1]
+        core = core & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        inside = np.pad(core, 1)
+    return mask & ~inside[1:-1, 1:-1]
 
 
-def _caption(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: tuple[int, ...], size: tuple[int, int]
-) -> None:
-    font = _font(11)
-    width, height = int(np.ceil(font.getlength(text))) + 4, 14
-    x = max(0, min(corner[0], size[0] - width))
-    y = max(0, min(corner[1] - height, size[1] - height))
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    # Dark text on light colours and the other way round.
-    light = colour[0] * 0.3 + colour[1] * 0.59 + colour[2] * 0.11 > 140
-    draw.text((x + 2, y + 1), text, fill=(0, 0, 0) if light else (255, 255, 255), font=font)
+def _captioned(image: np.ndarray, rows: Sequence[tuple[str, tuple[int, int, int, int], tuple[int, ...]]]) -> np.ndarray:
+    """The image with captions: rows of text, the box of what it names and its colour, the most important first."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    size = max(11, round(max(picture.size) / _TEXT_SHARE))
+    font, edge = _font(size), max(2, size // 5)
+    texts = [_fitting(text, font, picture.width - 2 * edge) for text, _, _ in rows]
+    height = round(1.3 * size)
+    sizes = [(int(np.ceil(font.getlength(text))) + 2 * edge, height) for text in texts]
+    places = place_captions([box for _, box, _ in rows], sizes, picture.size)
+    placed = list(zip(texts, rows, sizes, places, strict=True))[::-1]
+    for _, (_, box, colour), extent, (x, y) in placed:
+        if not touches((x, y), extent, box):  # a line leads to what it names
+            ends = (x + extent[0] // 2, y + height // 2), ((box[0] + box[2]) // 2, (box[1] + box[3]) // 2)
+            draw.line(ends, fill=colour, width=max(1, size // 11))
+    for text, (_, _, colour), extent, (x, y) in placed:
+        draw.rectangle((x, y, x + extent[0] - 1, y + height - 1), fill=colour)
+        # Dark text on light colours and the other way round.
+        light = colour[0] * 0.3 + colour[1] * 0.59 + colour[2] * 0.11 > 140
+        draw.text((x + edge, y + height // 2), text, fill=(0, 0, 0) if light else _PAPER, font=font, anchor="lm")
+    return np.asarray(picture)
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text, its middle left out if it is wider than the picture: names often differ at their end."""
+    fitting, kept = text, len(text)
+    while kept > 2 and font.getlength(fitting) > width:
+        kept -= 1
+        start = (kept + 1) // 2
+        fitting = text[:start].rstrip() + "..." + text[len(text) - (kept - start) :].lstrip()
+    return fitting
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -2,7 +2,6 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const pictures = JSON.parse(document.getElementById("pictures").textContent);
-const kindWords = { segm: "masks", bbox: "boxes" };
 
 // The score threshold, in steps of the histograms, is one for the whole page: moving any slider moves all.
 const threshold = {

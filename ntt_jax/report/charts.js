@@ -1,8 +1,11 @@
-// Charts as plain SVG.
+// Charts as plain SVG, as wide as their place, so that their text keeps its size on narrow screens.
+
+/** The width to draw for an element, in pixels. */
+const roomIn = (element) => Math.max(260, Math.min(480, element.clientWidth || 480));
 
 /** The frame of a chart: axes from 0 to 1 horizontally, 0 to `top` vertically. Returns the svg and the two scales. */
-function chart(label, { title, across, upward, top = 1, width = 480, height = 300, ticks = [0, 0.25, 0.5, 0.75, 1] }) {
-  const [left, right, above, below] = [46, 14, 26, 40];
+function chart(label, { title, across, upward, top = 1, width = 480, height = 300, head = 26, ticks = [0, 0.25, 0.5, 0.75, 1] }) {
+  const [left, right, above, below] = [46, 14, head, 40];
   const x = (value) => left + value * (width - left - right);
   const y = (value) => height - below - (value / top) * (height - above - below);
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
@@ -28,16 +31,16 @@ function shortNumber(value) {
 }
 
 /** Precision over recall. lines: [[values in thousandths at 0, 0.01, ... 1], class, name]. */
-function precisionChart(name, lines) {
+function precisionChart(name, lines, width) {
   const said = lines.map(([values, , word]) => `${word} ${area(values)}`).join(", ");
-  const { svg, x, y } = chart(`Precision over recall of ${name}: ${said}`, { title: name, across: "recall", upward: "precision" });
+  const { svg, x, y } = chart(`Precision over recall of ${name}: ${said}`, { title: shortened(name, Math.floor(width / 9)), across: "recall", upward: "precision", width });
   lines.forEach(([values, style, word], i) => {
     const points = values.map((value, j) => `${x(j / 100).toFixed(1)},${y(value / 1000).toFixed(1)}`).join(" ");
     const top = 44 + 18 * i;
     svg.append(
       draw("polyline", { class: `line ${style}`, points }),
-      draw("line", { class: `line ${style}`, x1: 318, x2: 340, y1: top - 4, y2: top - 4 }),
-      draw("text", { x: 346, y: top }, `${word}: ${area(values)}`),
+      draw("line", { class: `line ${style}`, x1: width - 162, x2: width - 140, y1: top - 4, y2: top - 4 }),
+      draw("text", { x: width - 134, y: top }, `${word}: ${area(values)}`),
     );
   });
   return svg;
@@ -46,12 +49,12 @@ function precisionChart(name, lines) {
 const area = (values) => (values.reduce((sum, value) => sum + value, 0) / values.length / 10).toFixed(1);
 
 /** Right and wrong detections by score, stacked; a line marks the threshold. */
-function histogramChart(name, right, wrong, step) {
+function histogramChart(name, right, wrong, step, width) {
   const most = Math.max(4, ...right.map((value, i) => value + wrong[i]));
   const top = 4 * Math.ceil(most / 4);
   const total = (numbers) => numbers.reduce((sum, value) => sum + value, 0).toLocaleString("en");
   const label = `Scores of ${name}: ${total(right)} right and ${total(wrong)} wrong detections`;
-  const { svg, x, y } = chart(label, { title: "Scores", across: "score", upward: "detections", top });
+  const { svg, x, y } = chart(label, { title: "Scores", across: "score", upward: "detections", top, width, head: 46 });
   const wide = (x(1) - x(0)) / right.length;
   right.forEach((value, i) => {
     const place = { x: x(i / right.length) + 0.5, width: wide - 1 };
@@ -61,17 +64,16 @@ function histogramChart(name, right, wrong, step) {
       draw("rect", { class: "wrong", ...place, y: y(value + wrong[i]), height: y(value) - y(value + wrong[i]) }, draw("title", {}, `${range}: ${wrong[i]} wrong`)),
     );
   });
-  svg.append(draw("line", { class: "mark", x1: x(step / right.length), x2: x(step / right.length), y1: y(0), y2: 26 }));
-  [["right", `right: ${total(right)}`, 250], ["wrong", `wrong: ${total(wrong)}`, 360]].forEach(([style, text, left]) => {
-    svg.append(draw("rect", { class: style, x: left, y: 5, width: 11, height: 11 }), draw("text", { x: left + 16, y: 15 }, text));
+  svg.append(draw("line", { class: "mark", x1: x(step / right.length), x2: x(step / right.length), y1: y(0), y2: 46 }));
+  [["right", `right: ${total(right)}`, 46], ["wrong", `wrong: ${total(wrong)}`, 46 + (width - 46) / 2]].forEach(([style, text, left]) => {
+    svg.append(draw("rect", { class: style, x: left, y: 24, width: 11, height: 11 }), draw("text", { x: left + 16, y: 34 }, text));
   });
   return svg;
 }
 
 /** Points of the memory on a plane: small ones are references, large ringed ones prototypes. */
-function planeChart(memory, names) {
-  const width = 480;
-  const height = 400;
+function planeChart(memory, names, width) {
+  const height = Math.round((width * 5) / 6);
   const all = [...memory.points.map(([, , a, b]) => [a, b]), ...memory.prototypes];
   const range = (k) => {
     const values = all.map((point) => point[k]);

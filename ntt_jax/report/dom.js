@@ -23,7 +23,16 @@ function fill(element, properties, children) {
 }
 
 const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : (100 * value).toFixed(digits));
-const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+const plural = (count, word) => `${count.toLocaleString("en")} ${plurals(count, word)}`;
+const plurals = (count, word) => (count === 1 ? word : word.endsWith("s") ? `${word}es` : `${word}s`);
+
+/** A long name with its middle left out, as names often differ at their end only. */
+function shortened(name, most) {
+  const letters = [...name];
+  if (letters.length <= most) return name;
+  const kept = most - 1;
+  return `${letters.slice(0, Math.ceil(kept / 2)).join("")}…${letters.slice(letters.length - Math.floor(kept / 2)).join("")}`;
+}
 
 /** A coloured dot; colours come from the program, never from a file. */
 function dot(colour) {
@@ -33,10 +42,24 @@ function dot(colour) {
 }
 
 function options(select, entries, chosen) {
-  select.replaceChildren(...entries.map(([value, text]) => make("option", { value }, text)));
+  select.replaceChildren(...entries.map(([value, text]) => make("option", { value, title: text }, shortened(String(text), 60))));
   select.value = chosen;
 }
 
+/** A table that scrolls within itself; shadows and a line of text say so where there is more of it. */
 function scrolled(label, table, extra = "") {
-  return make("div", { class: `scroll ${extra}`, tabindex: "0", role: "region", "aria-label": label }, table);
+  const inside = make("div", { class: `scroll ${extra}`, tabindex: "0", role: "region", "aria-label": label }, table);
+  const hint = make("p", { class: "hint", hidden: true }, "The table goes on to the right: scroll it sideways.");
+  const outside = make("div", { class: `scrolled ${extra}` }, make("div", { class: "frame-of-scroll" }, inside), hint);
+  const look = () => {
+    const more = (size, seen, at) => size - seen - at > 1;
+    outside.classList.toggle("more-right", more(inside.scrollWidth, inside.clientWidth, inside.scrollLeft));
+    outside.classList.toggle("more-below", more(inside.scrollHeight, inside.clientHeight, inside.scrollTop));
+    hint.hidden = inside.scrollWidth - inside.clientWidth <= 1;
+  };
+  inside.addEventListener("scroll", look, { passive: true });
+  const watch = new ResizeObserver(() => requestAnimationFrame(look));
+  watch.observe(inside);
+  watch.observe(table);
+  return outside;
 }

@@ -54,7 +54,7 @@ function paintObjects(canvas, scene, captions = 0, focus = null) {
   const context = paint(canvas, scene, layers);
   if (captions) {
     for (const object of scene.objects) {
-      if (focus === null || focus === object) caption(context, className(object.label), object.box, data.classes[object.label].colour, captions);
+      if (focus === null || focus === object) caption(context, shortened(className(object.label), 32), object.box, data.classes[object.label].colour, captions);
     }
   }
 }
@@ -72,7 +72,7 @@ function paintDetections(canvas, scene, captions = 0, focus = null) {
   if (captions) {
     for (const detection of [...shown].reverse()) {
       if (focus === null || focus === detection) {
-        const text = `${className(detection.label)} ${(detection.score / data.steps).toFixed(2)}`;
+        const text = `${shortened(className(detection.label), 32)} ${(detection.score / data.steps).toFixed(2)}`;
         caption(context, text, detection.box, colourOf(detection), captions);
       }
     }
@@ -105,7 +105,7 @@ function makeCard(index) {
     "button",
     { type: "button", class: "card", tabindex: "-1", "data-index": index, onclick: () => viewer.open(index) },
     make("span", { class: "panes" }, truth.element, found.element),
-    make("span", { class: "caption" }, make("b", { title: scene.name }, scene.name), summary),
+    make("span", { class: "caption" }, make("b", { title: scene.name }, shortened(scene.name, 80)), summary),
   );
   return {
     element,
@@ -188,7 +188,7 @@ const gallery = {
     const all = data.metrics.images === data.scenes.length ? "" : ` (of ${plural(data.metrics.images, "evaluated image")}, ${data.scenes.length} are in this page)`;
     byId("gallery-count").textContent = `${shown.length} of ${plural(data.scenes.length, "image")}${all}.`;
     const legend = view.colour === "kind" ? Object.entries(kindColours) : data.classes.slice(0, 40).map(({ name, colour }) => [name, colour]);
-    byId("legend").replaceChildren(...legend.map(([name, colour]) => make("li", {}, dot(colour), name)));
+    byId("legend").replaceChildren(...legend.map(([name, colour]) => make("li", { title: name }, dot(colour), shortened(name, 40))));
     viewer.update();
   },
 

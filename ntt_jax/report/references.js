@@ -17,7 +17,7 @@ function referenceCard(reference, index) {
     make(
       "div",
       { class: "body" },
-      make("p", {}, dot(colour), make("b", {}, name)),
+      make("p", {}, dot(colour), make("b", { title: name }, shortened(name, 60))),
       make("p", { class: `verdict ${reference.verdict}` }, reference.verdict),
       ...reference.findings.map((finding) => make("p", {}, finding.text)),
       alternative ? make("p", {}, `try instead: ${alternative.image}, annotation ${alternative.annotation}`) : null,
@@ -79,8 +79,10 @@ function memorySection() {
   const names = memory.classes;
   const explained = memory.explained.map((share) => `${percent(share, 0)} %`).join(" and ");
   byId("plane-note").textContent = `Mean features of the references (dots) and prototypes (diamonds) on their two main components, which hold ${explained} of the variance.`;
-  byId("plane").append(planeChart(memory, names));
-  byId("plane-legend").append(...names.slice(0, 40).map(([name, colour]) => make("li", {}, dot(colour), name)));
+  const plane = () => byId("plane").replaceChildren(planeChart(memory, names, roomIn(byId("plane"))));
+  addEventListener("resize", plane);
+  plane();
+  byId("plane-legend").append(...names.slice(0, 40).map(([name, colour]) => make("li", { title: name }, dot(colour), shortened(name, 40))));
   const total = memory.points.length;
   byId("cluster-note").textContent =
     `k-means into as many clusters as classes, started from each class’s first reference: ${memory.pure} of ${total} references end in a cluster that is mostly of their class.`;
@@ -99,7 +101,7 @@ function memorySection() {
   }
   byId("patches").hidden = !pictures.patches.length;
   pictures.patches.forEach((strips, label) => {
-    const images = strips.map((src, i) => make("img", { src, loading: "lazy", alt: `Patches of reference ${i + 1} of ${names[label][0]}` }));
+    const images = strips.map((src, i) => make("img", { src, width: 444, height: 148, loading: "lazy", alt: `Patches of reference ${i + 1} of ${names[label][0]}` }));
     byId("patch-rows").append(make("p", { class: "lead" }, dot(names[label][1]), names[label][0]), make("div", { class: "strips" }, images));
   });
   if (memory.similarity.length) {

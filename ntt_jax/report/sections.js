@@ -1,18 +1,22 @@
 // The sections about the run, and the start of the page.
 
+function showTiles(id, tiles) {
+  byId(id).append(...tiles.map(([value, words]) => make("div", { class: "tile" }, make("b", {}, value), make("span", {}, words))));
+}
+
 function overview() {
   const { metrics } = data;
-  const tiles = data.kinds.flatMap((kind) => ["AP", "AP50"].map((name) => [percent(metrics[kind][name]), `${name} of ${kindWords[kind]}`]));
+  const tiles = data.kinds.flatMap((kind) => ["AP", "AP50"].map((name) => [percent(metrics[kind][name]), `${kind} ${name}`]));
   const first = data.kinds[0]; // LVIS: rare, common and frequent classes
   const byFrequency = ["APr", "APc", "APf"].filter((name) => name in metrics[first]);
-  tiles.push(...byFrequency.map((name) => [percent(metrics[first][name]), `${name} of ${kindWords[first]}`]));
+  tiles.push(...byFrequency.map((name) => [percent(metrics[first][name]), `${first} ${name}`]));
   if (metrics.semantic) tiles.push([percent(metrics.semantic.mIoU), "mIoU of pixels"]);
-  tiles.push([metrics.images.toLocaleString("en"), "images"], [data.objects.toLocaleString("en"), "objects"]);
-  tiles.push([metrics.detections.toLocaleString("en"), "detections"], [data.classes.length, "classes"]);
-  byId("tiles").append(...tiles.map(([value, words]) => make("div", { class: "tile" }, make("b", {}, value), make("span", {}, words))));
+  const counted = [[metrics.images, "image"], [data.objects, "object"], [metrics.detections, "detection"], [data.classes.length, "class"]];
+  tiles.push(...counted.map(([count, word]) => [count.toLocaleString("en"), plurals(count, word)]));
+  showTiles("tiles", tiles);
   const names = Object.keys(metrics[data.kinds[0]]);
   const columns = [
-    { title: "Compared", value: (kind) => kindWords[kind], header: true, text: true },
+    { title: "Compared", value: (kind) => kind, header: true, text: true },
     ...names.map((name) => ({ title: name, value: (kind) => metrics[kind][name], show: (kind) => percent(metrics[kind][name]) })),
   ];
   byId("all-metrics").append(sortableTable("All metrics, in percent", columns, data.kinds));
@@ -24,8 +28,8 @@ function inShort() {
   const best = data.threshold / data.bins;
   items.push(`The score threshold with the best F1 over all classes is about ${best.toFixed(2)}; the page starts from it.`);
   const [kind, count, cost] = [...data.errors].sort((a, b) => b[2] - a[2])[0];
-  const what = kind === "missed" ? "missed objects" : `${kind} errors`;
-  if (cost > 0.001) items.push(`${what} cost most: without their ${count}, AP50 would be ${percent(cost)} points higher (${errorWords[kind]}).`);
+  const what = plural(count, kind === "missed" ? "missed object" : `${kind} error`);
+  if (cost > 0.001) items.push(`${what} ${count === 1 ? "costs" : "cost"} most: without ${count === 1 ? "it" : "them"}, AP50 would be ${percent(cost)} points higher (${errorWords[kind]}).`);
   const pair = confusedPairs(confusionCounts())[0];
   if (pair) items.push(`The most frequent confusion above the threshold: ${data.classes[pair[0]].name} taken for ${data.classes[pair[1]].name}, ${plural(pair[2], "time")}.`);
   const known = data.classes.filter((row) => row[data.kinds[0]].AP !== null).sort((a, b) => a[data.kinds[0]].AP - b[data.kinds[0]].AP);
@@ -42,7 +46,7 @@ function inShort() {
 
 function classTable() {
   const score = (kind, name) => ({
-    title: `${kindWords[kind]} ${name}`,
+    title: `${kind} ${name}`,
     value: (row) => row[kind]?.[name] ?? null,
     show: (row) => percent(row[kind]?.[name]),
     bar: (row) => (name === "AP" ? (row[kind]?.[name] ?? null) : null),
@@ -58,7 +62,7 @@ function classTable() {
     {
       title: "Class",
       value: (row) => row.name,
-      show: (row) => make("button", { type: "button", title: row.name, onclick: () => choose(row) }, dot(row.colour), row.name),
+      show: (row) => make("button", { type: "button", title: row.name, onclick: () => choose(row) }, dot(row.colour), shortened(row.name, 60)),
       header: true,
       text: true,
     },
@@ -88,18 +92,19 @@ function curves() {
   const chosen = label < 0 ? meanCurves(data.curves[kind]) : data.curves[kind][label];
   const name = label < 0 ? "all classes, mean" : data.classes[label].name;
   const lines = chosen && [[chosen[0], "one", "IoU 0.5"], [chosen[1], "two", "IoU 0.75"], [chosen[2], "three", "mean .5–.95"]];
-  byId("curve").replaceChildren(lines ? precisionChart(name, lines) : make("p", { class: "empty" }, "The evaluated images hold no object of this class."));
+  byId("curve").replaceChildren(lines ? precisionChart(name, lines, roomIn(byId("curve"))) : make("p", { class: "empty" }, "The evaluated images hold no object of this class."));
   const [right, wrong] = data.histograms.map((table) => (label < 0 ? table.reduce((sum, row) => sum.map((v, i) => v + row[i])) : table[label]));
-  byId("histogram").replaceChildren(histogramChart(name, right, wrong, threshold.step));
+  byId("histogram").replaceChildren(histogramChart(name, right, wrong, threshold.step, roomIn(byId("histogram"))));
 }
 
 function startCurves() {
   options(byId("curve-class"), [[-1, "all classes"], ...data.classes.map(({ name }, i) => [i, name])], -1);
-  options(byId("curve-kind"), data.kinds.map((kind) => [kind, kindWords[kind]]), data.kinds[0]);
+  options(byId("curve-kind"), data.kinds.map((kind) => [kind, kind]), data.kinds[0]);
   byId("curve-kind-label").hidden = data.kinds.length < 2;
   byId("curve-class").addEventListener("change", curves);
   byId("curve-kind").addEventListener("change", curves);
   threshold.listeners.push(curves);
+  addEventListener("resize", curves);
 }
 
 const errorWords = {
@@ -150,7 +155,7 @@ function confusionMatrix() {
   const table = confusionCounts();
   const at = (i, j) => table[i].get(j) ?? 0;
   const pairs = confusedPairs(table);
-  const name = (k) => [dot(data.classes[k].colour), data.classes[k].name];
+  const name = (k) => [dot(data.classes[k].colour), shortened(data.classes[k].name, 60)];
   const columns = [
     { title: "Is", value: ([truth]) => data.classes[truth].name, show: ([truth]) => make("span", {}, ...name(truth)), header: true, text: true },
     { title: "taken for", value: ([, predicted]) => data.classes[predicted].name, show: ([, predicted]) => make("span", {}, ...name(predicted)), text: true },
@@ -203,8 +208,15 @@ function provenance() {
   }
 }
 
-/** Links to the sections, the one on the screen marked. */
+/** Links to the sections, the one on the screen marked. What a link leads to lies below the bar that stays on top. */
 function navigation() {
+  const bar = document.querySelector(".top");
+  const room = () => {
+    const stays = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
+    document.documentElement.style.setProperty("--bar-height", `${stays}px`);
+  };
+  new ResizeObserver(room).observe(bar);
+  room();
   const links = new Map();
   for (const section of document.querySelectorAll("main > section")) {
     const link = make("a", { href: `#${section.id}` }, section.dataset.title);

@@ -56,13 +56,13 @@ function sortableTable(label, columns, rows, first = null, descending = true) {
 /** A matrix of counts or shares. rows, columns: {name, colour, edge}; shade(i, j) in 0..1; cell(i, j) text; title(i, j). */
 function matrixTable(label, rows, columns, { shade, cell, title }) {
   const head = columns.map((column) =>
-    make("th", { scope: "col", title: column.name, class: column.edge ? "edge" : null }, make("span", {}, column.name)),
+    make("th", { scope: "col", title: column.name, class: column.edge ? "edge" : null }, make("span", {}, shortened(column.name, 28))),
   );
   const body = rows.map((row, i) =>
     make(
       "tr",
       { class: row.edge ? "edge" : null },
-      make("th", { scope: "row", title: row.name }, row.colour ? dot(row.colour) : "", row.name),
+      make("th", { scope: "row", title: row.name }, row.colour ? dot(row.colour) : "", shortened(row.name, 60)),
       columns.map((column, j) => {
         const element = make("td", { title: title(i, j), class: column.edge ? "edge" : null }, cell(i, j));
         const share = shade(i, j);

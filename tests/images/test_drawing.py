@@ -4,6 +4,7 @@ from PIL import Image
 
 from ntt_jax.errors import InputError
 from ntt_jax.images import drawing as visualize
+from ntt_jax.images.captions import place_captions
 
 
 def test_colours_are_distinct_and_stay():
@@ -42,6 +43,62 @@ def test_captions_stay_inside_the_picture():
     assert not changed[:, 70:][20:].any()  # nothing for the empty mask
 
 
+@pytest.mark.parametrize(("size", "count"), [((480, 640), 40), ((3000, 4000), 40), ((120, 160), 6)])
+def test_captions_do_not_cover_each_other(size, count):
+    """Objects in two heaps, where the old place of each caption, above its object, is that of several."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    objects = []
+    for _ in range(count):
+        x, y = rng.normal([0.3, 0.5] if rng.random() < 0.5 else [0.8, 0.2], 0.05) * [width, height]
+        objects.append((x, y, x + width / 15, y + height / 15))
+    extent = round(width / 8), round(width / 40)
+    places = place_captions(objects, [extent] * count, (width, height))
+    left, top = np.array(places).T
+    assert (left >= 0).all() and (top >= 0).all()
+    assert (left + extent[0] <= width).all() and (top + extent[1] <= height).all()
+    apart = (np.abs(left[:, None] - left) >= extent[0]) | (np.abs(top[:, None] - top) >= extent[1])
+    assert (apart | np.eye(count, dtype=bool)).all()
+    assert places[0] == (round(objects[0][0]), round(objects[0][1] - extent[1]))  # the first has the first choice
+
+
+def test_a_full_picture_has_captions_still():
+    places = place_captions([(2, 2, 9, 9)] * 9, [(30, 10)] * 9, (40, 20))
+    assert len(places) == 9 and set(places[:2]) <= {(x, y) for x in (2, 0, 9, 10) for y in (0, 2, 9, 10)}
+
+
+def test_captions_and_lines_grow_with_the_image():
+    """The height of the caption and the width of the outline of the same picture, eight times as large."""
+    found = []
+    for scale in (1, 8):
+        image = np.zeros((400 * scale, 500 * scale, 3), np.uint8)
+        mask = np.zeros((1, *image.shape[:2]), bool)
+        mask[0, 150 * scale : 350 * scale, 100 * scale : 400 * scale] = True
+        drawn = visualize.overlay(image, mask, [0], ["tram 0.91"], opacity=0.0)
+        colour = (drawn == visualize.distinct_colours(1)[0]).all(-1)
+        found.append((colour[: 150 * scale].any(1).sum(), colour[200 * scale, : 250 * scale].sum()))
+    (text, line), (large_text, large_line) = found
+    assert text == 14 and line == 1 and 7 <= large_text / text <= 9 and large_line == 6
+
+
+def test_a_long_name_is_cut_in_its_middle():
+    """Two names that differ at their end make different captions, which stay inside the picture."""
+    image, mask = np.zeros((60, 100, 3), np.uint8), np.ones((1, 60, 100), bool)
+    drawn = [
+        visualize.overlay(image, mask, [0], [f"traffic light that is {end} and very far away indeed {end}"], opacity=0)
+        for end in ("red", "green")
+    ]
+    assert not np.array_equal(*drawn) and drawn[0].shape == image.shape
+
+
+def test_what_is_crossed_out_is_marked_inside_its_outline_only():
+    image, masks = np.zeros((50, 60, 3), np.uint8), np.zeros((1, 50, 60), bool)
+    masks[0, 10:30, 10:40] = True
+    changed = (visualize.outlined(image, masks) != image).any(-1)
+    assert changed[10, 10:40].all() and changed[20, 25] and not changed[12, 20] and not changed[~masks[0]].any()
+    assert np.array_equal(visualize.outlined(image, masks[:0]), image)
+
+
 def test_overlay_without_masks():
     image = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     assert np.array_equal(visualize.overlay(image, np.zeros((0, 10, 10), bool), []), image)
@@ -59,6 +116,7 @@ def test_grid_places_every_image():
         assert (sheet == 10 * (i + 1)).all(-1).sum() == image.shape[0] * image.shape[1]
     assert (sheet[0] == 255).all()
     assert visualize.titled(images[0], "a title").shape[0] == 30
+    assert visualize.titled(images[0], "a title of many words that goes on").shape[0] == 50  # two lines
 
 
 def test_pca_colours_follow_the_strongest_directions():

@@ -1,6 +1,7 @@
 """The report in a real Chromium: opened from the disk, used with pointer and keyboard."""
 
 import os
+import re
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 IMAGES = 200
 LOAD_SECONDS = 2.0
 MEGABYTES = 20
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_the_slider_hides_detections_live(open_page):
 def test_tables_sort(open_page):
     page = open_page()
 
-    heading = page.locator("#class-table th >> text=/^masks AP$/")
+    heading = page.locator("#class-table th >> text=/^segm AP$/")
     cell = page.locator("#class-table thead th").nth(3)
     assert cell.get_attribute("aria-sort") == "descending"
     first = page.locator("#class-table tbody td:nth-child(4)").all_inner_texts()
@@ -284,7 +286,7 @@ def test_text_can_be_read_in_light_and_dark(open_page, scheme):
 
 
 def test_phone(open_page):
-    page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True, has_touch=True)
+    page = open_page(**PHONE)
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= 390  # wide tables scroll within themselves
     page.locator(".card").nth(2).tap()
@@ -298,6 +300,110 @@ def test_phone(open_page):
     small = page.evaluate("""[...document.querySelectorAll('main button:not(th button), select')].filter((e) =>
         e.offsetHeight && e.offsetHeight < 32).length""")
     assert small == 0
+
+
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["1280", "390"])
+def test_links_land_on_their_headings(open_page, options):
+    """Each heading stands right below the bar, or the page is at its end, also once its neighbours are painted."""
+    page = open_page(**options)
+    links = page.locator("#sections a")
+    assert links.count() >= 7
+    order = list(range(links.count()))
+    for i in [*order, *order[::-1]]:
+        links.nth(i).evaluate("(link) => link.click()")
+        drawn(page)
+        page.wait_for_timeout(30)
+        script = """(link) => { const bar = document.querySelector('.top');
+            const below = getComputedStyle(bar).position === 'sticky' ? bar.offsetHeight : 0;
+            const head = document.querySelector(link.hash + ' h2').getBoundingClientRect();
+            const end = document.documentElement.scrollHeight - innerHeight - scrollY;
+            return [head.top - below, end, head.bottom <= innerHeight]; }"""
+        below, end, seen = links.nth(i).evaluate(script)
+        assert seen and below >= 0 and (below < 60 or end < 2), (links.nth(i).inner_text(), below, end)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_link_from_outside_lands_too(open_page, report, width):
+    page = open_page(viewport={"width": width, "height": 844})
+    page.goto("about:blank")
+    page.goto(report.as_uri() + "#memory")
+    drawn(page)
+    script = "document.querySelector('#memory h2').getBoundingClientRect().top"
+    assert 0 <= page.evaluate(script) < 250
+
+
+def test_tables_show_that_they_scroll(open_page):
+    page = open_page(**PHONE)
+    table = page.locator("#class-table .scrolled")
+    assert "more-right" in table.get_attribute("class") and "scroll it sideways" in table.inner_text()
+    shade = "(e) => getComputedStyle(e.firstChild, '::after').opacity"
+    page.wait_for_timeout(300)
+    assert table.evaluate(shade) == "1"
+    table.evaluate("(e) => { const inside = e.querySelector('.scroll'); inside.scrollLeft = inside.scrollWidth; }")
+    page.wait_for_timeout(400)
+    assert table.evaluate(shade) == "0" and "scroll it sideways" in table.inner_text()
+    wide = open_page()
+    assert not wide.locator("#class-table .hint").is_visible()
+
+
+def test_charts_can_be_read_on_a_phone(open_page):
+    page = open_page(**PHONE)
+    for chart in ("#curve", "#histogram", "#plane"):
+        assert page.locator(f"{chart} svg").bounding_box()["width"] <= 390
+    heights = page.evaluate("""[...document.querySelectorAll('#curve svg, #histogram svg')].map((svg) =>
+        12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width)""")
+    assert min(heights) > 11  # pixels of a letter's size
+    overlaps = """[...document.querySelectorAll('#curve svg, #histogram svg')].flatMap((svg) => {
+        const boxes = [...svg.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()]);
+        return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+            p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 3
+            && q.top < p.bottom - 3).map(([b]) => [a, b])); })"""
+    assert page.evaluate(overlaps) == []
+
+
+def test_names_that_differ_at_their_end(browser, tmp_path):
+    """Wherever a name is shortened, what is left tells it from its neighbours, and nothing is cut off by its box."""
+    start = "a very long name of a class as label tools write them, with its path: vehicles/heavy/articulated/"
+    names = {3: start + "front view of it", 5: start + "rear view of it", 8: start + "side view"}
+    run = make_run(tmp_path, 6, names=names, file_name="session_of_the_long_day_at_the_harbour_camera_{:06}.png")
+    assert main(["report", str(run.folder)]) == 0
+    for width in (390, 1280):
+        context = browser.new_context(viewport={"width": width, "height": 844})
+        page = context.new_page()
+        page.goto((run.folder / "report.html").as_uri())
+        for places in (
+            "#class-table tbody button", "#gallery-class option:not([value='-1'])", "#matrix thead th:has(span)",
+            "#matrix tbody tr:not(.edge) th", "#legend li", "#plane-legend li", ".card b",
+        ):  # fmt: skip
+            texts = page.locator(places).all_inner_texts()
+            assert len(texts) >= 3 and len(set(texts)) == len(texts), (places, texts)
+        cut = """[...document.querySelectorAll('tbody th, tbody th button, thead th span, .card b, #legend li')]
+            .filter((e) => e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflowX !== 'visible')
+            .map((e) => e.textContent)"""
+        assert page.evaluate(cut) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        context.close()
+
+
+def test_one_name_for_one_thing_and_plurals(browser, tmp_path):
+    """The names of metrics.json, and one image is not "1 images"."""
+    run = make_run(tmp_path, 2)
+    assert main(["report", str(run.folder)]) == 0
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto((run.folder / "report.html").as_uri())
+    tiles = page.locator("#tiles .tile").all_inner_texts()
+    assert "2\nimages" in tiles and "4\nobjects" in tiles and "3\nclasses" in tiles
+    assert page.evaluate("[plural(1, 'class'), plural(0, 'class'), plurals(1, 'image')]") == [
+        "1 class",
+        "0 classes",
+        "image",
+    ]
+    assert {"segm AP", "segm AP50", "bbox AP", "bbox AP50"} <= {tile.split("\n")[1] for tile in tiles}
+    text = page.locator("main").inner_text()
+    assert not re.search(r"(?<![\d.,/])1 (images|objects|detections|classes|references|errors|times)\b", text)
+    assert "masks AP" not in text and "AP of masks" not in text
+    context.close()
 
 
 def test_a_page_without_images(open_page, report, tmp_path):
