@@ -1,23 +1,28 @@
-"""What `--ray local` costs: images per second of `ntt-jax evaluate` with one worker, against the plain command.
+"""What Ray costs: one worker against the plain command, or how many images per second one driver can take.
 
-python scripts/ray_overhead.py --images 200
+    python scripts/ray_overhead.py --images 200    # `evaluate` with --ray local against without
+    python scripts/ray_overhead.py --growth        # 1 to 64 workers that sleep 0.05 s for each image
 
-Made scenes and tiny models with random weights, one core each. The rate is that of the images after the first ten,
-between the records as they reach the disk; start-up (until the first record) is shown by itself.
+The first uses made scenes and tiny models with random weights, one core each. Its rate is that of the images after the
+first ten, between the records as they reach the disk; start-up (until the first record) is shown by itself. The other
+has no models: its workers sleep as long as a GPU takes, and send records of ten detections back: what is seen is the
+driver. Both need the `test` extra and a checkout.
 """
 
 import argparse
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
-import cli_files
-
 WARM_UP = 10
+SECONDS = 0.05
 
 
 def timed(command: list[str], records: Path) -> tuple[float, float]:
@@ -34,21 +39,81 @@ def timed(command: list[str], records: Path) -> tuple[float, float]:
     return seen[0] - started, (len(seen) - WARM_UP) / (seen[-1] - seen[WARM_UP - 1])
 
 
-def main() -> None:
-    """Measure both and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=200, metavar="N")
-    count = parser.parse_args().images
+def overhead(count: int, rounds: int) -> None:
+    """One worker under Ray against the plain command, in turn."""
+    import cli_files
+
     with tempfile.TemporaryDirectory() as folder:
         world = cli_files.make_world(Path(folder))
         scenes = cli_files.write_scenes(world.folder, count, 3)
-        rates = {}
-        for name, ray in (("plain", None), ("--ray local", "local")):
-            out = Path(folder) / name.strip("-")
-            options = {"annotations": scenes, "cores": 1, "devices": None, "points_per_side": 32, "ray": ray}
-            first, rates[name] = timed(world.evaluate(out, **options), out / "finished.records")
-            print(f"{name}: first image after {first:.1f} s, then {rates[name]:.2f} images per second", flush=True)
-        print(f"ratio {rates['--ray local'] / rates['plain']:.3f}")
+        for turn in range(rounds):
+            rates = {}
+            for name, ray in (("plain", None), ("--ray local", "local")):
+                out = Path(folder) / f"{name.strip('-')} {turn}"
+                options = {"annotations": scenes, "cores": 1, "devices": None, "points_per_side": 32, "ray": ray}
+                first, rates[name] = timed(world.evaluate(out, **options), out / "finished.records")
+                print(f"{name}: first image after {first:.1f} s, then {rates[name]:.2f} images per second", flush=True)
+            print(f"ratio {rates['--ray local'] / rates['plain']:.3f}", flush=True)
+
+
+class Sleeper:
+    """A worker that sleeps in place of models, with the methods of `cluster_worker.GroupWorker`."""
+
+    def __init__(self, answer: bytes):
+        self.answer = answer
+
+    def begin(self) -> tuple[str, bytes]:
+        """It can begin."""
+        return "", pickle.dumps(None)
+
+    def do(self, group: bytes, apart: bool) -> bytes:
+        """One image."""
+        time.sleep(SECONDS)
+        return self.answer
+
+
+def growth(workers: Sequence[int]) -> None:
+    """Images per second at the driver against the ideal."""
+    import ray
+
+    from ntt_jax.runs.cluster import STORE_BYTES
+    from ntt_jax.runs.cluster_pool import Pool
+
+    detection = {"box": [10.25, 20.5, 30.75, 40.125], "score": 0.123456789, "label": 3, "counts": "x" * 200}
+    answer = pickle.dumps(("records", [{"image_id": 1, "detections": [detection] * 10}]))
+    for count in workers:
+        ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False, object_store_memory=STORE_BYTES)
+        actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=1)(Sleeper)
+        work: Any = None  # asked for only when a worker dies
+        groups = [[image] for image in range(count * 200 + 200)]
+        pool = Pool(ray, lambda actor=actor: actor.remote(answer), lambda count=count: count, work, groups)
+        done, begun, cpu = 0, 0.0, 0.0
+        for _ in pool.results():
+            done += 1
+            if not begun and pool.at_work == count:
+                begun, cpu, done = time.monotonic(), time.process_time(), 0
+        seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
+        ideal = count / SECONDS
+        print(
+            f"{count:3d} workers: {done / seconds:7.1f} images/s, {done / seconds / ideal:5.1%} of {ideal:.0f}, "
+            f"driver busy {cpu / seconds:.0%}",
+            flush=True,
+        )
+        ray.shutdown()
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200, metavar="N")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="times that both are measured, in turn")
+    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="N")
+    args = parser.parse_args()
+    if args.growth:
+        growth(args.workers)
+    else:
+        overhead(args.images, args.rounds)
 
 
 if __name__ == "__main__":

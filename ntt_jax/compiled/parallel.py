@@ -10,6 +10,8 @@ result on every device. Both wrappers take any number of rows on any number of d
     match_images       candidates of images -> labels and scores
     detect_shard       whole images -> detections (in `pipeline`, whose `Predictor` takes streams of images)
 
+The devices may be those of several processes (`jax.distributed`): every process makes the same call with all rows.
+
 Each row is computed by itself, so neither the number of devices nor the other rows change its result but by rounding.
 """
 
@@ -20,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -164,8 +167,15 @@ def sharded(
 def pmapped(
     function: PerShard, devices: Sequence[Any] | None = None, *, reduced: bool = False
 ) -> Callable[[Any, Any], Any]:
-    """As `sharded`, by `jax.pmap`."""
-    mesh = device_mesh(devices)
+    """As `sharded`, by `jax.pmap`.
+
+    `jax.pmap` takes and gives the rows of this process's devices. With devices of several processes each is given its
+    part of the rows, and all get the result as numpy arrays of all rows.
+    """
+    # Those of a process together, as `jax.pmap` wants them; a sole process keeps its order.
+    mesh = device_mesh(sorted(device_mesh(devices).devices.flat, key=lambda device: device.process_index))
+    own = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+    several = len(own) < mesh.size
 
     def run(shared: Any, rows: Any, there: Array) -> Any:
         return function(shared[0], rows, there)
@@ -176,8 +186,12 @@ def pmapped(
     def call(shared: Any, rows: Any) -> Any:
         rows, there, count = pad_rows(rows, mesh.size)
         divided = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), (rows, there))
+        if several:
+            divided = jax.tree.map(lambda array: array[np.array(own)], divided)
         # Beside a number: pmap takes the wrong axes for the rows where an argument with axis None holds no array.
         found = program((shared, np.int32(0)), *divided)
+        if several and not reduced:
+            found = process_allgather(found, tiled=True)
         return found if reduced else jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], found)
 
     return call

@@ -1,11 +1,17 @@
 """One device, `shard_map` and `pmap` give the same memory, labels and detections, however rows and devices divide."""
 
 import functools
+import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import two_processes
 from cli_files import DINOV2
 from dinov2_weights import recipe_model
 
@@ -137,3 +143,21 @@ def test_sharded_functions_stand_inside_jit_and_grad():
     rows = jnp.arange(6.0).reshape(3, 2)
     np.testing.assert_array_equal(jax.jit(lambda shared, rows: scaled(shared, rows))(2.0, rows), 2 * rows)
     assert jax.grad(lambda shared: jnp.sum(scaled(shared, rows)))(2.0) == 15
+
+
+def test_devices_of_two_processes():
+    """Two processes of two CPU devices each, joined by `jax.distributed`, whichever way the devices are listed."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path)), "JAX_PLATFORMS": "cpu"}
+    lines = [[sys.executable, two_processes.__file__, address, "2", str(index)] for index in range(2)]
+    started = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) for line in lines]
+    try:
+        for process in started:
+            found = json.loads(process.communicate(timeout=300)[0].splitlines()[-1])
+            assert (found.pop("devices"), found.pop("local")) == (4, 2)
+            assert len(found) == 4 and max(found.values()) < 1e-6, found
+    finally:
+        for process in started:
+            process.kill()
