@@ -10,6 +10,8 @@ driver. Both need the `test` extra and a checkout.
 """
 
 import argparse
+import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -59,11 +61,14 @@ def overhead(count: int, rounds: int) -> None:
 class Sleeper:
     """A worker that sleeps in place of models, with the methods of `cluster_worker.GroupWorker`."""
 
-    def __init__(self, answer: bytes):
-        self.answer = answer
+    def __init__(self, answer: bytes, folder: str, count: int):
+        self.answer, self.folder, self.count = answer, Path(folder), count
 
     def begin(self) -> tuple[str, bytes]:
-        """It can begin."""
+        """It can begin once all others can."""
+        (self.folder / str(os.getpid())).touch()
+        while len(list(self.folder.iterdir())) < self.count:
+            time.sleep(0.5)
         return "", pickle.dumps(None)
 
     def do(self, group: bytes, apart: bool) -> bytes:
@@ -74,8 +79,7 @@ class Sleeper:
 
 def growth(workers: Sequence[int]) -> None:
     """Images per second at the driver against the ideal."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     from ntt_jax.runs.cluster import STORE_BYTES
     from ntt_jax.runs.cluster_pool import Pool
 
@@ -85,18 +89,21 @@ def growth(workers: Sequence[int]) -> None:
         ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False, object_store_memory=STORE_BYTES)
         actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=1)(Sleeper)
         work: Any = None  # asked for only when a worker dies
-        groups = [[image] for image in range(count * 200 + 200)]
-        pool = Pool(ray, lambda actor=actor: actor.remote(answer), lambda count=count: count, work, groups)
-        done, begun, cpu = 0, 0.0, 0.0
-        for _ in pool.results():
-            done += 1
-            if not begun and pool.at_work == count:
-                begun, cpu, done = time.monotonic(), time.process_time(), 0
-        seconds, cpu = time.monotonic() - begun, time.process_time() - cpu
-        ideal = count / SECONDS
+        with tempfile.TemporaryDirectory() as folder:
+            given = answer, folder, count
+            groups = [[image] for image in range(count * 300)]
+            pool = Pool(ray, lambda a=actor, g=given: a.remote(*g), lambda c=count: c, work, groups)
+            ends: list[float] = []
+            cpu = time.process_time()
+            for _ in pool.results():
+                ends.append(time.monotonic())
+                cpu = cpu if len(ends) > count else time.process_time()
+        # Without the first of each worker and the last ones, when some have nothing more to do.
+        middle = ends[count : -2 * count]
+        rate, ideal = (len(middle) - 1) / (middle[-1] - middle[0]), count / SECONDS
+        busy = (time.process_time() - cpu) / (ends[-1] - ends[count])
         print(
-            f"{count:3d} workers: {done / seconds:7.1f} images/s, {done / seconds / ideal:5.1%} of {ideal:.0f}, "
-            f"driver busy {cpu / seconds:.0%}",
+            f"{count:3d} workers: {rate:7.1f} images/s, {rate / ideal:5.1%} of {ideal:.0f}, driver busy {busy:.0%}",
             flush=True,
         )
         ray.shutdown()

@@ -57,11 +57,6 @@ class Pool:
         self._failed_starts, self._looked, self._had_room = 0, 0.0, time.monotonic()
         self._left_out: list[list[dict[str, Any]]] = []
 
-    @property
-    def at_work(self) -> int:
-        """How many workers have begun."""
-        return sum(worker.begun is None for worker in self._workers)
-
     def results(self) -> Iterator[list[dict[str, Any]]]:
         """The records of each group as they come. Ends the workers, however it ends."""
         try:

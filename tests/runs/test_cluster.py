@@ -21,6 +21,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.runs import cluster_pool
 from ntt_jax.runs.cluster import map_groups
+from ntt_jax.runs.segment_job import segment
 
 ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
@@ -107,6 +108,17 @@ def test_a_memory_is_that_of_one_process(world, cluster, tmp_path):
         made = options | {"out": tmp_path / f"{name}.safetensors", "ray": ray_}
         assert main(["memory", *arguments(made)]) == 0
     assert (tmp_path / "alone.safetensors").read_bytes() == (tmp_path / "together.safetensors").read_bytes()
+
+
+def test_photos_are_segmented_as_by_one_process(world, cluster, tmp_path):
+    photos = sorted(world.images.glob("scene2_00[0-3].png"))
+    files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
+    for name, address in (("alone", None), ("together", cluster.address)):
+        compute, config = runs.Compute(ray=address), DetectConfig(points_per_side=4)
+        found = segment(tmp_path / name, photos, **files, score_threshold=0.0, config=config, compute=compute)
+        assert len(found["images"]) == 4 and found["annotations"]
+    made = [(tmp_path / name / "detections.json").read_bytes() for name in ("alone", "together")]
+    assert made[0] == made[1]
 
 
 def test_workers_nodes_and_the_driver_die(world, cluster, alone, tmp_path):
