@@ -73,8 +73,8 @@ def add_parser(commands: Any) -> None:
         type=_formats,
         default=(),
         metavar="LIST",
-        help="also write what was found as csv, coco, labelme, yolo, yolo-boxes, voc or png, several with commas "
-        "(docs/formats.md)",
+        help="also write what was found as csv, coco, labelme, yolo, yolo-boxes, voc, png or parquet (needs "
+        "pyarrow), several with commas (docs/formats.md)",
     )
     parser.add_argument(
         "--polygon-error",

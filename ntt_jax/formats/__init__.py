@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.formats import coco, csv, labelme, png, voc, yolo
+from ntt_jax.formats import coco, csv, labelme, parquet, png, voc, yolo
 from ntt_jax.formats.output import Output
 from ntt_jax.formats.photo import Classes, Format, Photo
 from ntt_jax.notes import Notes
@@ -23,6 +23,8 @@ __all__ = ["FORMATS", "Classes", "Format", "Output", "Photo", "check_formats", "
 FORMATS: dict[str, Format] = {
     one.name: one for one in (csv.CSV, coco.COCO, labelme.LABELME, yolo.YOLO, yolo.YOLO_BOXES, voc.VOC, png.PNG)
 }
+if parquet.AVAILABLE:
+    FORMATS[parquet.PARQUET.name] = parquet.PARQUET
 """The formats by name."""
 
 
@@ -30,7 +32,8 @@ def check_formats(names: Iterable[str]) -> tuple[str, ...]:
     """The names, each once. Raises `InputError` for one that is not in `FORMATS`."""
     chosen = tuple(dict.fromkeys(names))
     if unknown := [name for name in chosen if name not in FORMATS]:
-        raise InputError(f"formats: expected some of {', '.join(FORMATS)}, found {describe(unknown[0])}")
+        advice = "" if parquet.AVAILABLE else f"; {parquet.ADVICE}"
+        raise InputError(f"formats: expected some of {', '.join(FORMATS)}, found {describe(unknown[0])}{advice}")
     return chosen
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from ntt_jax.cli import main
 from ntt_jax.formats import FORMATS
+from ntt_jax.formats.parquet import AVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -11,7 +12,7 @@ from ntt_jax.formats import FORMATS
     [
         (
             ["--format", "labelme,yolo8"],
-            "expected some of csv, coco, labelme, yolo, yolo-boxes, voc, png, found 'yolo8'",
+            f"expected some of csv, coco, labelme, yolo, yolo-boxes, voc, png{', parquet' * AVAILABLE}, found 'yolo8'",
         ),
         (["--format", ""], "found ''"),
         (["--polygon-error", "-1"], "expected a number of pixels, at least 0, found '-1'"),
@@ -27,5 +28,5 @@ def test_bad_arguments(capsys, given, said):
 def test_help_names_every_format(capsys):
     assert main(["segment", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    *others, last = FORMATS
-    assert f"also write what was found as {', '.join(others)} or {last}, several with commas" in shown
+    others = [name for name in FORMATS if name != "parquet"]
+    assert f"as {', '.join(others)} or parquet (needs pyarrow), several with commas" in shown

@@ -141,7 +141,8 @@ def test_class_names_are_data(out, photos):
     photo = Photo("one.png", photos[0].file, detections(labels))
     write_formats(out, list(FORMATS), [photo], classes)
     assert all(
-        path.startswith(("coco/", "labelme/", "yolo", "voc/", "png/")) or "/" not in path for path in files_below(out)
+        path.startswith(("coco/", "labelme/", "yolo", "voc/", "png/", "parquet/")) or "/" not in path
+        for path in files_below(out)
     )
     for folder in ("yolo", "yolo-boxes"):
         content = yaml.safe_load((out / folder / "data.yaml").read_text("utf-8"))
