@@ -2,6 +2,7 @@
 
     python scripts/ray_overhead.py --images 200    # `evaluate` with --ray local against without
     python scripts/ray_overhead.py --growth        # 1 to 64 workers that sleep 0.05 s for each image
+    python scripts/ray_overhead.py --memory 1000000    # the driver's memory, with synthetic records
 
 The first uses made scenes and tiny models with random weights, one core each. Its rate is that of the images after the
 first ten, between the records as they reach the disk; start-up (until the first record) is shown by itself. The other
@@ -109,6 +110,40 @@ def growth(workers: Sequence[int]) -> None:
         ray.shutdown()
 
 
+def memory(count: int) -> None:
+    """Peak memory of the driver's part alone: the images, their groups, and synthetic records at full rate."""
+    import resource
+
+    from ntt_jax.datasets.dataset import CocoImage
+    from ntt_jax.runs.images import groups_to_do
+    from ntt_jax.runs.records import RecordFile
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = peak()
+    images = [CocoImage(number, f"folder/{number:08}.jpg", 480, 640) for number in range(count)]
+    groups = groups_to_do(images, lambda image: True, 1)
+    listed = peak()
+    detection = {"box": [10.25, 20.5, 30.75, 40.125], "score": 0.123456789, "label": 3, "counts": "x" * 200}
+    with tempfile.TemporaryDirectory() as folder:
+        file = RecordFile(Path(folder) / "finished.records")
+        begun = time.monotonic()
+        for start in range(0, count, 250):
+            records = [
+                {"image_id": image.id, "detections": [detection] * 10}
+                for group in groups[start : start + 250]
+                for image in group
+            ]
+            file.append(records)
+        seconds, size = time.monotonic() - begun, file.path.stat().st_size
+        file.close()
+    print(
+        f"{count} images: {before:.0f} MB at the start, {listed:.0f} MB with the images listed, {peak():.0f} MB with "
+        f"a record of each ({size / 1e9:.1f} GB on the disk, {count / seconds:.0f} images/s)"
+    )
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,8 +151,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="times that both are measured, in turn")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="N")
+    parser.add_argument("--memory", type=int, metavar="N", help="the driver's memory for N images that have records")
     args = parser.parse_args()
-    if args.growth:
+    if args.memory:
+        memory(args.memory)
+    elif args.growth:
         growth(args.workers)
     else:
         overhead(args.images, args.rounds)

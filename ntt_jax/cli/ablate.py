@@ -14,7 +14,7 @@ examples:
   ntt-jax ablate --sam2 W --dinov2 W --classes novel --shots 1,2,3,5,10,30 --seeds 10 \\
                  --reference-annotations instances_train2017.json --reference-images train2017 \\
                  --annotations instances_val2017.json --images val2017 --out runs/ablation
-  ntt-jax ablate --sam2 W --dinov2 W --memory memory.safetensors \\
+  ntt-jax ablate --memory memory.safetensors \\
                  --annotations instances_val2017.json --images val2017 --out runs/references
 
 The first samples a memory for every number of shots and every seed, as `sample` and `memory` would, and reports mean

@@ -10,7 +10,7 @@ from ntt_jax.text import show
 
 EPILOG = """\
 example:
-  ntt-jax evaluate --sam2 sam2_hiera_large.safetensors --dinov2 dinov2_vitl14.safetensors \\
+  ntt-jax evaluate --sam2 sam2_hiera_large --dinov2 dinov2_vitl14 \\
                    --memory memory.safetensors --annotations instances_val2017.json --images val2017 --out runs/30shot
 
 RUN_DIR/results.json holds the detections in COCO results format, RUN_DIR/metrics.json the AP of boxes and masks, by

@@ -11,7 +11,7 @@ from ntt_jax.text import show
 
 EPILOG = """\
 example:
-  ntt-jax import-memory memory_postprocessed.ckpt --dinov2 dinov2_vitl14.safetensors \\
+  ntt-jax import-memory memory_postprocessed.ckpt --dinov2 dinov2_vitl14 \\
                         --annotations instances_train2017.json --references few_shot_30shot_seed33.pkl \\
                         --out memory.safetensors
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 example:
-  ntt-jax memory --dinov2 dinov2_vitl14.safetensors --annotations instances_train2017.json --images train2017 \\
+  ntt-jax memory --dinov2 dinov2_vitl14 --annotations instances_train2017.json --images train2017 \\
                  --references references.json --out memory.safetensors
 
 --references is the file that `ntt-jax sample` wrote, or a reference pickle of the original PyTorch code.

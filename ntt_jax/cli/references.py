@@ -19,7 +19,7 @@ EPILOG = """\
 examples:
   ntt-jax references --memory memory.safetensors --annotations instances_train2017.json --images train2017 \\
                      --out references.html
-  ntt-jax references --dinov2 dinov2_vitl14.safetensors --references references.json \\
+  ntt-jax references --dinov2 dinov2_vitl14 --references references.json \\
                      --annotations instances_train2017.json --images train2017
 
 Verdicts: "replace" what is likely to cost accuracy (the mask is tiny on the patch grid, box and mask lie apart, it

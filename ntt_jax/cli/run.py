@@ -8,7 +8,7 @@ from ntt_jax.cli.progress import Progress
 
 EPILOG = """\
 example:
-  ntt-jax run --sam2 sam2_hiera_large.safetensors --dinov2 dinov2_vitl14.safetensors \\
+  ntt-jax run --sam2 sam2_hiera_large --dinov2 dinov2_vitl14 \\
               --reference-annotations instances_train2017.json --reference-images train2017 \\
               --annotations instances_val2017.json --images val2017 \\
               --classes novel --shots 30 --seed 33 --out runs/30shot

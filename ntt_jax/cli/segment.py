@@ -14,8 +14,8 @@ from ntt_jax.text import show
 
 EPILOG = """\
 examples:
-  ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors holiday.jpg more_photos/ --out found
-  ntt-jax segment --sam2 W --dinov2 W --memory memory.safetensors frames/ --classes dog,cat --out found
+  ntt-jax segment --memory memory.safetensors holiday.jpg more_photos/ --out found
+  ntt-jax segment --memory memory.safetensors frames/ --classes dog,cat --out found
   ntt-jax segment --memory memory.safetensors photos/ --out found --format labelme --thresholds dog=0.7,cat=0.6
 
 found/detections.json holds everything in COCO format; found/masks one PNG per detection (white on black, the size of
