@@ -23,6 +23,7 @@ from ntt_jax.cli import (
     demo,
     doctor,
     evaluate,
+    fit,
     import_memory,
     masks,
     memory,
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     every = (
         demo,
+        fit,
         masks,
         sample,
         memory,

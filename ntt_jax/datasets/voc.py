@@ -98,7 +98,7 @@ def load_voc(path: PathLike) -> CocoDataset:
         raise InputError(f"{show_path(path)}: an image is listed twice")
     official = all(_OFFICIAL.fullmatch(name) for _, name in found)
     images: dict[int, CocoImage] = {}
-    objects: list[tuple[CocoImage, pathlib.Path | None, list[_Object]]] = []
+    objects: list[tuple[CocoImage, pathlib.Path | None, list[VocObject]]] = []
     for number, (year, name) in enumerate(found, 1):
         image_id = int(name.replace("_", "")) if official else number
         if image_id in images:
@@ -133,7 +133,9 @@ def load_voc(path: PathLike) -> CocoDataset:
 
 
 @dataclass(frozen=True, slots=True)
-class _Object:
+class VocObject:
+    """An object in an XML file. bbox: x, y, width, height in pixels from 0."""
+
     name: str
     bbox: tuple[float, float, float, float]
     difficult: bool
@@ -162,24 +164,32 @@ def _names(path: pathlib.Path, digest: "hashlib._Hash") -> list[tuple[pathlib.Pa
     return [(year, line[0]) for line in lines]
 
 
-def _parse(data: bytes, path: pathlib.Path, image_id: int, year: str, name: str) -> tuple[CocoImage, list[_Object]]:
+def _parse(data: bytes, path: pathlib.Path, image_id: int, year: str, name: str) -> tuple[CocoImage, list[VocObject]]:
     """One image and its objects from its XML."""
-    shown = show_path(path)
     root = parse_xml(data, path)
+    height, width, objects = voc_objects(root, path)
+    suffix = pathlib.PurePosixPath(root.findtext("filename") or "").suffix
+    file_name = f"{year}/JPEGImages/{name}{suffix if suffix.lower() in SUFFIXES else '.jpg'}"
+    return CocoImage(image_id, file_name, height, width), objects
+
+
+def voc_objects(root: ElementTree.Element, path: PathLike) -> tuple[int, int, list[VocObject]]:
+    """Height and width in pixels and the objects of a parsed annotation; `path` names the file in messages.
+
+    Raises `InputError` for sizes, names and boxes that are missing or not sound.
+    """
+    shown = show_path(path)
     size = root.find("size")
     height, width = (_whole(size, key, f"{shown}: size") for key in ("height", "width"))
     if height * width > MAX_PIXELS:
         raise InputError(f"{shown}: height x width is over the limit of {MAX_PIXELS:,} pixels")
-    suffix = pathlib.PurePosixPath(root.findtext("filename") or "").suffix
-    file_name = f"{year}/JPEGImages/{name}{suffix if suffix.lower() in SUFFIXES else '.jpg'}"
     found = root.findall("object")
     if len(found) >= _OBJECTS_PER_IMAGE:
         raise InputError(f"{shown}: {len(found)} objects, more than {_OBJECTS_PER_IMAGE - 1}")
-    objects = [_object(entry, f"{shown}: object {i}") for i, entry in enumerate(found, 1)]
-    return CocoImage(image_id, file_name, height, width), objects
+    return height, width, [_object(entry, f"{shown}: object {i}") for i, entry in enumerate(found, 1)]
 
 
-def _object(entry: ElementTree.Element, where: str) -> _Object:
+def _object(entry: ElementTree.Element, where: str) -> VocObject:
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise InputError(f"{where}: has no name")
@@ -190,7 +200,7 @@ def _object(entry: ElementTree.Element, where: str) -> _Object:
     x1, y1, x2, y2 = (_number(box, key, f"{where}: bndbox") for key in ("xmin", "ymin", "xmax", "ymax"))
     if x2 < x1 or y2 < y1:
         raise InputError(f"{where}: bndbox: xmax and ymax must not be smaller than xmin and ymin")
-    return _Object(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), difficult == "1")
+    return VocObject(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), difficult == "1")
 
 
 def _number(parent: ElementTree.Element | None, key: str, where: str) -> float:

@@ -138,6 +138,32 @@ def read_header(path: PathLike) -> ImageHeader:
         return _header(image, data)
 
 
+def decode_image(data: bytes, name: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A JPEG or PNG that is part of another file, upright: uint8 RGB `[H, W, 3]`, as `read_image`.
+
+    name: of the file, for messages. Raises `InputError` as `read_image`, and for other formats.
+    """
+    with _embedded(data, name, max_pixels) as image:
+        orientation = _header(image, data).orientation
+        return turned(_pixels(image, data, _to_rgb, 3), orientation)
+
+
+def decoded_size(data: bytes, name: PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width in pixels of what `decode_image` returns, without decoding it. Raises `InputError` as that."""
+    with _embedded(data, name, max_pixels) as image:
+        return _header(image, data).upright
+
+
+@contextlib.contextmanager
+def _embedded(data: bytes, name: PathLike, max_pixels: int) -> Iterator[Image.Image]:
+    with _decoding(name):
+        if format_of(data[:16]) not in ("JPEG", "PNG"):
+            raise InputError("expected a JPEG or PNG within the file")
+        check_structure(data)
+        with _open(data, max_pixels) as image:
+            yield image
+
+
 def open_image_size(path: PathLike, *, exif: str = "upright") -> tuple[int, int]:
     """Height and width in pixels of what `read_image` returns, from the file's header, without decoding it.
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+import ntt_jax
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.memory.aggregate import Memory
+from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.models.dinov2 import DinoVisionTransformer
 
 _BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on; the same of negatives
 
@@ -138,6 +141,29 @@ def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
             told("negatives", category_id, len(unlike)),
         )
     return classes
+
+
+def memory_of(classes: Classes) -> Memory:
+    """The memory of at least one class. Raises `InputError` for references that cancel each other out."""
+    with published_numbers("highest"):
+        means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
+        return memory_from_instance_means(means, list(classes), negatives)
+
+
+def to_bank(
+    classes: Classes, memory: Memory, dinov2: DinoVisionTransformer, provenance: Mapping[str, Any]
+) -> MemoryBank:
+    """What a memory file holds of these classes and their memory. provenance: what there is to say beside them."""
+    negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
+    every = {
+        **provenance,
+        "references": {str(one.category_id): list(one.origins) for one in classes.values()},
+        **({"negatives": negatives} if any(negatives.values()) else {}),
+        "encoder_weights": fingerprint(dinov2),
+        "tool": f"ntt-jax {ntt_jax.__version__}",
+    }
+    ids = tuple(one.category_id for one in classes.values())
+    return MemoryBank(memory, tuple(classes), ids, dinov2.config, every)
 
 
 def padded_classes(memory: Memory, classes_per_mask: int) -> tuple[np.ndarray, np.ndarray | None]:

@@ -146,7 +146,12 @@ def as_prompt(value: Any) -> Prompt | None:
     return Prompt(box=as_box(value))
 
 
-def reference_crops(
+def reference_crops(name: str, references: Sequence[Any], **options: Any) -> Iterator[Crop]:
+    """What `reference_jobs` reads, read by threads, in order. Raises `InputError` at the turn of one."""
+    return map_ahead(operator.call, reference_jobs(name, references, **options), ahead=4)
+
+
+def reference_jobs(
     name: str,
     references: Sequence[Any],
     *,
@@ -155,13 +160,13 @@ def reference_crops(
     make_masks: Callable[[np.ndarray, Sequence[Prompt]], tuple[np.ndarray, np.ndarray]],
     notes: Notes,
     exif: str = "upright",
-) -> Iterator[Crop]:
-    """The references of the class `name`, `(image, mask)` or `(image, mask, box)`, as the encoder gets them.
+) -> Iterator[Callable[[], Crop]]:
+    """What reads each of the references of the class `name`, `(image, mask)` or `(image, mask, box)`, for the encoder.
 
     Without a box it is the mask's own, the COCO way: x, y of the first pixel, width and height in pixels. In place of a
     mask there may be a box or points (`as_prompt`): make_masks (`PromptMasker`) makes the mask; the box stays the one
     that was given. Photos are turned as `exif` says, and as their masks fit; what is doubtful goes to `notes`.
-    Raises `InputError` naming class and position at the turn of one that cannot be used.
+    They raise `InputError` naming class and position of one that cannot be used.
     """
 
     def opened(where: str, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray | Prompt]:
@@ -194,21 +199,18 @@ def reference_crops(
         check_reference(on_grid, where)
         return crop, on_grid
 
-    def jobs() -> Iterator[Callable[[], Crop]]:
-        for index, reference in enumerate(references):
-            where = f"{index} of class {describe(name)}"
-            if not isinstance(reference, (tuple, list)) or len(reference) not in (2, 3):
-                found = f"{len(reference)} values" if isinstance(reference, (tuple, list)) else describe(reference)
-                raise InputError(
-                    f"reference {where}: expected (image, mask), (image, box) or (image, mask, box), found {found}"
-                )
-            image, mask, *box = reference
-            if isinstance(image, Image.Image) or isinstance(mask, Image.Image):
-                with _naming(where):  # PIL images here, as in `images_ahead`
-                    image, mask = opened(where, image, mask)
-            yield functools.partial(read, where, image, mask, *box)
-
-    return map_ahead(operator.call, jobs(), ahead=4)
+    for index, reference in enumerate(references):
+        where = f"{index} of class {describe(name)}"
+        if not isinstance(reference, (tuple, list)) or len(reference) not in (2, 3):
+            found = f"{len(reference)} values" if isinstance(reference, (tuple, list)) else describe(reference)
+            raise InputError(
+                f"reference {where}: expected (image, mask), (image, box) or (image, mask, box), found {found}"
+            )
+        image, mask, *box = reference
+        if isinstance(image, Image.Image) or isinstance(mask, Image.Image):
+            with _naming(where):  # PIL images here, as in `images_ahead`
+                image, mask = opened(where, image, mask)
+        yield functools.partial(read, where, image, mask, *box)
 
 
 def each_instance(name: Any, references: Iterable[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -260,11 +262,13 @@ def origin(reference: Sequence[Any]) -> dict[str, Any]:
     """Where a reference came from, as JSON data: the names of its files, without their folders, and its box."""
     image, mask, *box = reference
     prompt = as_prompt(mask)
-    names = {
+    names: dict[str, Any] = {
         key: Path(value).name.encode("utf-8", "replace").decode()
         for key, value in (("image", image), ("mask", mask))
         if isinstance(value, (str, os.PathLike))
     }
+    for value in (image, mask):
+        names |= getattr(value, "origin", {})
     given: dict[str, Any] = {"box": list(as_box(box[0]))} if box and box[0] is not None else {}
     if prompt is not None:
         given |= {"prompt": {"box": prompt.box, "points": list(prompt.points), "labels": prompt.labels}}

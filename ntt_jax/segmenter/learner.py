@@ -3,7 +3,7 @@
 import functools
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,29 @@ from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.notes import InputNote, Notes
 from ntt_jax.references.build import Negatives, read_reference
+from ntt_jax.references.folder.found import FoundReferences, LeftOut
 from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
 from ntt_jax.segmenter.classes import Classes, LearnedClass, known, place_for
-from ntt_jax.segmenter.inputs import Crop, each_instance, origin, reference_crops
+from ntt_jax.segmenter.inputs import Crop, each_instance, origin, reference_crops, reference_jobs
+
+
+def _crop_or_error(job: Callable[[], Crop]) -> Crop | InputError:
+    try:
+        return job()
+    except InputError as error:
+        return error
 
 
 class Learner:
     """Encodes references, and makes masks where boxes or points are given in their place.
 
-    sam2, dinov2: the models. devices: the first is used. matmul_precision: as for `Predictor`.
+    sam2, dinov2: the models; without SAM 2 no masks are made. devices: the first is used. matmul_precision: as for
+    `Predictor`.
     """
 
     def __init__(
         self,
-        sam2: Sam2,
+        sam2: Sam2 | None,
         dinov2: DinoVisionTransformer,
         *,
         devices: Sequence[Any] | None,
@@ -82,6 +91,44 @@ class Learner:
             classes[one.name] = learned
         return classes
 
+    def from_folder(
+        self, found: FoundReferences, notes: Notes, *, step: Callable[[int], None] = lambda count: None
+    ) -> tuple[dict[str, LearnedClass], list[LeftOut]]:
+        """The classes of folders, and references that turn out not to be usable (empty on the patch grid, say).
+
+        notes: hears what is doubtful. step: called with 1 after each reference.
+        Raises `InputError` for a class of which none can be used.
+        """
+        classes: dict[str, LearnedClass] = {}
+        left_out: list[LeftOut] = []
+        for name, references in found.table().items():
+            place = place_for(classes, name, found.category_ids[name])
+            jobs = reference_jobs(name, [one.given for one in references], **self._reading(notes))
+            means, origins = [], []
+            for one, crop in zip(references, map_ahead(_crop_or_error, jobs, ahead=4), strict=True):
+                if isinstance(crop, InputError):
+                    left_out.append(LeftOut(one.source, str(crop).partition(": ")[2], one.number))
+                else:
+                    means += self._encode([crop])
+                    origins.append(origin(one.given))
+                step(1)
+            if not means:
+                last = FoundReferences(found.folders, {}, (), tuple(left_out[-len(references) :])).reasons()
+                raise InputError(f"class {describe(name)}: none of its references can be used: {last[0]}")
+            classes[name] = place.grown(tuple(means), tuple(origins))
+        return classes, left_out
+
+    def _reading(self, notes: Notes) -> dict[str, Any]:
+        """The options of `reference_jobs`."""
+        config = self._encoder.config
+        return {
+            "input_size": config.input_size,
+            "grid": config.grid,
+            "make_masks": self.masks,
+            "notes": notes,
+            "exif": self._exif,
+        }
+
     def _looked_at(self, dataset: CocoDataset, folder: Path, references: ReferenceSet) -> CocoDataset:
         ids = {reference.image_id for chosen in references.classes for reference in chosen.references}
         found = survey(dataset, folder, exif=self._exif, image_ids=ids)
@@ -93,6 +140,8 @@ class Learner:
         """`PromptMasker`, made when first needed."""
         with self._making:
             if self._masker is None:
+                if self._sam2 is None:
+                    raise InputError("SAM 2 makes masks of boxes and points; give it")
                 self._masker = PromptMasker(self._sam2, matmul_precision=self._precision)
         return self._masker(image, prompts)
 
@@ -103,13 +152,11 @@ class Learner:
         given = list(references)
         if not given:
             raise InputError(f"class {describe(name)}: expected at least one reference (image, mask), found none")
-        size = {"input_size": self._encoder.config.input_size, "grid": self._encoder.config.grid}
         origins: list[Any] = []
         if instances:
             given, origins = map(list, zip(*each_instance(name, given), strict=True))
         notes = Notes()
-        crops = reference_crops(name, given, **size, make_masks=self.masks, notes=notes, exif=self._exif)
-        means = self._encode(crops)
+        means = self._encode(reference_crops(name, given, **self._reading(notes)))
         notes.warn()
         return means, tuple(origins or map(origin, given))
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-import ntt_jax
 from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig
@@ -24,20 +23,23 @@ from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2
 from ntt_jax.images.reading import EXIF
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
-from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
+from ntt_jax.memory.aggregate import Memory
+from ntt_jax.memory.bank import load_memory, require_encoder, save_memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
+from ntt_jax.notes import Notes
 from ntt_jax.references.build import Negatives
+from ntt_jax.references.folder import FoundReferences, find_references
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import ReferenceSet, load_references
 from ntt_jax.segmenter.classes import (
     LearnedClass,
-    fingerprint,
     from_bank,
     indices_of,
+    memory_of,
     padded_classes,
     require_weights,
+    to_bank,
     without,
     without_negative,
 )
@@ -160,23 +162,33 @@ class Segmenter:
 
     def fit(
         self,
-        references: Mapping[str, Iterable[Any]],
+        references: Mapping[str, Iterable[Any]] | PathLike | FoundReferences,
         negatives: Mapping[str, Iterable[Any]] | None = None,
         *,
         instances: bool = False,
     ) -> "Segmenter":
         """Learn these classes, each from its references, in place of all earlier ones. Returns the segmenter.
 
+        references: by class; or a folder of photos with masks, LabelMe, COCO, VOC or YOLO files beside them, or what
+        `references.folder.find_references` took of some. What cannot be used of a folder is left out, and warned of.
+
         negatives: of some of the classes, as `add_negative` takes them. instances: masks may hold the numbers of
         several instances; each number beside 0 becomes a reference of its own. What is doubtful (a mask that covers
         everything, a box that leaves its image) is warned of, as `InputNote`.
         Raises `InputError`, naming class and reference, if one cannot be used; then nothing has changed.
         """
-        if not isinstance(references, Mapping) or not references:
+        classes: dict[str, LearnedClass] = {}
+        if isinstance(references, (str, os.PathLike)):
+            references = find_references(references, instances=instances, exif=self._exif)
+        if isinstance(references, FoundReferences):
+            classes, unusable = self._learner.from_folder(references, notes := Notes())
+            references.with_left_out(unusable).note(notes)
+            notes.warn()
+            references = {}
+        elif not isinstance(references, Mapping) or not references:
             raise InputError(
                 f"fit: expected {{class name: [(image, mask), ...]}} with a class, found {describe(references)}"
             )
-        classes: dict[str, LearnedClass] = {}
         for name, given in references.items():
             classes[name] = self._learner.grown(classes, name, given, instances=instances)
         negatives = {} if negatives is None else negatives
@@ -332,21 +344,12 @@ class Segmenter:
         thresholds: score thresholds by class name to keep in it, which `ntt-jax segment` reads; those of the file that
         was loaded, if None. Raises `InputError` for a class that is unknown, and if the file cannot be written.
         """
-        memory, classes = self.memory, self._classes
+        memory = self.memory
         if thresholds is not None:
-            by_class(thresholds, tuple(classes), where="save: thresholds")
+            by_class(thresholds, tuple(self._classes), where="save: thresholds")
             self._provenance = self._provenance | {"thresholds": checked(dict(thresholds), "save")}
-        negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
-        provenance = {
-            **self._provenance,
-            **({"thresholds": self.thresholds} if self.thresholds else {}),
-            "references": {str(one.category_id): list(one.origins) for one in classes.values()},
-            **({"negatives": negatives} if any(negatives.values()) else {}),
-            "encoder_weights": fingerprint(self._models[1]),
-            "tool": f"ntt-jax {ntt_jax.__version__}",
-        }
-        ids = tuple(one.category_id for one in classes.values())
-        save_memory(path, MemoryBank(memory, tuple(classes), ids, self._models[1].config, provenance))
+        kept = {"thresholds": self.thresholds} if self.thresholds else {}
+        save_memory(path, to_bank(self._classes, memory, self._models[1], self._provenance | kept))
 
     @classmethod
     def load(cls, path: PathLike, sam2: Sam2, dinov2: DinoVisionTransformer, *args: Any, **options: Any) -> "Segmenter":
@@ -369,11 +372,7 @@ class Segmenter:
 
     def _set(self, classes: dict[str, LearnedClass], provenance: dict[str, Any] | None) -> None:
         """Make these the classes: the memory first, which may refuse them. provenance None: they have been edited."""
-        memory = None
-        if classes:
-            with published_numbers("highest"):
-                means, negatives = zip(*((one.means, one.negatives) for one in classes.values()), strict=True)
-                memory = memory_from_instance_means(means, list(classes), negatives)
+        memory = memory_of(classes) if classes else None
         if provenance is None:  # how a set was sampled is no longer true; what made the features is
             kept = ("encoder_sha256", "annotations_sha256", "thresholds")
             provenance = {key: self._provenance[key] for key in kept if key in self._provenance}

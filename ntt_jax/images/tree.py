@@ -1,0 +1,145 @@
+"""The files of some folders, and which photo a name means."""
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from ntt_jax.errors import InputError
+from ntt_jax.files import show_path
+from ntt_jax.images.reading import HEIF_SUFFIXES, SUFFIXES, read_header
+
+OUTPUTS = ("masks", "overlays", "png", "yolo", "yolo-boxes")
+"""Folders beside detections.json that hold pictures: `segment`'s own, and photos that people copied for Ultralytics."""
+MAX_FILES = 1_000_000
+_GENERIC = re.compile(
+    r"(jpeg|png|jpg)?images?|photos?|pictures?|pics|imgs?|jpe?gs?|pngs?|masks?|labels?|labelme|annotations?|"
+    r"segmentations?(class|object)?\w*|segs?|gt|ground_?truth|train\w*|val\w*|test\w*|data\w*|references?|refs|objects?|"
+    r"instances?|yolo|voc\w*|coco|all|raw|originals?",
+    re.I,
+)
+
+
+def by_number(path: Path) -> tuple[list[Any], str]:
+    """A key that sorts paths with the numbers in them by value."""
+    # Odd places are always digits, so that numbers meet numbers.
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+
+
+def is_companion(below: Path) -> bool:
+    """Whether a file, by its path below a folder, is what macOS and Windows write beside others."""
+    return below.name.startswith("._") or "__MACOSX" in below.parts or below.name in (".DS_Store", "Thumbs.db")
+
+
+def output_folders(path: Path) -> list[Path]:
+    """Folders of pictures that `ntt-jax segment` wrote: they lie beside its detections.json."""
+    roots = {found.parent for found in path.rglob("detections.json")}
+    return [root / name for root in roots for name in OUTPUTS if (root / name).is_dir()]
+
+
+def is_generic(folder: str) -> bool:
+    """Whether a folder's name says what kind of files it holds, and not what they show."""
+    return _GENERIC.fullmatch(folder) is not None
+
+
+class Tree:
+    """The files in some folders and below, by path, numbers in it by value.
+
+    Not among them: hidden files and folders, companions of other systems, and what `ntt-jax segment` wrote below one of
+    the folders. claimed: images that readers have found to be masks. exif: how photos with an orientation tag are read
+    (`reading.EXIF`). Raises `InputError` for what is no folder.
+    """
+
+    def __init__(self, folders: Iterable[str | os.PathLike[str]], exif: str = "upright"):
+        self._exif = exif
+        self.folders = tuple(Path(folder) for folder in folders)
+        self.claimed: set[Path] = set()
+        found: dict[str, Path] = {}
+        self._root: dict[Path, Path] = {}
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise InputError(f"{show_path(folder)}: expected a folder of photos with masks or annotations")
+            results = {made.parent for made in folder.rglob("detections.json")} - {folder}
+            for file in folder.rglob("*"):
+                below = file.relative_to(folder)
+                hidden = any(part.startswith(".") for part in below.parts) or is_companion(below)
+                if hidden or results.intersection(file.parents) or not file.is_file():
+                    continue
+                if found.setdefault(os.path.abspath(file), file) is file:
+                    self._root[file] = folder
+            if len(found) > MAX_FILES:
+                raise InputError(f"{show_path(folder)}: more than {MAX_FILES:,} files; give the folders that matter")
+        self.files = sorted(found.values(), key=by_number)
+        self.images = [f for f in self.files if f.suffix.lower() in (*SUFFIXES, *HEIF_SUFFIXES)]
+        self._by_path = {os.path.abspath(image): image for image in self.images}
+        self._stems: dict[str, list[Path]] = {}
+        for image in self.images:
+            self._stems.setdefault(image.stem.lower(), []).append(image)
+
+    def of(self, *suffixes: str) -> list[Path]:
+        """The files with one of these endings."""
+        return [file for file in self.files if file.suffix.lower() in suffixes]
+
+    def below(self, file: Path) -> tuple[str, ...]:
+        """The names of the folders between a file and the folder that was given."""
+        return file.relative_to(self._root[file]).parts[:-1]
+
+    def root(self, file: Path) -> Path:
+        """The folder that was given, in which a file was found."""
+        return self._root[file]
+
+    def has_other(self, stem: str, image: Path, apart_from: Collection[Path] = ()) -> bool:
+        """Whether there is another image of this name without its ending, case aside, that is not among some."""
+        return any(other != image and other not in apart_from for other in self._stems.get(stem.lower(), ()))
+
+    def photo_at(self, path: Path) -> Path | None:
+        """The photo with exactly this path, if it is one of those found."""
+        image = self._by_path.get(os.path.abspath(path))
+        return None if image is None or image in self.claimed else image
+
+    def photo_ending(self, parts: tuple[str, ...]) -> Path | None:
+        """The photo whose path ends with these parts, if there is exactly one."""
+        named = self._stems.get(Path(parts[-1]).stem.lower(), ())
+        found = [p for p in named if p not in self.claimed and p.parts[-len(parts) :] == parts]
+        return found[0] if len(found) == 1 else None
+
+    def photo_named(self, stem: str, near: Path) -> Path | None:
+        """The photo of a name without its ending, case aside: the one nearest to the file `near`.
+
+        Near is few steps from folder to folder; then many folders of the same name (labels/train, images/train); then,
+        in one folder, a JPEG. None if there is none, or two are equally near.
+        """
+        ranked = [(self._distance(p, near), p) for p in self._stems.get(stem.lower(), ()) if self._is_photo(p, near)]
+        if not ranked:
+            return None
+        best = min(rank for rank, _ in ranked)
+        nearest = [photo for rank, photo in ranked if rank == best]
+        return nearest[0] if len(nearest) == 1 else None
+
+    def photos(self) -> list[Path]:
+        """All images that no reader has claimed."""
+        return [image for image in self.images if image not in self.claimed]
+
+    def size(self, photo: Path) -> tuple[int, int]:
+        """Height and width in pixels of a photo as it will be read. Raises `InputError`."""
+        return read_header(photo).size(self._exif)
+
+    def check_size(self, photo: Path, height: int, width: int) -> None:
+        """Raise `InputError` unless annotations of this size in pixels lie on the photo (upright also as stored)."""
+        found = read_header(photo).size(self._exif, fits=(height, width))
+        if found != (height, width):
+            raise InputError(f"made for {width} x {height} pixels, its photo has {found[1]} x {found[0]}")
+
+    def _is_photo(self, image: Path, near: Path) -> bool:
+        return image not in self.claimed and image != near
+
+    def _distance(self, image: Path, near: Path) -> tuple[int, int, int]:
+        one, other = Path(os.path.abspath(image)).parent.parts, Path(os.path.abspath(near)).parent.parts
+        common = next(
+            (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+        )
+        steps = len(one) + len(other) - 2 * common
+        shared = len(set(one[common:]) & set(other[common:]))
+        return steps, -shared, 0 if image.suffix.lower() in (".jpg", ".jpeg") else 1
