@@ -36,11 +36,16 @@ RULES = "NAME_CLASS.png, NAME_CLASS_2.png, CLASS/NAME.png or masks/CLASS/NAME.pn
 
 def mask_files(tree: Tree) -> set[Path]:
     """Images that are masks of others by name and content."""
-    named = [image for image in tree.photos() if image.suffix.lower() in _SUFFIXES and _names_another(image, tree)]
-    looks = map_ahead(looks_like_mask, named, ahead=8)
-    masks = {image for image, is_mask in zip(named, looks, strict=True) if is_mask}
+    masks = _like_masks(image for image in tree.photos() if _others(image, tree))
     # Of drawings and scans, "page.png" and "page_2.png", neither is the mask of the other.
-    return {image for image in masks if _names_another(image, tree, masks)}
+    drawings = masks | _like_masks({other for mask in masks for other in _others(mask, tree)} - masks)
+    return {image for image in masks if not drawings.issuperset(_others(image, tree))}
+
+
+def _like_masks(images: Iterable[Path]) -> set[Path]:
+    lossless = [image for image in images if image.suffix.lower() in _SUFFIXES]
+    looks = map_ahead(looks_like_mask, lossless, ahead=8)
+    return {image for image, is_mask in zip(lossless, looks, strict=True) if is_mask}
 
 
 def looks_like_mask(file: Path) -> bool:
@@ -74,8 +79,9 @@ def _stems(image: Path) -> list[tuple[str, str]]:
     return [(name, ""), *found]
 
 
-def _names_another(image: Path, tree: Tree, masks: Collection[Path] = ()) -> bool:
-    return any(tree.has_other(stem, image, masks) for stem, _ in _stems(image))
+def _others(image: Path, tree: Tree) -> list[Path]:
+    """The images that this one can be the mask of, by its name."""
+    return [other for stem, _ in _stems(image) for other in tree.named(stem) if other != image]
 
 
 def photo_of(mask: Path, tree: Tree) -> tuple[Path, str] | None:

@@ -4,11 +4,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
+from ntt_jax.images.mask_names import mask_files
 from ntt_jax.images.reading import HEIF_ADVICE, HEIF_SUFFIXES, SUFFIXES, can_read_heif, open_image
+from ntt_jax.images.tree import Tree, by_number, is_companion, output_folders
 from ntt_jax.notes import Notes
 
 _NOT_READ = {
@@ -18,12 +19,6 @@ _NOT_READ = {
 }
 _MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
 _MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
-_OUR_FOLDERS = {
-    "detections.json": ("masks", "overlays", "png", "yolo", "yolo-boxes"),
-    "finished.records": ("masks", "overlays"),
-    "formats.list": ("png", "yolo", "yolo-boxes"),
-}
-"""Folders of pictures, `segment`'s own and photos that people copied for Ultralytics, by the files they lie beside."""
 _MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -39,12 +34,13 @@ def photos_of_folder(path: Path, *, output: Path | None = None) -> Photos:
     """The photos in a folder and below. What looks like one and is not taken is counted in the `notes`.
 
     Not taken: companions that macOS writes ("._a.jpg", __MACOSX), hidden files, what `ntt-jax segment` wrote (and
-    whatever lies in `output`), masks beside photos of the same name, formats that cannot be read.
+    whatever lies in `output`), masks beside photos, by their names (`mask_names`) or folders, formats that cannot be
+    read.
     Raises `InputError` if nothing is left.
     """
     notes = Notes()
     ours = _outputs(path, output)
-    found = [p for p in path.rglob("*") if not _is_companion(p.relative_to(path)) and p.is_file()]
+    found = [p for p in path.rglob("*") if not is_companion(p.relative_to(path)) and p.is_file()]
     images: list[Path] = []
     for file in sorted(found, key=by_number):
         suffix = file.suffix.lower()
@@ -58,8 +54,9 @@ def photos_of_folder(path: Path, *, output: Path | None = None) -> Photos:
     photos: list[Path] = []
     names = {(p.parent, p.stem.lower()): p for p in reversed(images) if p.suffix.lower() in (".jpg", ".jpeg")}
     stems = {(p.parent, p.stem.lower()) for p in images}
+    masks = mask_files(Tree(dict.fromkeys(images, path)))
     for file in images:
-        if _is_mask(file, path, names, stems):
+        if file in masks or _is_mask(file, path, names, stems):
             notes.add("masks beside photos, not taken for photos", _shown(file, path))
         else:
             photos.append(file)
@@ -101,25 +98,13 @@ def find_photos(
     return found
 
 
-def by_number(path: Path) -> tuple[list[Any], str]:
-    """A key that sorts paths with the numbers in them by value."""
-    # Odd places are always digits, so that numbers meet numbers.
-    parts = re.split(r"(\d+)", str(path))
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
-
-
 def _shown(file: Path, folder: Path) -> str:
     return show_path(file.relative_to(folder))
 
 
-def _is_companion(below: Path) -> bool:
-    return below.name.startswith("._") or "__MACOSX" in below.parts or below.name in (".DS_Store", "Thumbs.db")
-
-
 def _outputs(path: Path, output: Path | None) -> list[Path]:
     """Folders of pictures that `ntt-jax segment` wrote: they lie beside its other files."""
-    found = ((file.parent, names) for mark, names in _OUR_FOLDERS.items() for file in path.rglob(mark))
-    ours = [root / name for root, names in found for name in names if (root / name).is_dir()]
+    ours = output_folders(path)
     if output is not None and output.resolve() != path.resolve():
         ours += [folder for folder in _below(path, output)]
     return ours

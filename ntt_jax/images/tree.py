@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,12 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.reading import HEIF_SUFFIXES, SUFFIXES, read_header
 
-OUTPUTS = ("masks", "overlays", "png", "yolo", "yolo-boxes")
-"""Folders beside detections.json that hold pictures: `segment`'s own, and photos that people copied for Ultralytics."""
+_OUR_FOLDERS = {
+    "detections.json": ("masks", "overlays", "png", "yolo", "yolo-boxes"),
+    "finished.records": ("masks", "overlays"),
+    "formats.list": ("png", "yolo", "yolo-boxes"),
+}
+"""Folders of pictures, `segment`'s own and photos that people copied for Ultralytics, by the files they lie beside."""
 MAX_FILES = 1_000_000
 _GENERIC = re.compile(
     r"(jpeg|png|jpg)?images?|photos?|pictures?|pics|imgs?|jpe?gs?|pngs?|masks?|labels?|labelme|annotations?|"
@@ -34,9 +38,9 @@ def is_companion(below: Path) -> bool:
 
 
 def output_folders(path: Path) -> list[Path]:
-    """Folders of pictures that `ntt-jax segment` wrote: they lie beside its detections.json."""
-    roots = {found.parent for found in path.rglob("detections.json")}
-    return [root / name for root in roots for name in OUTPUTS if (root / name).is_dir()]
+    """Folders of pictures in a folder and below that `ntt-jax segment` wrote: they lie beside its other files."""
+    found = ((file.parent, names) for mark, names in _OUR_FOLDERS.items() for file in path.rglob(mark))
+    return [root / name for root, names in found for name in names if (root / name).is_dir()]
 
 
 def is_generic(folder: str) -> bool:
@@ -44,34 +48,42 @@ def is_generic(folder: str) -> bool:
     return _GENERIC.fullmatch(folder) is not None
 
 
-class Tree:
-    """The files in some folders and below, by path, numbers in it by value.
+def walk(folders: Iterable[str | os.PathLike[str]], exif: str = "upright") -> "Tree":
+    """The files in some folders and below.
 
-    Not among them: hidden files and folders, companions of other systems, and what `ntt-jax segment` wrote below one of
-    the folders. claimed: images that readers have found to be masks. exif: how photos with an orientation tag are read
-    (`reading.EXIF`). Raises `InputError` for what is no folder.
+    Not among them: hidden files and folders, companions of other systems, and what `ntt-jax segment` wrote: all of its
+    folder, or, of a folder that was given itself, the pictures. exif: as for `Tree`.
+
+    Raises `InputError` for what is no folder, or holds more than `MAX_FILES`.
+    """
+    found: dict[str, tuple[Path, Path]] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise InputError(f"{show_path(folder)}: expected a folder of photos with masks or annotations")
+        results = {made.parent for mark in _OUR_FOLDERS for made in folder.rglob(mark)} - {folder}
+        results.update(output_folders(folder))
+        for file in folder.rglob("*"):
+            below = file.relative_to(folder)
+            hidden = any(part.startswith(".") for part in below.parts) or is_companion(below)
+            if not hidden and not results.intersection(file.parents) and file.is_file():
+                found.setdefault(os.path.abspath(file), (file, folder))
+        if len(found) > MAX_FILES:
+            raise InputError(f"{show_path(folder)}: more than {MAX_FILES:,} files; give the folders that matter")
+    return Tree(dict(found.values()), exif)
+
+
+class Tree:
+    """Files with the folders they were found in, by path, numbers in it by value.
+
+    found: the files, and of each the folder that was given. exif: how photos with an orientation tag are read
+    (`reading.EXIF`). claimed: images that readers have found to be masks.
     """
 
-    def __init__(self, folders: Iterable[str | os.PathLike[str]], exif: str = "upright"):
-        self._exif = exif
-        self.folders = tuple(Path(folder) for folder in folders)
+    def __init__(self, found: Mapping[Path, Path], exif: str = "upright"):
+        self._root, self._exif = found, exif
+        self.folders = tuple(dict.fromkeys(found.values()))
         self.claimed: set[Path] = set()
-        found: dict[str, Path] = {}
-        self._root: dict[Path, Path] = {}
-        for folder in self.folders:
-            if not folder.is_dir():
-                raise InputError(f"{show_path(folder)}: expected a folder of photos with masks or annotations")
-            results = {made.parent for made in folder.rglob("detections.json")} - {folder}
-            for file in folder.rglob("*"):
-                below = file.relative_to(folder)
-                hidden = any(part.startswith(".") for part in below.parts) or is_companion(below)
-                if hidden or results.intersection(file.parents) or not file.is_file():
-                    continue
-                if found.setdefault(os.path.abspath(file), file) is file:
-                    self._root[file] = folder
-            if len(found) > MAX_FILES:
-                raise InputError(f"{show_path(folder)}: more than {MAX_FILES:,} files; give the folders that matter")
-        self.files = sorted(found.values(), key=by_number)
+        self.files = sorted(found, key=by_number)
         self.images = [f for f in self.files if f.suffix.lower() in (*SUFFIXES, *HEIF_SUFFIXES)]
         self._by_path = {os.path.abspath(image): image for image in self.images}
         self._stems: dict[str, list[Path]] = {}
@@ -90,9 +102,9 @@ class Tree:
         """The folder that was given, in which a file was found."""
         return self._root[file]
 
-    def has_other(self, stem: str, image: Path, apart_from: Collection[Path] = ()) -> bool:
-        """Whether there is another image of this name without its ending, case aside, that is not among some."""
-        return any(other != image and other not in apart_from for other in self._stems.get(stem.lower(), ()))
+    def named(self, stem: str) -> list[Path]:
+        """The images of a name without its ending, case aside."""
+        return self._stems.get(stem.lower(), [])
 
     def photo_at(self, path: Path) -> Path | None:
         """The photo with exactly this path, if it is one of those found."""

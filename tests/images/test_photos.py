@@ -46,6 +46,19 @@ def test_photos_alone_are_taken_and_the_rest_is_counted(tmp_path: Path, monkeypa
         assert "IMG.HEIC" in lines and "ntt-jax[heif]" in lines
 
 
+def test_masks_that_name_a_class_are_no_photos(tmp_path: Path) -> None:
+    photos = [save(tmp_path / name) for name in ("a.jpg", "a_2.jpg", "a_edited.png", "bird/b.jpg", "c.png")]
+    mask = Image.fromarray(np.eye(7, 9, dtype=np.uint8) * 255)
+    for name in ("a_bus.png", "a_2_bus_3.png", "bus/a.png", "masks/bus/c_2.png", "bird/b_bird.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        mask.save(tmp_path / name)
+    mask.save(tmp_path / "page_1.png")
+    mask.save(tmp_path / "page_1_2.png")  # drawings, not masks of one another
+    found = photos_of_folder(tmp_path)
+    assert sorted(found.files) == sorted([*photos, tmp_path / "page_1.png", tmp_path / "page_1_2.png"])
+    assert "masks beside photos, not taken for photos: 5" in "".join(found.notes.lines())
+
+
 def test_a_colour_png_beside_a_photo_is_a_photo(tmp_path: Path) -> None:
     files = [save(tmp_path / "a.jpg"), save(tmp_path / "a.png")]
     assert sorted(photos_of_folder(tmp_path).files) == files

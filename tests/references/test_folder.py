@@ -450,3 +450,27 @@ def test_every_poison_is_left_out_at_once(tmp_path, name):
         assert time.monotonic() - start < 5, poison
         assert ("bus", "mask", "b.jpg", "b_bus.png", 0) in rows(found)
         assert all(line.isprintable() and len(line) < 1200 for line in found.reasons()), poison
+
+
+# Another reader
+
+
+def test_supervision_reads_the_same_boxes_and_polygons(tmp_path):
+    supervision = pytest.importorskip("supervision")
+    rng = np.random.default_rng(2)
+    (tmp_path / "labels").mkdir()
+    for i in range(3):
+        photo(tmp_path / f"images/{i}.jpg")
+        (x, y), (w, h) = rng.uniform(0.3, 0.6, 2), rng.uniform(0.2, 0.4, 2)
+        (tmp_path / f"labels/{i}.txt").write_text(f"{i % 2} {x} {y} {w} {h}\n")
+    (tmp_path / "data.yaml").write_text("names: [bus, car]\n")
+    theirs = supervision.DetectionDataset.from_yolo(
+        str(tmp_path / "images"), str(tmp_path / "labels"), str(tmp_path / "data.yaml")
+    )
+    boxes = {Path(path).name: (found.xyxy[0], theirs.classes[found.class_id[0]]) for path, _, found in theirs}
+    for one in find_references(tmp_path).references:
+        assert one.box is not None
+        x, y, w, h = one.box
+        corners, name = boxes[one.photo.name]
+        assert name == one.class_name
+        np.testing.assert_allclose([x, y, x + w, y + h], corners, atol=1)

@@ -3,11 +3,12 @@
 import os
 import random
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.mask_names import advice
-from ntt_jax.images.tree import Tree
+from ntt_jax.images.tree import Tree, walk
 from ntt_jax.references.folder import coco, labelme, masks, voc, yolo
 from ntt_jax.references.folder.found import FoundReference, FoundReferences, LeftOut, Part
 from ntt_jax.text import close_names
@@ -42,12 +43,13 @@ def find_references(
       InputError: no folder, or nothing in it that can be taken: the message says how masks are named, with an example
         from the folder; an unknown class, with close matches.
     """
-    tree = Tree([folders] if isinstance(folders, (str, os.PathLike)) else folders, exif)
+    given = [Path(folders)] if isinstance(folders, (str, os.PathLike)) else [Path(folder) for folder in folders]
+    tree = walk(given, exif)
     parts = [("VOC", voc.claim(tree)), ("masks", masks.read(tree, instances=instances))]
     parts += [(kind, read(tree)) for kind, read in READERS]
     references, left_out = _without_twice(parts)
     if not references:
-        _refuse(tree, left_out)
+        _refuse(tree, given, left_out)
     ids = _category_ids(parts, references)
     references.sort(key=lambda one: ids[one.class_name])  # stable: by file within a class
     used = {one.photo for one in references}
@@ -109,9 +111,9 @@ def _sampled(references: list[FoundReference], names: list[str], shots: int, see
     return chosen
 
 
-def _refuse(tree: Tree, left_out: list[LeftOut]) -> None:
+def _refuse(tree: Tree, folders: list[Path], left_out: list[LeftOut]) -> None:
     """Raise `InputError` that says what there is and what was expected."""
-    where = ", ".join(map(show_path, tree.folders[:3]))
+    where = ", ".join(map(show_path, folders[:3]))
     if not tree.images and not left_out:
         raise InputError(f"{where}: no photo and no annotation file")
     why = ""
