@@ -26,7 +26,11 @@ stopped, whatever the reason, the same command goes on where it was; with more p
 threshold, other classes, pictures or formats it only writes the files again (docs/segment.md).
 
 A video is a folder of its frames (`ffmpeg -i video.mp4 frames/%06d.png`), which come in the order of their numbers. A
-class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone."""
+class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone.
+
+With `--references folder` in place of --memory, the memory is made on the way and kept in found/memory.safetensors;
+`ntt-jax fit` says what is read:
+  ntt-jax segment photos --references folder --out found"""
 
 PICTURES = ("masks", "overlays")
 
@@ -41,7 +45,16 @@ def add_parser(commands: Any) -> None:
         metavar="IMAGE_OR_FOLDER",
         help="image files or folders of them",
     )
-    options.add_paths(parser, "sam2", "dinov2", "memory")
+    options.add_paths(parser, "sam2", "dinov2")
+    options.add_paths(parser, "memory", required=False)
+    parser.add_argument(
+        "--references",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="in place of --memory: photos with masks, boxes or annotation files beside them, as `ntt-jax fit` takes "
+        "them; may be given several times",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--restart",
@@ -132,6 +145,10 @@ def _thresholds(text: str) -> dict[str, float]:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory")
+    if (args.memory is None) == (args.references is None):
+        raise InputError("give --memory FILE or --references FOLDER, one of the two")
+    for folder in args.references or ():
+        options.check_folder(folder, "--references")
     for path in args.images:
         (options.check_folder if path.is_dir() else options.check_file)(path, "IMAGE_OR_FOLDER")
     options.make_output_folder(args.out)
@@ -141,8 +158,22 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
     thresholds = None if args.thresholds is None else _thresholds(args.thresholds)
+    found = None
+    if args.references is not None:
+        from ntt_jax.cli.fit import show_counts
+        from ntt_jax.references.folder import find_references
+
+        found = find_references(args.references, exif=args.exif)
+        show_counts(found)
     options.resolve_weights(args)
     compute = options.compute(args)
+    if found is not None:
+        from ntt_jax.segmenter.fitting import fit_into
+
+        args.memory = args.out / "memory.safetensors"
+        fit_into(
+            args.memory, found, dinov2=args.dinov2, sam2=args.sam2, compute=compute, exif=args.exif, observer=Progress()
+        )
     from ntt_jax.runs.segment_job import segment
 
     args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"

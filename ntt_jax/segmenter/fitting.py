@@ -1,18 +1,21 @@
 """Folders of references to a memory file's content, with models from files: what `ntt-jax fit` does."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from ntt_jax.config import arithmetic
+from ntt_jax.errors import InputError
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.memory.bank import MemoryBank, load_memory, save_memory
 from ntt_jax.notes import Notes
 from ntt_jax.references.folder import FoundReferences
 from ntt_jax.runs.models import Compute, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer, warn, work
 from ntt_jax.segmenter.classes import memory_of, to_bank
 from ntt_jax.segmenter.learner import Learner
+from weight_port.port import read_converted
 
 
 def fit_memory(
@@ -48,5 +51,43 @@ def fit_memory(
     found.with_left_out(unusable).note(notes)
     for line in notes.lines():
         warn(observer, line)
-    provenance = {"encoder_sha256": read_encoder(dinov2)[1], "folder_sha256": found.sha256()}
-    return to_bank(classes, memory_of(classes), encoder, provenance)
+    return to_bank(classes, memory_of(classes), encoder, _identity(found, dinov2, sam2, compute, exif))
+
+
+def fit_into(
+    path: Path,
+    found: FoundReferences,
+    *,
+    dinov2: Path,
+    sam2: Path | None = None,
+    compute: Compute | None = None,
+    exif: str = "upright",
+    observer: Observer = SILENT,
+) -> MemoryBank:
+    """`fit_memory` into the file `path`, unless that holds the memory of these references and models already.
+
+    Raises `InputError` as `fit_memory`, and if the file cannot be written.
+    """
+    compute = Compute() if compute is None else compute
+    identity = _identity(found, dinov2, sam2, compute, exif)
+    try:
+        bank = load_memory(path)
+        if {key: bank.provenance.get(key) for key in identity} == identity:
+            return bank
+    except InputError:  # not there, or damaged
+        pass
+    bank = fit_memory(found, dinov2=dinov2, sam2=sam2, compute=compute, exif=exif, observer=observer)
+    save_memory(path, bank)
+    return bank
+
+
+def _identity(found: FoundReferences, dinov2: Path, sam2: Path | None, compute: Compute, exif: str) -> dict[str, Any]:
+    """What a memory depends on, for its provenance."""
+    identity = {"folder_sha256": found.sha256(), "encoder_sha256": read_encoder(dinov2)[1]}
+    if sam2 is not None and found.boxes:
+        identity["sam2_sha256"] = read_converted(sam2).metadata.get("source_sha256", "")
+    return {
+        **identity,
+        "dtype": compute.dtype,
+        "exif": exif,
+    }

@@ -164,6 +164,28 @@ def test_the_command(segmenter, folder, weights, tmp_path, capsys):
     assert again.classes == {"bird": 2, "boat": 2}
 
 
+def test_segment_with_references(folder, scenes, weights, tmp_path, capsys):
+    """Fit on the way: once, until the references are others."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(scenes[4][0]).save(photos / "a.png")
+    arguments = ["segment", str(photos), "--classes", "bird", "--pictures", "none", "--score-threshold", "0"]
+    arguments += [*weights, "--compilation-cache", "none", "--points-per-side", "4"]
+    given, out = ["--references", str(folder)], tmp_path / "found"
+    assert main([*arguments, *given, "--out", str(out)]) == 0
+    made = out / "memory.safetensors"
+    first = made.stat().st_mtime_ns
+    content = json.loads((out / "detections.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png"]
+    assert main([*arguments, *given, "--out", str(out)]) == 0
+    assert made.stat().st_mtime_ns == first
+    assert main([*arguments, "--memory", str(made), "--out", str(out)]) == 0  # the same run
+    assert json.loads((out / "detections.json").read_text()) == content
+    capsys.readouterr()
+    assert main([*arguments, *given, "--memory", str(made), "--out", str(out)]) == 2
+    assert "--memory FILE or --references FOLDER, one of the two" in capsys.readouterr().err
+
+
 def test_masks_alone_need_no_sam2(folder, weights, tmp_path, capsys):
     """Its file is not opened: it may be missing by then."""
     out = tmp_path / "memory.safetensors"
