@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
+  ntt-jax references --memory memory.safetensors
   ntt-jax references --memory memory.safetensors --annotations instances_train2017.json --images train2017 \\
                      --out references.html
   ntt-jax references --dinov2 dinov2_vitl14 --references references.json \\
@@ -26,7 +27,10 @@ Verdicts: "replace" what is likely to cost accuracy (the mask is tiny on the pat
 looks like another class, or unlike its class's other references); "check" what may (cut off by the border, enlarged
 many times, as much like another class as like its own). own: cosine with its class's other references; other: with the
 most similar other class. Where the annotations hold a sound replacement it is proposed: put its ids into
-references.json, make the memory again and look again."""
+references.json, make the memory again and look again.
+
+A memory of `ntt-jax fit` or `Segmenter.save` has no annotations: its references are compared with one another, and
+named by their files; nothing is said of sizes, boxes and borders."""
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +46,7 @@ def add_parser(commands: Any) -> None:
         help="DINOv2, by name or any checkpoint, to encode --references with; --out then "
         "shows components and clusters of their patches too",
     )
-    options.add_paths(parser, "annotations")
+    options.add_paths(parser, "annotations", required=False, note=" (not needed for a memory of `ntt-jax fit`)")
     options.add_paths(parser, "images", required=False, note=", for thumbnails and for --dinov2")
     options.add_paths(parser, "references", required=False, note=" (default: those that --memory names)")
     options.add_exif(parser)
@@ -55,6 +59,8 @@ def add_parser(commands: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "memory", "dinov2", "annotations", "references", "images")
+    if args.annotations is None and (args.memory is None or args.references is not None or args.images is not None):
+        raise InputError("--annotations: give the file that the references are annotations of")
     if args.dinov2 is not None and (args.references is None or args.images is None):
         raise InputError("--dinov2 encodes the references itself: give --references and --images too")
     if args.out is not None:
@@ -69,15 +75,20 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.report.page import reference_cards, write_reference_page
     from ntt_jax.report.run_files import find_sources
 
-    dataset = models.read_dataset(args.annotations)
-    bank = load_memory(args.memory) if args.memory is not None else encode(args, dataset)
-    sources = find_sources(bank, {"references": args.references}.get, dataset, args.images, args.exif)
+    if args.annotations is None:
+        bank, sources = load_memory(args.memory), None
+    else:
+        dataset = models.read_dataset(args.annotations)
+        bank = load_memory(args.memory) if args.memory is not None else encode(args, dataset)
+        sources = find_sources(bank, {"references": args.references}.get, dataset, args.images, args.exif)
     if args.out is not None:
         title = f"References: {(args.memory or args.references).name}"
         patches = models.show_patches(args, bank, sources) if args.dinov2 is not None else ()
         cards = write_reference_page(args.out, title, bank, sources, patches)
     else:
         cards = reference_cards(bank, sources, pictures=False)[0]
+    if sources is None:
+        name_files(cards, bank)
     if args.json:
         print(json.dumps([readable(card, bank) for card in cards], indent=2, allow_nan=False))
     else:
@@ -102,6 +113,18 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
         made = build_memory(compiled, dataset, args.images, references, step=progress.step)
     names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
     return MemoryBank(made, names, ids, config)
+
+
+def name_files(cards: list[dict[str, Any]], bank: "MemoryBank") -> None:
+    """Add to each card what a memory without annotations says of its reference: the names of its files."""
+    noted = bank.provenance.get("references")
+    for card in cards:
+        told = noted.get(str(bank.category_ids[card["label"]])) if isinstance(noted, dict) else None
+        number = card["number"]
+        origin = told[number] if isinstance(told, list) and number < len(told) else None
+        files = origin if isinstance(origin, dict) else {}
+        card["image"] = str(files.get("image", "-"))
+        card["annotation"] = str(files.get("mask") or files.get("annotations") or "-")
 
 
 def readable(card: dict[str, Any], bank: "MemoryBank") -> dict[str, Any]:
@@ -149,12 +172,12 @@ def _row(card: dict[str, Any], bank: "MemoryBank") -> tuple[list[str], list[str]
     row = [
         _short(bank.class_names[card["label"]]),
         card["verdict"],
-        str(card["annotation"]),
+        _short(str(card["annotation"]), 32),
         _short(card["image"], 32),
         number(card["own"]),
         other,
-        f"{shape['share']:.0%}",
-        f"{shape['border']:.0f} px",
+        "-" if shape is None else f"{shape['share']:.0%}",
+        "-" if shape is None else f"{shape['border']:.0f} px",
     ]
     why = [finding["text"] for finding in card["findings"]]
     if new := card.get("replacement"):

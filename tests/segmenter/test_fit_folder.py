@@ -162,6 +162,12 @@ def test_the_command(segmenter, folder, weights, tmp_path, capsys):
     assert bank.provenance["folder_sha256"] == find_references(folder).sha256()
     again = Segmenter.load(out, *segmenter._models)
     assert again.classes == {"bird": 2, "boat": 2}
+    page = tmp_path / "references.html"
+    assert main(["references", "--memory", str(out), "--all", "--out", str(page)]) == 0
+    text = capsys.readouterr().out
+    assert "0_bird.png" in text and "2.json" in text and "4 references of 2 classes" in text and page.stat().st_size
+    assert main(["references", "--memory", str(out), "--images", str(folder)]) == 2
+    assert "--annotations: give the file" in capsys.readouterr().err
 
 
 def test_segment_with_references(folder, scenes, weights, tmp_path, capsys):
