@@ -235,7 +235,9 @@ def _settings(args: argparse.Namespace, images: int, skipped: int) -> dict[str, 
 
 
 def _read(path: Path) -> Any:
-    return _json(path.read_bytes())
+    from ntt_jax.files import parse_json, read_bytes
+
+    return parse_json(read_bytes(path, max_bytes=2**30, what="results"), path, what="results")
 
 
 def _json(text: str | bytes) -> Any:

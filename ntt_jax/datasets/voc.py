@@ -18,6 +18,8 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import DefusedXMLParser
 
 from ntt_jax.datasets.class_lists import VOC_CLASSES
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset, CocoImage, make_dataset
@@ -227,35 +229,34 @@ def parse_xml(data: bytes, path: PathLike) -> ElementTree.Element:
     Raises `InputError`, naming the file, for anything else.
     """
     shown = show_path(path)
-    builder = ElementTree.TreeBuilder()
-    depth = 0
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > _MAX_DEPTH:
-            raise InputError(f"{shown}: the XML is nested too deeply to be read")
-        builder.start(tag, attributes)
-
-    def end(tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-        builder.end(tag)
-
-    def refuse(*_: object) -> None:
-        raise InputError(f"{shown}: refused: the XML declares a document type, which can hold entities")
-
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
+    parser = DefusedXMLParser(target=_ShallowTree(), forbid_dtd=True)
     try:
-        parser.Parse(data, True)
-        return builder.close()
-    except expat.ExpatError as error:
-        raise InputError(f"{shown}: not valid XML: {expat.ErrorString(error.code)} (line {error.lineno})") from error
+        parser.feed(data)
+        return parser.close()
+    except DefusedXmlException:
+        raise InputError(f"{shown}: refused: the XML declares a document type, which can hold entities") from None
+    except ElementTree.ParseError as error:
+        line = error.position[0]
+        raise InputError(f"{shown}: not valid XML: {expat.ErrorString(error.code)} (line {line})") from error
     except (LookupError, ValueError) as error:  # an encoding that is unknown or does not fit
         if isinstance(error, InputError):
-            raise
+            raise InputError(f"{shown}: {error}") from None
         raise InputError(f"{shown}: not valid XML: {type(error).__name__}") from error
+
+
+class _ShallowTree(ElementTree.TreeBuilder):
+    """Builds the tree while it is at most `_MAX_DEPTH` deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise InputError("the XML is nested too deeply to be read")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)

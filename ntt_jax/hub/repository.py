@@ -6,7 +6,6 @@ kill and checks their sha256; they are placed where that library looks for them.
 
 import contextlib
 import errno
-import json
 import os
 import re
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import read_bytes, write_bytes
+from ntt_jax.files import parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.hub import fetch
 from ntt_jax.hub.fetch import DownloadError, StorageError
 
@@ -112,13 +111,14 @@ def _weights(identifier: str, names: list[str]) -> str:
 
 
 def _shards(index: Path) -> list[str]:
+    what = "index of shards"
     try:
-        content = json.loads(read_bytes(index, max_bytes=16 * 2**20, what="index of shards"))
+        content = parse_json(read_bytes(index, max_bytes=16 * 2**20, what=what), index, what=what)
         names = sorted({str(name) for name in content["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{index}: not an index of shards") from None
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{show_path(index)}: not an {what}") from None
     if any(re.fullmatch(r"[\w.-]+\.safetensors", name) is None for name in names):
-        raise InputError(f"{index}: names of shards must be plain names of .safetensors files")
+        raise InputError(f"{show_path(index)}: names of shards must be plain names of .safetensors files")
     return names
 
 

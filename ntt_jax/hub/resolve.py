@@ -1,6 +1,5 @@
 """From a name or any checkpoint to a converted file: fetched and converted once, found in the cache ever after."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, read_bytes, show_path
+from ntt_jax.files import PathLike, parse_json, read_bytes, show_path
 from ntt_jax.hub import cache, fetch, repository
 from ntt_jax.hub.fetch import DownloadError
 from ntt_jax.hub.names import Published, Repository, parse, suggestion
@@ -77,8 +76,8 @@ def _beside(path: Path) -> dict[str, Any] | None:
     if path.is_dir() or not file.is_file() or file == path:
         return None
     try:
-        content = json.loads(read_bytes(file, max_bytes=2**20, what="configuration"))
-    except (InputError, ValueError, RecursionError):
+        content = parse_json(read_bytes(file, max_bytes=2**20, what="configuration"), file, what="configuration")
+    except InputError:
         return None
     return content if isinstance(content, dict) and content.get("model") in ("sam2", "dinov2") else None
 

@@ -19,6 +19,7 @@ SECONDS = 20
 BYTES_PER_PIXEL = 20
 """Memory that it may take for each pixel, beside what a process takes at all and the file itself."""
 _BASE_BYTES = 2**29
+_THREADS = 4
 _ROWS = 2**22  # pixels that are handed over at once
 
 
@@ -26,21 +27,61 @@ class ApartError(Exception):
     """What the decoder said of the image, or how it ended, in words."""
 
 
-def decode_apart(data: bytes, kind: str, pixels: int) -> Iterator[Any]:
+def decode_apart(
+    data: bytes, kind: str, pixels: int, *, allowed: int | None = None, more_paths: tuple[str, ...] = ()
+) -> Iterator[Any]:
     """The image as Pillow images of a few rows each, from the top, decoded by another process.
 
-    kind: Pillow's name of the format. pixels: width x height by the header, which the limit of memory follows. Raises
-    `ApartError`.
+    Args:
+        data: the file. kind: Pillow's name of its format.
+        pixels: width x height by the header, which the limit of memory follows.
+        allowed: limit on the size that the decoder finds, where the header is read by the decoder alone.
+        more_paths: folders of packages that the decoder needs beside Pillow's own.
+
+    Yields:
+        Rows; their `info` has the "size" of the whole image and its number of "frames".
+
+    Raises:
+        ApartError: what the decoder says of the file, or that it did not finish within its limits.
     """
+    for about, rows in _messages(data, kind, pixels, allowed or pixels, more_paths, "pixels"):
+        yield _image(about, rows)
+
+
+def size_apart(data: bytes, kind: str, pixels: int, *, more_paths: tuple[str, ...] = ()) -> tuple[int, int]:
+    """Width and height of the image, not decoded, by the decoder's library in another process; as `decode_apart`."""
+    for about, _ in _messages(data, kind, pixels, sys.maxsize, more_paths, "size"):
+        return about["whole"][0], about["whole"][1]
+    raise ApartError("the decoder says nothing of its size")
+
+
+def _image(about: dict[str, Any], rows: bytes) -> Any:
+    from PIL import Image
+
+    image = Image.frombytes(about["mode"], about["size"], rows)
+    if about["palette"] is not None:
+        image.putpalette(bytes.fromhex(about["palette"]), "RGB")
+    if about["transparency"]:
+        image.info["transparency"] = 0
+    image.info |= {"size": tuple(about["whole"]), "frames": about["frames"]}
+    return image
+
+
+def _messages(
+    data: bytes, kind: str, pixels: int, allowed: int, more_paths: tuple[str, ...], wanted: str
+) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """What the other process says: about some rows, and the rows."""
     from PIL import Image
 
     limit = _BASE_BYTES + 2 * len(data) + BYTES_PER_PIXEL * pixels
     pillow = os.path.dirname(os.path.dirname(os.path.abspath(Image.__file__)))
+    paths = os.pathsep.join(dict.fromkeys((pillow, *more_paths)))
     helper = subprocess.Popen(
-        [sys.executable, "-I", "-S", os.path.abspath(__file__), pillow, kind, str(limit), str(pixels)],
+        [sys.executable, "-I", "-S", os.path.abspath(__file__), paths, kind, str(limit), str(allowed), wanted],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # libtiff writes there what it thinks of the file
+        env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # each thread's arena would count as 64 MB against the limit
     )
     assert helper.stdin is not None and helper.stdout is not None
     late = threading.Timer(SECONDS, helper.kill)
@@ -56,12 +97,7 @@ def decode_apart(data: bytes, kind: str, pixels: int) -> Iterator[Any]:
             rows = _received(helper.stdout)
             if rows is None:
                 break
-            image = Image.frombytes(about["mode"], about["size"], rows)
-            if about["palette"] is not None:
-                image.putpalette(bytes.fromhex(about["palette"]), "RGB")
-            if about["transparency"]:
-                image.info["transparency"] = 0
-            yield image
+            yield about, rows
             if about["last"]:
                 return
         raise ApartError(f"the decoder did not finish within {SECONDS} s and {limit / 1e6:,.0f} MB")
@@ -90,8 +126,8 @@ def _send(stream: IO[bytes], content: bytes) -> None:
     stream.flush()
 
 
-def _main(pillow: str, kind: str, limit: int, pixels: int) -> None:
-    """The other process: the file on stdin, messages on stdout."""
+def _main(paths: str, kind: str, limit: int, allowed: int, wanted: str) -> None:
+    """The other process: the file on stdin, messages on stdout. wanted: "pixels", or the "size" alone."""
     try:
         import resource
 
@@ -100,7 +136,7 @@ def _main(pillow: str, kind: str, limit: int, pixels: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, ValueError, OSError):
         pass  # Windows has no such limits; the one of time is the parent's
-    sys.path.insert(0, pillow)
+    sys.path[:0] = paths.split(os.pathsep)
     out = sys.stdout.buffer
     try:
         import warnings
@@ -112,17 +148,29 @@ def _main(pillow: str, kind: str, limit: int, pixels: int) -> None:
             import pillow_heif  # pyright: ignore[reportMissingImports]
 
             pillow_heif.register_heif_opener()
+        if kind == "AVIF":
+            from PIL import AvifImagePlugin
+
+            AvifImagePlugin.DEFAULT_MAX_THREADS = _THREADS
         Image.MAX_IMAGE_PIXELS = None
         with Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=[kind]) as image:
-            if image.width * image.height > pixels:
-                raise ValueError("the decoder finds another size than the header says")
+            about: dict[str, Any] = {"whole": image.size, "frames": 1}
+            if kind in ("HEIF", "AVIF"):  # of a TIFF, pages are counted by reading all of them
+                about["frames"] = getattr(image, "n_frames", 1)
+            if wanted == "size":
+                _send(out, json.dumps({**about, "last": True}).encode())
+                _send(out, b"")
+                return
+            if image.width * image.height > allowed:
+                size = f"{image.width} x {image.height}"
+                raise ValueError(f"the image is {size} pixels, over the limit of {allowed:,} pixels; make it smaller")
             image.load()
             palette = image.getpalette("RGB") if image.mode == "P" else None
             rows = max(1, _ROWS // image.width)
             for top in range(0, image.height, rows):
                 bottom = min(image.height, top + rows)
                 part = image.crop((0, top, image.width, bottom))
-                about = {
+                about |= {
                     "mode": part.mode,
                     "size": part.size,
                     "palette": None if palette is None else bytes(palette).hex(),
@@ -134,9 +182,11 @@ def _main(pillow: str, kind: str, limit: int, pixels: int) -> None:
     except MemoryError:
         os._exit(1)
     except Exception as error:
+        if type(error).__name__ == "UnidentifiedImageError":  # whose text names an object of this process
+            error = ValueError("cut short or damaged")
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         _send(out, json.dumps({"error": text[:300]}).encode())
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

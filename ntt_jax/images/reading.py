@@ -1,8 +1,8 @@
 """Image files to arrays (METHOD stage 1 step 1, stage 3 step 1): what Pillow's `convert("RGB")` gives."""
 
 import contextlib
-import importlib.util
 import io
+import itertools
 import logging
 import threading
 import warnings
@@ -15,14 +15,15 @@ from PIL import ExifTags, Image
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, has_hole, open_input, reason, show_path
 from ntt_jax.images.apart import decode_apart
+from ntt_jax.images.heif import HEIF_ADVICE as HEIF_ADVICE
+from ntt_jax.images.heif import HEIF_SUFFIXES as HEIF_SUFFIXES
+from ntt_jax.images.heif import can_read_heif as can_read_heif
+from ntt_jax.images.heif import heif_rows, heif_size, joined
 from ntt_jax.images.structure import FORMATS as FORMATS
 from ntt_jax.images.structure import RAW, check_structure, format_of
 
 # Endings by which a folder is searched for images.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-"""Photos of phones, read where pillow-heif is installed."""
-HEIF_ADVICE = 'pip install "ntt-jax[heif]" (pillow-heif) makes it readable'
 EXIF = ("upright", "raw")
 """How a photo's orientation tag is read: turned as viewers show it, or the pixels as they are stored."""
 MAX_PIXELS = 200_000_000
@@ -85,6 +86,9 @@ def read_image(
     `MAX_IMAGE_BYTES`, or expensive beyond its pixels.
     """
     data = _checked(path, max_pixels)
+    if _is_heif(data):
+        with _decoding(path):
+            return _filled(heif_rows(data, max_pixels), "HEIF", None, _to_rgb, 3)
     with _decoding(path), _open(data, max_pixels) as image:
         header = _header(image, data)
         turn = header.turns(exif, fits)
@@ -98,23 +102,20 @@ def read_image(
 def open_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The file opened by Pillow, as `read_image` would: whatever goes wrong inside is an `InputError` with its name."""
     data = _checked(path, max_pixels)
+    if _is_heif(data):
+        with _decoding(path):
+            whole = joined(heif_rows(data, max_pixels))
+            whole.format = "HEIF"
+            yield whole
+        return
     with _decoding(path), _open(data, max_pixels) as image:
         if _is_apart(image):
             with _quiet():
                 pages = getattr(image, "n_frames", 1)
             if pages > 1:
                 raise InputError(f"the file holds {pages} pages or frames; expected one")
-            whole: Image.Image | None = None
-            top = 0
-            for part in decode_apart(data, str(image.format), image.width * image.height):
-                if whole is None:
-                    whole = Image.new(part.mode, image.size)
-                    whole.format, whole.info = image.format, {**image.info, **part.info}
-                    if part.palette is not None:
-                        whole.putpalette(part.getpalette("RGB") or [], "RGB")
-                whole.paste(part, (0, top))
-                top += part.height
-            assert whole is not None
+            whole = joined(decode_apart(data, str(image.format), image.width * image.height))
+            whole.format, whole.info = image.format, {**image.info, **whole.info}
             yield whole
         else:
             _load(image)
@@ -127,15 +128,22 @@ def read_index_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndar
     Raises `InputError` as `read_image`, and if the pixels are of another type.
     """
     data = _checked(path, max_pixels)
-    with _decoding(path), _open(data, max_pixels) as image:
-        return _pixels(image, data, _to_index, None)
+    with _decoding(path):
+        if _is_heif(data):
+            raise InputError("expected a palette image (one number a pixel), found a HEIC photo")
+        with _open(data, max_pixels) as image:
+            return _pixels(image, data, _to_index, None)
 
 
 def read_header(path: PathLike) -> ImageHeader:
     """Stored size and orientation of an image file, without decoding it. Raises `InputError` as `read_image`."""
     data = _checked(path, None, header=True)
-    with _decoding(path), _open(data, None) as image:
-        return _header(image, data)
+    with _decoding(path):
+        if _is_heif(data):
+            width, height = heif_size(data)
+            return ImageHeader(height, width)
+        with _open(data, None) as image:
+            return _header(image, data)
 
 
 def decode_image(data: bytes, name: PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -226,12 +234,14 @@ def _late_orientation(data: bytes) -> int:
     return 1
 
 
+def _is_heif(data: bytes) -> bool:
+    return format_of(data[:16]) == "HEIF"
+
+
 def _is_apart(image: Image.Image) -> bool:
     """Whether the decoder runs in a process of its own: of an image that is open and not yet decoded."""
     tiles = getattr(image, "tile", ())
-    return image.format in ("JPEG2000", "AVIF", "HEIF") or (
-        image.format == "TIFF" and any(tile[0] != "raw" for tile in tiles)
-    )
+    return image.format in ("JPEG2000", "AVIF") or (image.format == "TIFF" and any(tile[0] != "raw" for tile in tiles))
 
 
 def _load(image: Image.Image) -> None:
@@ -252,9 +262,23 @@ def _pixels(
         if width * height <= _AT_ONCE:
             return convert(image, kind)
         parts = _rows(image)
+    return _filled(parts, kind, (height, width), convert, channels)
+
+
+def _filled(
+    parts: Iterator[Image.Image],
+    kind: str,
+    size: tuple[int, int] | None,
+    convert: Callable[[Image.Image, str], np.ndarray],
+    channels: int | None,
+) -> np.ndarray:
+    """The rows, converted, in one array. size: height and width; None where the rows say them."""
+    parts = iter(parts)
+    first = next(parts)
+    height, width = size or first.info["size"][::-1]
     result = np.empty((height, width) if channels is None else (height, width, channels), np.uint8)
     top = 0
-    for part in parts:
+    for part in itertools.chain([first], parts):
         if part.width == width and top + part.height <= height:
             result[top : top + part.height] = convert(part, kind)
         top += part.height
@@ -307,7 +331,8 @@ def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) ->
         except OSError as error:
             raise InputError(f"{shown}: cannot read the image: {reason(error)}") from error
     try:
-        size = check_structure(data).size
+        found = check_structure(data)
+        size = None if found.format in ("AVIF", "HEIF") else found.size  # theirs may be cropped
         if max_pixels is not None and size is not None:
             _check_size(*size, max_pixels)
     except InputError as error:
@@ -331,8 +356,6 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _open(data: bytes, max_pixels: int | None) -> Image.Image:
     kind = str(format_of(data[:16]))
-    if kind == "HEIF":
-        _register_heif()
     with _quiet():
         try:
             image = Image.open(io.BytesIO(data), formats=[kind])
@@ -345,20 +368,6 @@ def _open(data: bytes, max_pixels: int | None) -> Image.Image:
             image.close()
             raise
     return image
-
-
-def can_read_heif() -> bool:
-    """Whether the library that reads HEIC is installed."""
-    return importlib.util.find_spec("pillow_heif") is not None
-
-
-def _register_heif() -> None:
-    """Make HEIC known to Pillow; its reader turns photos upright itself. Raises `InputError` without the library."""
-    if not can_read_heif():
-        raise InputError(f"a HEIC photo; {HEIF_ADVICE}")
-    import pillow_heif  # pyright: ignore[reportMissingImports]
-
-    pillow_heif.register_heif_opener()
 
 
 @contextlib.contextmanager

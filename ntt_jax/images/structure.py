@@ -5,6 +5,7 @@ without a limit; a file of some megabytes made of nothing else keeps them busy f
 format is walked here once, by the same rules, up to where its pixels begin. Honest files stay far below the bounds.
 """
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _MAX_FRAMES = 20_000
 _SLOW_PIXELS = 1_000_000  # what Pillow decodes pixel by pixel, in Python
 # Decoders that hold several copies of the whole image, four bytes a pixel and more.
 _WIDE_PIXELS = 40_000_000
+_BOXED_PIXELS = 64_000_000  # AVIF and HEIC: phones make up to 50 million
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -261,8 +263,11 @@ def _jpeg2000(data: bytes) -> Structure:
 
 
 def _boxes(data: bytes) -> Structure:
-    """AVIF and HEIC: boxes of a length and a kind each, the pixels in "mdat"."""
-    place, parts, beside = 0, 0, 0
+    """AVIF and HEIC: boxes of a length and a kind each, the pixels in "mdat".
+
+    The size is the largest that an "ispe" box names, the image's as stored: a turn may swap the two numbers.
+    """
+    place, parts, beside, size = 0, 0, 0, (0, 0)
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
         if length == 1:
@@ -273,8 +278,23 @@ def _boxes(data: bytes) -> Structure:
             raise InputError("refused: a box without an end in front of the pixels")
         parts, beside = parts + 1, beside + (0 if kind == b"mdat" else length)
         _check_beside(parts, beside)
+        if kind == b"meta":
+            size = max(size, _extent(data[place : place + length]), key=math.prod)
         place += length
-    return Structure(str(format_of(data[:16])))
+    kind = str(format_of(data[:16]))
+    _check_pixels("HEIC" if kind == "HEIF" else kind, math.prod(size), _BOXED_PIXELS)
+    return Structure(kind, size if math.prod(size) else None, cut=place > len(data))
+
+
+def _extent(meta: bytes) -> tuple[int, int]:
+    sizes = [(0, 0)]
+    start = meta.find(b"ispe")
+    while 0 <= start <= len(meta) - 16:
+        sizes.append(struct.unpack_from(">II", meta, start + 8))
+        if len(sizes) > MAX_PARTS:
+            raise _refuse(f"more than {MAX_PARTS:,} parts")
+        start = meta.find(b"ispe", start + 4)
+    return max(sizes, key=math.prod)
 
 
 _WALKS = {
