@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 import threading
 import weakref
 from typing import IO
@@ -56,13 +57,23 @@ class InputFile:
         return out
 
     def mapped(self, offset: int, count: int) -> np.ndarray:
-        """`count` bytes from `offset` as a read-only map of the file, for what may be larger than memory.
+        """`count` bytes from `offset`, read-only, for what may be larger than memory: a map of a copy on the disk.
 
-        A file that is cut while the map is used ends the process: `read` wherever memory allows.
+        The copy has no name, so nobody can cut it: a map of the file itself would end the process without a line when
+        the file is cut. It lies where temporary files do (TMPDIR). Raises `InputError` as `read`, or if there is no
+        room for it.
         """
-        if offset < 0 or count < 1 or offset + count > os.fstat(self._file.fileno()).st_size:
-            raise self._cut()
-        return np.asarray(np.memmap(self._file, np.uint8, "r", offset, (count,)))
+        try:
+            with tempfile.TemporaryFile() as copy:
+                for start in range(offset, offset + count, _PIECE):
+                    copy.write(self.read(start, min(_PIECE, offset + count - start)).data)
+                copy.flush()
+                return np.asarray(np.memmap(copy, np.uint8, "r", 0, (count,)))
+        except OSError as error:
+            if isinstance(error, InputError):
+                raise
+            room = f"{count:,} bytes of it need room in {show_path(tempfile.gettempdir())} (TMPDIR)"
+            raise InputError(f"{show_path(self.path)}: {room}: {reason(error)}") from None
 
     def content(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`, fewer at the end of the file."""
@@ -90,6 +101,7 @@ class InputFile:
         return InputError(f"{show_path(self.path)}: was cut while it was read; write or download it again")
 
 
+_PIECE = 2**24
 _KEPT = 1000
 _digests: dict[tuple[int, ...], str] = {}
 

@@ -13,12 +13,14 @@ from ntt_jax.ablation.predictor import ManyPredictor
 from ntt_jax.ablation.scoring import evaluate_shared
 from ntt_jax.ablation.tables import by_reference, by_shots
 from ntt_jax.config import DetectConfig
+from ntt_jax.datasets.bank_classes import same_categories
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import show_path, write_json
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.memory.bank import load_memory, require_encoder
+from ntt_jax.notes import Notes
 from ntt_jax.references.sampling import ReferenceSet, check_references, used_classes
 from ntt_jax.runs import inputs
 from ntt_jax.runs.evaluation_job import largest_side, target_identity
@@ -111,7 +113,7 @@ def _of_shots(lock: FolderLock, given: Shots, target: Targets, observer: Observe
         classes, unused = used_classes(sources, classes)
         if unused:
             warn(observer, f"left out, without any annotation: {', '.join(unused)}")
-    categories = _same_classes(classes, dataset)
+    categories, order = _same_classes(classes, dataset, observer)
     sets = sample_many(sources, classes, given.shots, given.seeds, allow_fewer=given.allow_fewer)
     if short := {name for references in sets.values() for name, _ in references.short_classes()}:
         warn(observer, f"fewer than {max(given.shots)} references for {', '.join(sorted(short))}")
@@ -124,7 +126,7 @@ def _of_shots(lock: FolderLock, given: Shots, target: Targets, observer: Observe
     def memories() -> dict[str, Any]:
         distinct = distinct_references(list(sets.values()))
         memory = _encode(lock.folder, target, sources, given.images or target.images, distinct, observer)
-        return {"prototypes": stack_prototypes(list(sets.values()), distinct, memory)}
+        return {"prototypes": stack_prototypes(list(sets.values()), distinct, memory)[:, order]}
 
     files = {"reference_annotations": given.annotations, "reference_images": given.images}
     metrics, rest = _score(lock, target, dataset, categories, choice, len(sets), memories, files, observer)
@@ -151,15 +153,29 @@ def _of_references(lock: FolderLock, file: Path, target: Targets, observer: Obse
     return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
 
 
-def _same_classes(classes: Sequence[CocoCategory], dataset: CocoDataset) -> list[CocoCategory]:
-    """The classes of the references as categories of the targets. Raises `InputError` where the two disagree."""
-    for category in classes:
-        if dataset.categories.get(category.id) != category:
+def _same_classes(
+    classes: Sequence[CocoCategory], dataset: CocoDataset, observer: Observer
+) -> tuple[list[CocoCategory], list[int]]:
+    """The classes of the references as categories of the targets, ascending, and their places among the classes.
+
+    The observer hears which were matched by name alone. Raises `InputError` where a class is missing.
+    """
+    notes = Notes()
+    given = [(category.id, category.name) for category in classes]
+    found: list[CocoCategory] = []
+    for own, category in zip(classes, same_categories(given, dataset, notes, "references"), strict=True):
+        if isinstance(category, int):
             raise InputError(
-                f"--annotations: the class {category.id}, {category.name!r} in --reference-annotations, is another one "
+                f"--annotations: the class {own.id}, {own.name!r} in --reference-annotations, is another one "
                 "there or missing; give annotations with the same categories"
             )
-    return list(classes)
+        found.append(category)
+    if len({category.id for category in found}) != len(found):
+        raise InputError("--annotations: two classes of --reference-annotations are one of its categories; rename one")
+    for note in notes.lines():
+        warn(observer, note)
+    order = sorted(range(len(found)), key=lambda place: found[place].id)
+    return [found[place] for place in order], order
 
 
 def _score(

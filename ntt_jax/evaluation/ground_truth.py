@@ -77,7 +77,11 @@ def prepare_ground_truth(
         enough = len(annotations) if dataset.protocol == "voc" else 1
         kinds = KINDS if with_mask >= enough or not annotations else ("bbox",)
     notes = Notes()
-    rles = _masks(dataset, annotations, notes) if "segm" in kinds else {}
+    rles, lacking = _masks(dataset, annotations) if "segm" in kinds else ({}, [])
+    # VOC's and LVIS's rules judge boxes and masks of the same objects.
+    left_out = bool(rles) and dataset.protocol != "coco"
+    for what, where in lacking:
+        notes.add(f"{what}, {'left out' if left_out else 'compared by box only'}", where)
     if annotations and all(annotation.iscrowd for annotation in annotations):
         what = "objects, all of them marked as crowds (as CVAT and datumaro write masks): nothing is measured"
         first = f"annotation {annotations[0].id}"
@@ -87,7 +91,6 @@ def prepare_ground_truth(
             raise InputError(f"{show_path(dataset.path)}: no object has a sound mask: {notes.lines()[0]}")
         kinds = ("bbox",)
     if "segm" in kinds and len(rles) < len(annotations) and dataset.protocol != "coco":
-        # VOC's and LVIS's rules judge boxes and masks of the same objects.
         if dataset.protocol == "voc":
             raise InputError(f"{show_path(dataset.path)}: {notes.lines()[0]}; VOC's rules compare all or none")
         annotations = [annotation for annotation in annotations if annotation.id in rles]
@@ -120,20 +123,21 @@ def prepare_ground_truth(
     )
 
 
-def _masks(dataset: CocoDataset, annotations: Sequence[CocoAnnotation], notes: Notes) -> dict[int, Rle]:
-    """The sound masks by annotation id."""
+def _masks(dataset: CocoDataset, annotations: Sequence[CocoAnnotation]) -> tuple[dict[int, Rle], list[tuple[str, str]]]:
+    """The sound masks by annotation id; of each object without one what it is, and where."""
     found: dict[int, Rle] = {}
+    lacking: list[tuple[str, str]] = []
     for annotation in annotations:
         if annotation.segmentation is None:
-            notes.add("objects without a mask, compared by box only", f"annotation {annotation.id}")
+            lacking.append(("objects without a mask", f"annotation {annotation.id}"))
             continue
         try:
             found[annotation.id] = dataset.rle(annotation)
         except InputError as error:
             if callable(annotation.segmentation):  # a file of its own, which can be mended
                 raise
-            notes.add("objects with an unsound mask, compared by box only", str(error))
-    return found
+            lacking.append(("objects with an unsound mask", str(error)))
+    return found, lacking
 
 
 def checked(

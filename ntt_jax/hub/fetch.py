@@ -12,11 +12,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import parse_json, read_bytes, show_path, sync_folder, write_json
+from ntt_jax.files import open_in_place, parse_json, read_bytes, show_path, sync_folder, write_json
 from ntt_jax.hub import cache
 from ntt_jax.text import show
 
@@ -162,12 +162,12 @@ def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], wh
             if not resumed:
                 # The note first: without it, what is in the file is never taken for the beginning of another one.
                 _note(part).unlink(missing_ok=True)
-                part.write_bytes(b"")
+                _open_part(part, fresh=True).close()
                 etag = response.headers.get("ETag") or response.headers.get("Last-Modified")
                 if etag and not etag.startswith("W/"):
                     write_json(_note(part), {"url": url, "validator": etag})
             progress.start(total, have)
-            with part.open("ab", buffering=0) as file:  # what has arrived is there, whenever the process is killed
+            with _open_part(part) as file:  # what has arrived is there, whenever the process is killed
                 for chunk in response.iter_bytes():
                     file.write(chunk)
                     progress.update(len(chunk))
@@ -249,9 +249,22 @@ def _total(response: Any, have: int) -> int | None:
     return have + int(length) if length.isdecimal() else None
 
 
+def _open_part(part: Path, *, fresh: bool = False) -> IO[bytes]:
+    """The file that grows, at its end; emptied if `fresh`. No link is followed: what it leads to is somebody's own."""
+    file = os.fdopen(open_in_place(part), "r+b", buffering=0)
+    try:
+        if fresh:
+            file.truncate(0)
+        file.seek(0, os.SEEK_END)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def _length(part: Path) -> int:
     try:
-        return part.stat().st_size
+        return part.lstat().st_size
     except OSError:
         return 0
 

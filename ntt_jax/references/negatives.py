@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
+from ntt_jax.datasets.bank_classes import same_categories
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
@@ -17,6 +18,7 @@ from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.results import ImageDetections, coco_results
 from ntt_jax.files import describe, show_path
 from ntt_jax.images.rle import rle_areas
+from ntt_jax.notes import Notes
 from ntt_jax.references.sampling import MIN_BOX_SIDE, ClassReferences, Reference, ReferenceSet, check_references
 
 MAX_SHARE = 0.1
@@ -91,13 +93,22 @@ def as_coco(detections: Sequence[ImageDetections], dataset: CocoDataset, categor
     }
 
 
-def negative_set(dataset: CocoDataset, references: ReferenceSet) -> ReferenceSet:
+def negative_set(dataset: CocoDataset, references: ReferenceSet, notes: Notes | None = None) -> ReferenceSet:
     """All annotations of a file of negatives, but crowds, by the classes of the references (which may have none).
 
-    Raises `InputError` if a category of the file has another name than the class of its id, none of its annotations is
-    of these classes, or one cannot be used (`check_references`).
+    A class is the category of its id and name; where the two disagree, the only category of its name, which `notes`
+    hear.
+    Raises `InputError` if the category of a class's id has another name and none has the class's, none of its
+    annotations is of these classes, or one cannot be used (`check_references`).
     """
-    found: dict[int, list[Reference]] = {chosen.category_id: [] for chosen in references.classes}
+    notes = Notes() if notes is None else notes
+    given = [(chosen.category_id, chosen.name) for chosen in references.classes]
+    # The category of a class in this file; where it has none, that of the class's id, which is refused below.
+    theirs = [
+        category_id if isinstance(category, int) else category.id
+        for (category_id, _), category in zip(given, same_categories(given, dataset, notes, "references"), strict=True)
+    ]
+    found: dict[int, list[Reference]] = {category_id: [] for category_id in theirs}
     for annotation in dataset.annotations.values():
         if annotation.category_id in found and not annotation.iscrowd:
             found[annotation.category_id].append(Reference(annotation.image_id, annotation.id))
@@ -107,11 +118,9 @@ def negative_set(dataset: CocoDataset, references: ReferenceSet) -> ReferenceSet
             f"{show_path(dataset.path)}: no annotation is of a class of the references ({names}); the category of a "
             "negative reference is the class that it is mistaken for"
         )
-    classes = tuple(
-        ClassReferences(chosen.category_id, chosen.name, tuple(found[chosen.category_id]))
-        for chosen in references.classes
-    )
-    named = tuple(chosen for chosen in classes if chosen.category_id in dataset.categories)
+    both = list(zip(theirs, references.classes, strict=True))
+    named = tuple(ClassReferences(i, one.name, tuple(found[i])) for i, one in both if i in dataset.categories)
     shots = max(map(len, found.values()))
     check_references(ReferenceSet(named, shots), dataset)
+    classes = tuple(ClassReferences(one.category_id, one.name, tuple(found[i])) for i, one in both)
     return ReferenceSet(classes, shots, annotations_sha256=dataset.sha256)

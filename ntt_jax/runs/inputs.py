@@ -11,6 +11,7 @@ from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.files import read_bytes, show_path
 from ntt_jax.memory.bank import MemoryBank
+from ntt_jax.notes import Notes
 from ntt_jax.references.build import Negatives
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import MAX_REFERENCE_BYTES, ReferenceSet, parse_references
@@ -77,7 +78,10 @@ def read_negatives(
     if path is None:
         return None
     dataset = look_at_images(read_dataset(path, observer), folder, exif, observer)
-    chosen = negative_set(dataset, references)
+    notes = Notes()
+    chosen = negative_set(dataset, references, notes)
+    for note in notes.lines():
+        warn(observer, note)
     try:
         check_images(dataset, folder)
     except InputError as error:

@@ -31,7 +31,7 @@ SAME = 1e-4
 
 @dataclass(frozen=True)
 class UpstreamMemory:
-    """A memory checkpoint's arrays, float32, views of the mapped file where they are large.
+    """A memory checkpoint's arrays, float32, views of a copy on the disk where they are large.
 
     valid: bool `[K, S]`. means: `[K, S, C]` or None, where the checkpoint has none yet. features `[K, S, hw, C]` and
     masks `[K, S, hw]`: both or None. pooled: `[K, C]` or None.

@@ -213,6 +213,13 @@ def test_area_is_made_where_it_is_missing() -> None:
     assert {(e["image_id"], e["category_id"]): e["area"] for e in boxes}[9, 11] == 33 * 34.5
 
 
+def test_lvis_leaves_out_an_object_without_a_mask_and_says_so() -> None:
+    dataset = dataclasses.replace(parse(document()), protocol="lvis")
+    both = prepare_ground_truth(dataset, select_classes(dataset, "all"))
+    assert both.notes == ("objects without a mask, left out: 1 (annotation 101)",)
+    assert len(both.entries) == len(both.of_kind("bbox")) == len(both.of_kind("segm")) == 5
+
+
 def test_boxes_alone_need_no_masks() -> None:
     dataset = parse(document())
     categories = select_classes(dataset, "all")

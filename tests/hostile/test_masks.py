@@ -1,6 +1,7 @@
 """Run lengths and polygons that claim more than a mask can be: refused, or drawn in linear time and in any pieces."""
 
 import random
+import signal
 import time
 
 import numpy as np
@@ -68,6 +69,29 @@ def test_many_polygons_are_united_as_pycocotools_unites_them(count):
     expected = mask_api.merge(mask_api.frPyObjects(polygons, side, side + 3))
     found = segmentation_to_rle(polygons, side, side + 3, "x")
     assert found == {"size": [side, side + 3], "counts": bytes(expected["counts"]).decode()}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="alarms of POSIX")
+def test_ctrl_c_is_heard_while_polygons_are_drawn():
+    """The alarm's handler runs where Ctrl-C's would: between calls of the library in C, which would make it wait."""
+    corners = ((i * 7919 % 13_000, i * 104729 % 13_000) for i in range(60_000))
+    triangles = [[x, y, x + 20, y, x, y + 20] for x, y in corners]
+    called: list[float] = []
+
+    def interrupt(*_):
+        called.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            segmentation_to_rle(triangles, 14_000, 14_000, "x")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert called[0] - started < 2  # the whole takes longer on a slow machine only
 
 
 def test_tens_of_thousands_of_triangles_are_drawn_in_seconds():

@@ -65,6 +65,26 @@ def test_another_file_of_this_name_starts_over(hub, file):
     assert file[1].read_bytes() == DATA[::-1]
 
 
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_what_grows_is_no_link_to_a_file_of_the_users(hub, file, tmp_path, kind):
+    precious, part = tmp_path / "precious", file[1].with_name("net.pt.part")
+    precious.write_bytes(DATA[:1000])
+    file[1].parent.mkdir()
+    (os.symlink if kind == "symbolic" else os.link)(precious, part)
+    hub.faults["/meta/net.pt"] = [Fault(after=100_000)]
+    fetch.fetch(*file, sha256=DIGEST)  # without a note the link is no beginning: it is removed, not followed
+    assert precious.read_bytes() == DATA[:1000] and file[1].read_bytes() == DATA
+    file[1].unlink()
+    hub.faults["/meta/net.pt"] = [Fault(after=100_000)] + [Fault(after=0)] * 6
+    with pytest.raises(InputError, match="goes on from there"):
+        fetch.fetch(*file)
+    part.unlink()
+    (os.symlink if kind == "symbolic" else os.link)(precious, part)
+    with pytest.raises(InputError, match="symbolic link" if kind == "symbolic" else "2 names"):
+        fetch.fetch(*file)
+    assert precious.read_bytes() == DATA[:1000]
+
+
 def test_a_whole_part_is_not_fetched_again(hub, file):
     hub.faults["/meta/net.pt"] = [Fault(after=100_000)] + [Fault(after=0)] * 3
     with pytest.raises(InputError):

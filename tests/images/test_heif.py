@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ntt_jax.segmenter.photos import photos_of_folder
 from PIL import Image
 
 from ntt_jax.datasets.coco import load_coco
@@ -16,7 +17,6 @@ from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.images import apart, heif
 from ntt_jax.images.reading import open_image, open_image_size, read_header, read_image, read_index_image, turned
-from ntt_jax.segmenter.photos import photos_of_folder
 
 pillow_heif = pytest.importorskip("pillow_heif")
 PIXELS = np.zeros((48, 80, 3), np.uint8)

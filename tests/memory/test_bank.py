@@ -159,6 +159,17 @@ def test_lying_files(tmp_path, saved, change):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999", "[[1e999]]"])
+def test_a_number_that_is_none_in_the_provenance(tmp_path, saved, value):
+    data = edited(saved, lambda header, info: info["provenance"].update(x="HERE"))
+    length = struct.unpack("<Q", data[:8])[0]
+    text = data[8 : 8 + length].replace(rb"\"HERE\"", value.encode())
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    with pytest.raises(InputError, match=r"bad\.safetensors.*(no number|not finite)"):
+        load_memory(path)
+
+
 def test_not_finite_and_cut_short(tmp_path, saved):
     path = tmp_path / "bad.safetensors"
     for data in (

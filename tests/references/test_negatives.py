@@ -11,6 +11,7 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.images.rle import encode_masks
+from ntt_jax.notes import Notes
 from ntt_jax.references.negatives import as_coco, false_positives, negative_set
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet
 
@@ -100,6 +101,20 @@ def test_boxes_serve_where_there_are_no_masks(tmp_path):
     truth = prepare_ground_truth(data, select_classes(data, "all"), kinds=["bbox"])
     run = [found(1, (0, 0.9, block(3, 3, 36, 36)), (0, 0.8, block(30, 30, 60, 60)))]
     assert kept(false_positives(truth, run, 5)) == [(1, 0, 0.8)]
+
+
+def test_classes_that_the_file_of_negatives_numbers_differently(tmp_path):
+    mask = block(0, 0, 40, 40)
+    references = ReferenceSet((ClassReferences(2, "dog", ()), ClassReferences(3, "cat", ())), 1)
+    notes = Notes()
+    chosen = negative_set(dataset(tmp_path, [(1, 2, 0, mask), (2, 5, 0, mask)]), references, notes)
+    assert [(c.category_id, c.name, c.references) for c in chosen.classes] == [
+        (2, "dog", (Reference(2, 71),)),
+        (3, "cat", (Reference(1, 70),)),
+    ]
+    (line,) = notes.lines()
+    assert "the references and the annotations number differently, matched by their names: 2" in line
+    assert "'dog' is 2 in the references, 5 in the annotations" in line
 
 
 def test_files_of_negatives_that_do_not_fit(tmp_path):

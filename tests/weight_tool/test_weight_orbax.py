@@ -1,6 +1,8 @@
 """The orbax export, restored with orbax alone and put into our modules by the recipe that the help gives."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -51,6 +53,24 @@ def test_plain_orbax_restores_every_bit(tmp_path, capsys, config, given, video, 
     nnx.replace_by_pure_dict(state, params)
     for name, array in rules.values(nnx.merge(graph, state)).items():
         np.testing.assert_array_equal(array, weights.tensors[name])
+
+
+def test_a_disk_that_fills_while_orbax_writes(tmp_path):
+    """RLIMIT_FSIZE stands for the disk: a write beyond it fails as one without room does (EFBIG for ENOSPC)."""
+    resource = pytest.importorskip("resource")
+    source = converted(tmp_path, *MODELS[0][:3], np.float32)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = subprocess.run(
+        [sys.executable, "-m", "weight_port", "export", "--orbax", str(source), str(tmp_path / "full")],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert "cannot be written" in line and result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
