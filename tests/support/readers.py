@@ -15,6 +15,7 @@ from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.datasets.voc import load_voc, parse_xml
+from ntt_jax.detection.thresholds import read_thresholds
 from ntt_jax.evaluation.results import read_results
 from ntt_jax.files import parse_json, read_bytes
 from ntt_jax.hub import cache, fetch, repository
@@ -146,6 +147,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "import_upstream_references": lambda path: import_upstream_references(path, DATA),
     "read_upstream_memory": read_upstream_memory,
     "read_results": lambda path: read_results(path, DATA, []),
+    "thresholds": read_thresholds,
     "method": DetectConfig.from_file,
     "read_image": lambda path: read_image(path, max_pixels=1_000_000),
     "read_index_image": lambda path: read_index_image(path, max_pixels=1_000_000),
@@ -174,6 +176,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/datasets/__init__.py": ("load_dataset",),
     "ntt_jax/datasets/coco.py": ("load_coco",),
     "ntt_jax/datasets/voc.py": ("voc annotation", "voc list", "parse_xml"),
+    "ntt_jax/detection/thresholds.py": ("thresholds",),
     "ntt_jax/evaluation/results.py": ("read_results",),
     "ntt_jax/files.py": ("json",),
     "ntt_jax/hub/cache.py": ("record of the cache",),
