@@ -220,6 +220,19 @@ def test_lvis_leaves_out_an_object_without_a_mask_and_says_so() -> None:
     assert len(both.entries) == len(both.of_kind("bbox")) == len(both.of_kind("segm")) == 5
 
 
+def test_objects_that_are_all_crowds_are_pointed_out() -> None:
+    """CVAT and datumaro write every object drawn as a mask with iscrowd 1: then nothing is measured."""
+    content = document()
+    content["annotations"] = [entry | {"iscrowd": 1} for entry in content["annotations"] if "segmentation" in entry]
+    dataset = parse(content)
+    (line,) = prepare_ground_truth(dataset, select_classes(dataset, "all")).notes
+    assert line.startswith("objects, all of them marked as crowds (as CVAT and datumaro write masks)")
+    assert "nothing is measured: 5 (the first: annotation 50); set " in line
+    content["annotations"][0]["iscrowd"] = 0
+    dataset = parse(content)
+    assert not prepare_ground_truth(dataset, select_classes(dataset, "all")).notes
+
+
 def test_boxes_alone_need_no_masks() -> None:
     dataset = parse(document())
     categories = select_classes(dataset, "all")
