@@ -96,7 +96,7 @@ def main() -> None:
     print("| read | before | now | ratio |\n|---|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         make_files(Path(folder), arguments.convert)
-        given = {name: (code, (folder,)) for name, code in READ.items()}
+        given: dict[str, tuple[str, tuple[str, ...]]] = {name: (code, (folder,)) for name, code in READ.items()}
         if arguments.convert:
             given["convert of Hiera-L"] = (CONVERT, (folder, f"{folder}/out.safetensors"))
         for name, (code, more) in given.items():
