@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ntt_jax.segmenter.photos import photos_of_folder
 from PIL import Image
 
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.images import apart, heif
+from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.reading import open_image, open_image_size, read_header, read_image, read_index_image, turned
 
 pillow_heif = pytest.importorskip("pillow_heif")
