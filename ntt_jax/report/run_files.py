@@ -30,6 +30,14 @@ from weight_port.files import sha256
 DEMO = {"annotations": "targets/annotations.json", "images": "targets"}
 DEMO |= {"reference_annotations": "references/annotations.json", "reference_images": "references"}
 
+_OTHERS = {
+    "ablation.json": "holds an ablation of many memories, whose numbers are in ablation.json; the page is about one"
+    " memory: give the --out folder of evaluate",
+    "detections.json": "holds what segment found, without annotations to compare it with; its overlays show it, and"
+    " evaluate with annotations makes a run for a page",
+}
+"""Files of the other commands' folders, and what to do with such a folder."""
+
 
 @dataclasses.dataclass
 class RunFiles:
@@ -88,6 +96,9 @@ def _suffix(folder: Path, shots: int | None) -> str:
     if shots is not None:
         there = f"it has those of {', '.join(map(str, runs))}" if runs else "only the demo's folder has such runs"
         raise InputError(f"--shots: {show_path(folder)} holds no results_{shots}.json; {there}")
+    for name, words in _OTHERS.items():
+        if (folder / name).exists():
+            raise InputError(f"{show_path(folder)}: {words}")
     if (folder / "run.json").exists():
         raise InputError(f"{show_path(folder)}: the run is not finished; start the same `ntt-jax evaluate` again first")
     raise InputError(f"{show_path(folder)}: holds no results.json; give the --out folder of evaluate, run or demo")

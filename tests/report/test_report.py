@@ -338,6 +338,13 @@ def bad(case, run, tmp):
     if case == "unfinished":
         (folder / "results.json").unlink()
         return [folder], "not finished"
+    if case in ("an ablation", "a folder of segment"):
+        (folder / "results.json").unlink()
+        name, message = {"a": ("ablation.json", "many memories"), "s": ("detections.json", "what segment found")}[
+            "s" if "segment" in case else "a"
+        ]
+        (folder / name).write_text("{}")
+        return [folder], message
     if case == "no such shots":
         return [folder, "--shots", "3"], "--shots"
     if case == "results are not JSON":
@@ -380,7 +387,8 @@ def bad(case, run, tmp):
 
 
 CASES = [
-    "no folder", "not a run", "unfinished", "no such shots", "results are not JSON", "result of an unknown image",
+    "no folder", "not a run", "unfinished", "an ablation", "a folder of segment",
+    "no such shots", "results are not JSON", "result of an unknown image",
     "result without a mask", "score that is text", "other annotations", "no annotations", "no images",
     "images are a file", "another memory", "another reference file", "folder to write", "run.json is a list",
 ]  # fmt: skip
