@@ -47,7 +47,7 @@ def cluster():
         [str(root), str(support), str(support / "poison"), os.environ.get("PYTHONPATH", "")]
     )
     # No worker is started before one is asked for: starting one takes seconds of a core.
-    os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
