@@ -52,6 +52,7 @@ _MODULES = {
             "detection",
             "errors",
             "evaluation",
+            "export",
             "files",
             "images",
             "loading",

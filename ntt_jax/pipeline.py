@@ -180,13 +180,13 @@ def detect_shard(
     return detect_images(sam2, dinov2, prototypes, *rows, config, *negatives)
 
 
-def draw_masks(logits: Array, count: Array, size: Array, canvas: int, *, packed: bool) -> Array:
-    """Full-size masks of the first `count` rows of `[n, m, m]` logits.
+def draw_masks(logits: Array, count: Array, size: Array, canvas: tuple[int, int], *, packed: bool) -> Array:
+    """Full-size masks of the first `count` rows of `[n, m, m]` logits, on a canvas of this height and width.
 
-    `[n, canvas, canvas]` bool, or, `packed`, `[n, canvas, canvas / 8]` uint8 (eight columns to a byte, high bit first).
+    `[n, *canvas]` bool, or, `packed`, the last axis an eighth as long, uint8 (eight columns to a byte, high bit first).
     """
     rows = jnp.arange(logits.shape[0], dtype=jnp.int32)
-    masks = resize_masks(logits, rows, count, size[0], size[1], (canvas, canvas))
+    masks = resize_masks(logits, rows, count, size[0], size[1], canvas)
     return jnp.packbits(masks, axis=-1) if packed else masks
 
 

@@ -62,7 +62,7 @@ def merge(patches, proposals, prototypes, size):
     merged = detection.merge_candidates(
         patches, candidates, logits, ious, prototypes, height=size[0], width=size[1], config=demo.SMALL_DETECT
     )
-    masks = pipeline.draw_masks(logits[merged.source], jnp.sum(merged.valid), size, CANVAS, packed=False)
+    masks = pipeline.draw_masks(logits[merged.source], jnp.sum(merged.valid), size, (CANVAS, CANVAS), packed=False)
     return merged, masks
 
 

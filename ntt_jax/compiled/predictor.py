@@ -74,7 +74,7 @@ def _draw_rows(
     """`draw_masks` for rows [start, start + rows) of one image of `[B, D, m, m]`."""
     note_compilation(f"draw_masks {canvas}")
     part = jax.lax.dynamic_slice(logits, (image, start, 0, 0), (1, rows, *logits.shape[2:]))[0]
-    return draw_masks(part, count, size, canvas, packed=packed)
+    return draw_masks(part, count, size, (canvas, canvas), packed=packed)
 
 
 class Predictor:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from ntt_jax.models.platform import backend
+
 # Logits held at once on a CPU: 8 MiB in float32. All 4096 x 4096 of a head (64 MiB) take 1.4 times as long.
 _CPU_LOGITS = 2**21
 
@@ -70,7 +72,7 @@ def fused_attention_dtype(q: Array, k: Array) -> Any:
     float16, which rounds operands to the same 10 bits (not to the same range: numbers above 65504 would overflow).
     Exact float32 has no fused kernel, nor has a GPU older than Ampere or of another maker.
     """
-    if jax.default_backend() != "gpu" or q.shape[1] * k.shape[1] < 16 * 64:
+    if backend() != "gpu" or q.shape[1] * k.shape[1] < 16 * 64:
         return None
     if q.shape[-1] % 8 or q.shape[-1] > 128 or not _has_fused_attention():
         return None

@@ -29,7 +29,7 @@ from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import load_references
 
 COMMANDS = ("demo", "masks", "sample", "memory", "evaluate", "run", "ablate", "segment", "report", "references")
-COMMANDS += ("negatives", "import-memory", "fit")
+COMMANDS += ("negatives", "import-memory", "fit", "export")
 
 
 @pytest.fixture(scope="session")

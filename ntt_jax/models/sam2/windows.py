@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ntt_jax.models.attention import fused_attention, fused_attention_dtype
+from ntt_jax.models.platform import on_cpu
 
 Q_STRIDE = 2
 
@@ -23,7 +24,7 @@ def by_rows(function: Callable[..., Array], *maps: Array, multiple: int = 1) -> 
     """
     b, h, w, c = maps[0].shape
     # Not by `platform_dependent`, which would trace every block twice.
-    if jax.default_backend() != "cpu" or b * h * w * c <= _CPU_CHUNK:
+    if not on_cpu() or b * h * w * c <= _CPU_CHUNK:
         return function(*maps)
     fitting = (r for r in range(multiple, h + 1, multiple) if h % r == 0 and (r == multiple or r * w * c <= _CPU_CHUNK))
     rows = max(fitting)

@@ -52,6 +52,7 @@ import numpy as np
 from jax import Array
 
 from ntt_jax.errors import InputError
+from ntt_jax.models.platform import on_cpu
 from ntt_jax.models.sam2.point_grid.decoder import GridDecoder
 from ntt_jax.models.sam2.point_grid.image_side import image_side
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2, one_image
@@ -101,7 +102,7 @@ def decode_grid(
         raise InputError(f"decode_grid: expected points [P, 2], found {list(points.shape)}")
     if sam2.config.decoder_depth != 2:
         raise InputError(f"decode_grid: expected decoder_depth 2, found {sam2.config.decoder_depth}; use Sam2.decode")
-    cpu = jax.default_backend() == "cpu"
+    cpu = on_cpu()
     count = points.shape[0]
     chunk = min(chunk or (4 if cpu else 128), count)
     mask_chunk = min(mask_chunk or (1 if cpu else 64), chunk)

@@ -7,10 +7,10 @@ the heads instead of `[K, C] x [C, o]` for every point.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ntt_jax.models.platform import on_cpu
 from ntt_jax.models.sam2.mask_decoder import MaskDecoder
 
 
@@ -81,7 +81,7 @@ class GridWeights:
     def _operands(self, *operands: Array) -> tuple[Array, ...]:
         """Operands of a product, rounded to the compute dtype."""
         operands = tuple(x.astype(self.dtype) for x in operands)
-        if jax.default_backend() == "cpu":  # which has no product of bfloat16 into float32
+        if on_cpu():  # which has no product of bfloat16 into float32
             operands = tuple(x.astype(jnp.float32) for x in operands)
         return operands
 
