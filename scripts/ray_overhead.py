@@ -4,10 +4,10 @@
     python scripts/ray_overhead.py --growth        # 1 to 64 workers that sleep 0.05 s for each image
     python scripts/ray_overhead.py --memory 1000000    # the driver's memory, with synthetic records
 
-The first uses made scenes and tiny models with random weights, one core each. Its rate is that of the images after the
-first ten, between the records as they reach the disk; start-up (until the first record) is shown by itself. The other
-has no models: its workers sleep as long as a GPU takes, and send records of ten detections back: what is seen is the
-driver. Both need the `test` extra and a checkout.
+The first uses made scenes and tiny models with random weights, and one worker with all cores. Its rate is that of the
+images after the first ten, between the records as they reach the disk; start-up (until the first record) is shown by
+itself. The other has no models: its workers sleep as long as a GPU takes, and send records of ten detections back: what
+is seen is the driver. Both need the `test` extra and a checkout.
 """
 
 import argparse
@@ -53,7 +53,8 @@ def overhead(count: int, rounds: int) -> None:
             rates = {}
             for name, ray in (("plain", None), ("--ray local", "local")):
                 out = Path(folder) / f"{name.strip('-')} {turn}"
-                options = {"annotations": scenes, "cores": 1, "devices": None, "points_per_side": 32, "ray": ray}
+                options = {"annotations": scenes, "cores": os.cpu_count(), "devices": None}
+                options |= {"points_per_side": 32, "ray": ray}
                 first, rates[name] = timed(world.evaluate(out, **options), out / "finished.records")
                 print(f"{name}: first image after {first:.1f} s, then {rates[name]:.2f} images per second", flush=True)
             print(f"ratio {rates['--ray local'] / rates['plain']:.3f}", flush=True)
