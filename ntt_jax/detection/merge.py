@@ -13,6 +13,7 @@ from ntt_jax.detection.full_size import full_size_overlaps, resize_masks
 from ntt_jax.detection.match import assign_labels, mask_weights, object_features
 from ntt_jax.detection.nms import class_aware_nms, mask_boxes
 from ntt_jax.errors import InputError
+from ntt_jax.memory.aggregate import require_arrays
 
 
 @jax.tree_util.register_dataclass
@@ -287,7 +288,8 @@ def detect(
       are left out; there is never a NaN.
 
     Raises:
-      InputError: shapes that do not fit together, sizes below 1, no classes.
+      InputError: what is no array (a whole `Memory` as prototypes), shapes that do not fit together, sizes below 1, no
+        classes.
     """
     config = DetectConfig() if config is None else config
     _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, negatives)
@@ -319,6 +321,9 @@ def detect(
 
 
 def _check(features, mask_logits, predicted_ious, prototypes, height, width, valid, negatives) -> None:
+    arrays = {"features": features, "mask_logits": mask_logits, "predicted_ious": predicted_ious}
+    arrays |= {"prototypes": prototypes} | ({} if valid is None else {"valid": valid})
+    require_arrays("detect", **arrays, **({} if negatives is None else {"negatives": negatives}))
     shapes = f"features {features.shape}, mask_logits {mask_logits.shape}, predicted_ious {predicted_ious.shape}, "
     shapes += f"prototypes {prototypes.shape}"
     fits = (

@@ -177,7 +177,18 @@ def _stack(
     return stacked, valid
 
 
+def require_arrays(where: str, **values: object) -> None:
+    """Raise `InputError` for a value that is no array: a whole `Memory`, an image of PIL, a path, a list, a model."""
+    for name, value in values.items():
+        if isinstance(value, Memory):
+            raise InputError(f"{where}: {name}: expected an array, found a whole Memory; give its .prototypes")
+        if not (hasattr(value, "shape") and hasattr(value, "dtype") and hasattr(value, "ndim")):
+            kind = type(value).__name__
+            raise InputError(f"{where}: {name}: expected an array of numpy or JAX, found {kind}")
+
+
 def _check_shapes(features: Array, masks: Array) -> None:
+    require_arrays("memory", features=features, masks=masks)
     if features.ndim != 4 or masks.shape != features.shape[:3] or min(features.shape) < 1:
         raise InputError(
             f"memory: expected features [K, S, hw, C] and masks [K, S, hw], found {features.shape} and {masks.shape}"
