@@ -20,6 +20,7 @@ from typing import NoReturn
 import ntt_jax
 from ntt_jax.cli import (
     ablate,
+    app,
     demo,
     doctor,
     evaluate,
@@ -35,6 +36,7 @@ from ntt_jax.cli import (
     run,
     sample,
     segment,
+    serve,
     weights,
 )
 from ntt_jax.errors import InputError
@@ -88,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         run,
         ablate,
         segment,
+        app,
+        serve,
         report,
         references,
         negatives,

@@ -1,5 +1,6 @@
 """What `Segmenter.predict` found in one image: arrays, names, COCO entries, a picture. Host only."""
 
+import dataclasses
 import functools
 import io
 import os
@@ -15,7 +16,7 @@ from PIL import Image
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
-from ntt_jax.detection.thresholds import by_class, choose
+from ntt_jax.detection.thresholds import by_class, choose, class_indices
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results
 from ntt_jax.files import show_path
@@ -69,6 +70,21 @@ class Prediction:
         lowest = np.zeros(len(classes), np.float32) if thresholds is None else thresholds
         best = choose(found, lowest, wanted, max_detections)
         return cls(best, tuple(classes), tuple(category_ids), source, exif, thresholds)
+
+    def chosen(
+        self,
+        *,
+        score_threshold: float | Mapping[str, float] = 0.0,
+        max_detections: int | None = None,
+        classes: Iterable[str] | None = None,
+    ) -> "Prediction":
+        """Those of the detections that `Segmenter.predict` would give with these arguments.
+
+        Raises `InputError` for an unknown class.
+        """
+        lowest = by_class(score_threshold, self.classes)
+        wanted = None if classes is None else class_indices(classes, self.classes, "classes")
+        return dataclasses.replace(self, detections=choose(self.detections, lowest, wanted, max_detections))
 
     @property
     def height(self) -> int:

@@ -4,6 +4,7 @@ Every reference is encoded alone, by one compiled program, and its mean feature 
 were added or removed on the way, the memory is the one of fitting what is there now at once, bit for bit.
 """
 
+import copy
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,6 +146,11 @@ class Segmenter:
     def negatives(self) -> dict[str, int]:
         """Number of negative references of every class, in class index order."""
         return {name: len(one.negatives) for name, one in self._classes.items()}
+
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """COCO category id of every class, in class index order."""
+        return {name: one.category_id for name, one in self._classes.items()}
 
     @property
     def memory(self) -> Memory:
@@ -330,6 +336,12 @@ class Segmenter:
             # A camera may write each image over the one before, which has not been used by then: copies.
             return run(np.array(image) if isinstance(image, np.ndarray) else image for image in images)
         raise InputError(f"predict: expected images, a folder or an iterable of images, found {describe(images)}")
+
+    def snapshot(self) -> "Segmenter":
+        """A segmenter with the classes of now, which later edits of this one do not change; models and compiled
+        programs are shared. Raises `InputError` if nothing has been learned."""
+        self._ready_predictor()
+        return copy.copy(self)
 
     # Keeping
 

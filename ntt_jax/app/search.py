@@ -1,0 +1,205 @@
+"""The search through a project's photos: recorded as it goes, stopped and taken up at will.
+
+A record holds everything that was found in a photo, low scores too, and of which memory and which file: another
+threshold or export needs no new search, and what is up to date is not searched again.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ntt_jax.app.project import Photo
+from ntt_jax.app.workbench import Workbench
+from ntt_jax.config import DEFAULT_THRESHOLD
+from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.errors import InputError
+from ntt_jax.files import make_folder, show_path
+from ntt_jax.formats import FORMATS, Classes, write_formats
+from ntt_jax.formats import Photo as FormatPhoto
+from ntt_jax.images.reading import read_image
+from ntt_jax.runs.records import RecordFile
+from ntt_jax.segmenter.prediction import Prediction
+from ntt_jax.segmenter.segmenter import Segmenter
+
+
+class Search:
+    """The results of a workbench's photos, and at most one thread that makes new ones.
+
+    predicted: called after each photo. Threads may share one.
+    """
+
+    def __init__(self, bench: Workbench, predicted: Callable[[], None] = lambda: None):
+        self._bench, self._predicted = bench, predicted
+        self._folder = bench.project.home / "found"
+        make_folder(self._folder, bench.project.home)
+        self._records = RecordFile(self._folder / "photos.records", key="photo")
+        self._lock = threading.RLock()
+        self._known: dict[str, dict[str, Any]] = {}  # without the masks, which stay on the disk
+        self._versions = 0
+        for number in self._records:
+            self._note(self._records.read(number))
+        self.revision = 0
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self._progress = _progress(0, 0)
+
+    def close(self) -> None:
+        """Stop, and close the file."""
+        self.stop()
+        self._records.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether photos are being searched."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, photos: Sequence[Photo]) -> None:
+        """Search the photos that are not up to date. Raises `InputError` if a search runs, or there is no class."""
+        with self._lock:
+            if self.running:
+                raise InputError("a search is running; stop it first")
+            memory, segmenter = self._bench.snapshot()
+            todo = [photo for photo in photos if not self._is_current(photo, memory)]
+            self._stopping.clear()
+            self._progress = _progress(len(photos) - len(todo), len(photos))
+            self.revision += 1
+            run = (todo, memory, segmenter)
+            self._thread = threading.Thread(target=self._work, args=run, name="search", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the search after the photo in hand, and wait for it."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def status(self) -> dict[str, Any]:
+        """How far the search is, as JSON data."""
+        shared = {"default_threshold": DEFAULT_THRESHOLD, "formats": list(FORMATS)}
+        return {"running": self.running, **self._progress, **shared}
+
+    def photo_status(self, photo: Photo) -> dict[str, Any]:
+        """Of one photo: searched at all, with the memory of now, scores by class, why it cannot be read."""
+        with self._lock:
+            known = self._known.get(photo.id)
+        if known is None or known["stamp"] != _stamp(photo):
+            return {"searched": False, "current": False}
+        return {
+            "searched": True,
+            "current": known["memory"] == self._bench.memory_sha256,
+            "version": known["version"],
+            "scores": known["scores"],
+            "problem": known.get("skipped"),
+        }
+
+    def found(self, photo: Photo) -> Prediction | None:
+        """Everything that was found in a photo; None if it has not been searched as it is now."""
+        with self._lock:
+            known = self._known.get(photo.id)
+            if known is None or known["stamp"] != _stamp(photo) or "skipped" in known:
+                return None
+            record = self._records.read(_number(photo))
+        detections = HostDetections.from_json(record["detections"], show_path(photo.path))
+        ids = self._bench.project.categories
+        names = tuple(record["classes"])
+        return Prediction(detections, names, tuple(ids.get(name, 0) for name in names), photo.path)
+
+    def export(self, formats: Sequence[str]) -> str:
+        """Write what was found, from each class's threshold on; returns the folder. Raises `InputError`."""
+        if unknown := [name for name in formats if name not in FORMATS]:
+            raise InputError(f"no format is called {unknown[0]!r:.40}; they are {', '.join(FORMATS)}")
+        project = self._bench.project
+        names = list(project.categories)
+        photos: list[FormatPhoto] = []
+        for photo in project.photos.values():
+            found = self.found(photo)
+            if found is None:
+                continue
+            least = np.array([project.threshold(name) for name in found.class_names], np.float32)
+            kept = found.detections.select(found.scores >= least)
+            # Records of several memories may number the classes differently.
+            labels = [names.index(found.classes[label]) for label in kept.labels]
+            photos.append(
+                FormatPhoto(
+                    photo.name,
+                    photo.path,
+                    HostDetections(kept.height, kept.width, kept.boxes, kept.scores, np.array(labels), kept.rles),
+                )
+            )
+        if not photos:
+            raise InputError("nothing has been searched yet")
+        folder = project.home / "exports"
+        make_folder(folder, project.home)
+        write_formats(folder, list(formats), photos, Classes(tuple(names), tuple(project.categories.values())))
+        return str(folder.resolve())
+
+    def _work(self, todo: Sequence[Photo], memory: str, segmenter: Segmenter) -> None:
+        began, before = time.monotonic(), self._progress["done"]
+        classes, fed = list(segmenter.classes), deque[dict[str, Any]]()
+
+        def images() -> Iterator[np.ndarray]:
+            for photo in todo:
+                if self._stopping.is_set():
+                    self._progress["stopped"] = True
+                    return
+                record = {"photo": _number(photo), "name": photo.name, "memory": memory, "stamp": _stamp(photo)}
+                try:
+                    image = read_image(photo.path)
+                except InputError as error:
+                    keep({**record, "skipped": str(error)})
+                else:
+                    fed.append(record)
+                    yield image
+
+        def keep(record: dict[str, Any]) -> None:
+            with self._lock:
+                self._records.append([record])
+                self._note(record)
+                done = self._progress["done"] = self._progress["done"] + 1
+                left = len(todo) + before - done
+                self._progress["seconds_left"] = (time.monotonic() - began) / (done - before) * left
+                self.revision += 1
+
+        try:
+            for found in segmenter.predict(images()):
+                keep({**fed.popleft(), "classes": classes, "detections": found.detections.to_json()})
+                self._predicted()
+        except Exception as error:  # a full disk, say: what was found is on it
+            self._progress["problem"] = f"the search ended: {' '.join(str(error).split())[:300]}"
+        finally:
+            self.revision += 1
+
+    def _note(self, record: dict[str, Any]) -> None:
+        scores: dict[str, list[float]] = {}
+        if "skipped" not in record:
+            for label, score in zip(record["detections"]["labels"], record["detections"]["scores"], strict=True):
+                scores.setdefault(record["classes"][label], []).append(round(score, 3))
+        known = {key: record[key] for key in ("memory", "stamp", "skipped") if key in record}
+        self._versions += 1
+        known["version"] = self._versions
+        self._known[f"{record['photo']:012x}"] = {**known, "scores": scores}
+
+    def _is_current(self, photo: Photo, memory: str) -> bool:
+        known = self._known.get(photo.id)
+        return known is not None and known["memory"] == memory and known["stamp"] == _stamp(photo)
+
+
+def _progress(done: int, total: int) -> dict[str, Any]:
+    return {"done": done, "total": total, "stopped": False, "problem": None, "seconds_left": None}
+
+
+def _number(photo: Photo) -> int:
+    return int(photo.id, 16)
+
+
+def _stamp(photo: Photo) -> list[int]:
+    """What changes with the file: its size and time."""
+    try:
+        info = photo.path.stat()
+    except OSError:
+        return [0, 0]
+    return [info.st_size, info.st_mtime_ns]

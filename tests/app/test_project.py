@@ -1,0 +1,90 @@
+"""The project's plain files: written as things happen, read by other commands, never mixed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("fastapi")
+
+from ntt_jax.app.project import Project
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.errors import InputError
+from ntt_jax.images.rle import encode_masks
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    return tmp_path
+
+
+def mask(x=2, wide=5):
+    found = np.zeros((20, 30), bool)
+    found[3:9, x : x + wide] = True
+    return encode_masks(found[None])[0]
+
+
+def test_what_is_written_is_there_again(photos):
+    project = Project(photos)
+    a, b = project.photos.values()
+    first = project.add("reference", a, " red   bus ", mask())
+    second = project.add("reference", b, "bird", mask(5))
+    negative = project.add("negative", a, "bird", mask(9))
+    project.set_thresholds({"bird": 0.7})
+    project.remove(first.id)
+    project.close()
+
+    again = Project(photos)
+    assert dict(again.references) == {second.id: second, negative.id: negative}
+    assert dict(again.categories) == {"red bus": 1, "bird": 2} and again.threshold("bird") == 0.7
+    assert again.threshold("red bus") == 0.5
+    assert [p.name for p in again.photos.values()] == ["a.png", "sub/b.png"]
+    assert again.path_of(second) == photos / "sub/b.png"
+    third = again.add("reference", a, "red bus", mask())
+    assert third.id == negative.id + 1 and again.categories["red bus"] == 1
+    again.close()
+
+    dataset = load_coco(photos / "ntt-jax/references.json")  # as every command reads it
+    assert [c.name for c in dataset.categories.values()] == ["red bus", "bird"]
+    kept = dataset.annotations[second.id]
+    assert kept.bbox == (5, 3, 5, 6) and dataset.images[kept.image_id].file_name == "sub/b.png"
+    np.testing.assert_array_equal(dataset.mask(kept).sum(), 30)
+
+
+def test_what_is_refused_changes_nothing(photos):
+    project = Project(photos)
+    a = next(iter(project.photos.values()))
+    project.add("reference", a, "bird", mask())
+    before = (photos / "ntt-jax/references.json").read_bytes()
+    for name in ("", "  ", "x" * 101, "a\x1b[31mb", "\ud800"):
+        with pytest.raises(InputError, match="class name"):
+            project.add("reference", a, name, mask())
+    with pytest.raises(InputError, match="empty"):
+        project.add("reference", a, "bird", encode_masks(np.zeros((1, 20, 30), bool))[0])
+    with pytest.raises(InputError, match="another window"):
+        project.remove(99)
+    with pytest.raises(InputError, match="no class"):
+        project.set_thresholds({"cat": 0.5})
+    for id in ("../../etc/passwd", "", "000000000000"):
+        with pytest.raises(InputError, match="no photo"):
+            project.photo(id)
+    assert (photos / "ntt-jax/references.json").read_bytes() == before
+    with pytest.raises(InputError, match="in use"):
+        Project(photos)
+    project.close()
+
+
+@pytest.mark.parametrize("content", ["{", '{"images": []}', '{"thresholds": {"a": 2}}', "[]"])
+def test_a_spoiled_file_is_named(photos, content):
+    project = Project(photos)
+    project.add("reference", next(iter(project.photos.values())), "bird", mask())
+    project.close()
+    name = "thresholds.json" if "thresholds" in content else "references.json"
+    (photos / "ntt-jax" / name).write_text(content)
+    with pytest.raises(InputError, match=name):
+        Project(photos)
+    (photos / "ntt-jax" / name).write_text(json.dumps({"thresholds": {}}) if "thresholds" in name else content)

@@ -1,0 +1,72 @@
+"""Images of many callers through one pass."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+
+from ntt_jax.app.metrics import Metrics
+from ntt_jax.app.queueing import Busy, PredictionQueue
+
+
+def image(value):
+    return np.full((1, 1, 3), value, np.uint8)
+
+
+def test_everybody_gets_what_is_theirs():
+    sizes = []
+
+    def predict(images):
+        found = [int(one[0, 0, 0]) for one in images]
+        sizes.append(len(found))
+        yield from found
+
+    queue = PredictionQueue(predict, Metrics(), limit=200, at_once=16)
+
+    async def all_at_once():
+        return await asyncio.gather(*(queue(image(i), 60) for i in range(200)))
+
+    assert asyncio.run(all_at_once()) == list(range(200))
+    assert max(sizes) <= 16 and sum(sizes) == 200 and len(sizes) < 200
+    queue.close()
+
+
+def test_full_late_and_broken():
+    go, began = threading.Event(), threading.Event()
+
+    def predict(images):
+        for one in images:
+            began.set()
+            go.wait()
+            if one[0, 0, 0] == 13:
+                raise ValueError("broken")
+            yield int(one[0, 0, 0])
+
+    queue = PredictionQueue(predict, Metrics(), limit=2, at_once=1)
+
+    async def asked():
+        first = asyncio.create_task(queue(image(1), 60))
+        await asyncio.to_thread(began.wait)
+        second, third = (asyncio.create_task(queue(image(value), 60)) for value in (13, 3))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await queue(image(4), 60)
+        assert queue.waiting == 2
+        third.cancel()  # who gives up is passed over
+        go.set()
+        return await asyncio.gather(first, second, third, return_exceptions=True)
+
+    first, second, third = asyncio.run(asked())
+    assert first == 1 and isinstance(second, ValueError) and isinstance(third, asyncio.CancelledError)
+    go.clear()
+
+    async def late():
+        await queue(image(5), 0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(late())
+    go.set()
+    queue.close()

@@ -1,0 +1,35 @@
+"""A running `ntt-jax app` or `serve` in this process, on a port of its own, for tests."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import uvicorn
+
+from ntt_jax.app import running
+
+TOKEN = "a-token-for-the-tests"
+
+
+@contextlib.contextmanager
+def served(make: Any) -> Iterator[httpx.Client]:
+    """A client, with the token, of the application that `make(address)`, a context manager, gives."""
+    address = running.listen("127.0.0.1", 0, TOKEN)
+    with make(address) as guard:
+        config = uvicorn.Config(guard, log_level="warning", access_log=False, http="h11", timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [address.listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        try:
+            with httpx.Client(base_url=address.url, headers=headers, timeout=300) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+            address.listener.close()
