@@ -52,6 +52,9 @@ def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: st
 
 
 def _load(name_or_path: str | os.PathLike[str], kind: str, dtype: str, expected: type, other: str) -> object:
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        found = type(name_or_path).__name__
+        raise InputError(f"load_{kind}: expected the name of a model or the path of its weights, found {found}")
     path = resolve(name_or_path, kind)
     weights = port.read_converted(path)
     is_sam2 = isinstance(weights.config, Sam2Config)

@@ -45,3 +45,10 @@ def test_aggregate_memory(kind):
         ntt_jax.aggregate_memory(WRONG[kind], masks)
     with pytest.raises(InputError, match=f"memory: masks: expected an array .*{kind}"):
         ntt_jax.aggregate_memory(features, WRONG[kind])
+
+
+@pytest.mark.parametrize("load", [ntt_jax.load_sam2, ntt_jax.load_dinov2])
+@pytest.mark.parametrize("value", [None, 3, ["sam2_hiera_large"], ntt_jax.DetectConfig()])
+def test_loaders(load, value):
+    with pytest.raises(InputError, match=f"{load.__name__}: expected the name .* found {type(value).__name__}"):
+        load(value)
