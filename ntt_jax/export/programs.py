@@ -60,18 +60,19 @@ def programs(sam2: Sam2, dinov2: DinoVisionTransformer, config: DetectConfig, *,
     grid, dim = dinov2.config.grid, dinov2.config.embed_dim
     points, rows = config.points_per_side**2, config.max_detections
 
-    def models(weights: Mapping[str, Array]) -> Any:
+    def models(weights: Mapping[str, Array]) -> tuple[Any, Any]:
         filled = nnx.from_flat_state([(path, variable.replace(weights[_name(path)])) for path, variable in flat])
         return nnx.merge(definitions, filled)
 
     def detect(weights: dict[str, Array], classes: dict[str, Array], image: Array, size: Array) -> dict[str, Array]:
-        found = detect_images(
-            *models(weights), classes["prototypes"], image[None], size[None], config, classes.get("negatives")
-        )
+        segmenting, encoding = models(weights)
+        prototypes, others = classes["prototypes"], classes.get("negatives")
+        found = detect_images(segmenting, encoding, prototypes, image[None], size[None], config, others)
         return _plain(*jax.tree.map(lambda x: x[0], found))
 
     def encode(weights: dict[str, Array], image: Array) -> dict[str, Array]:
-        features, patches = encode_images(*models(weights), image[None])
+        segmenting, encoding = models(weights)
+        features, patches = encode_images(segmenting, encoding, image[None])
         high_res0, high_res1 = features.high_res
         found = {"patches": patches, "embedding": features.embedding, "high_res0": high_res0, "high_res1": high_res1}
         return {name: x[0] for name, x in found.items()}
@@ -86,7 +87,7 @@ def programs(sam2: Sam2, dinov2: DinoVisionTransformer, config: DetectConfig, *,
         return _plain(merged, mask_logits[merged.source])
 
     def draw(logits: Array, count: Array, size: Array, canvas: Array) -> Array:
-        return draw_masks(logits, count, size, canvas.shape, packed=False)
+        return draw_masks(logits, count, size, (canvas.shape[0], canvas.shape[1]), packed=False)
 
     scope = jax_export.SymbolicScope()
 
