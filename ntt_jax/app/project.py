@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.datasets.coco import load_coco
+from ntt_jax.detection.thresholds import read_thresholds
 from ntt_jax.errors import InputError
-from ntt_jax.files import make_folder, parse_json, read_bytes, remove_temporaries, show_path, write_json
+from ntt_jax.files import make_folder, remove_temporaries, show_path, write_json
 from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.rle import Rle, rle_areas, rle_boxes
 from ntt_jax.runs.lock import FolderLock
@@ -206,13 +207,7 @@ class Project:
         path = self.home / "thresholds.json"
         if not path.exists():
             return {}
-        content = parse_json(read_bytes(path, max_bytes=2**24, what="file of thresholds"), path, what="thresholds")
-        found = content.get("thresholds") if isinstance(content, dict) else None
-        if not isinstance(found, dict) or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in found.values()
-        ):
-            raise InputError(f'{show_path(path)}: expected {{"thresholds": {{class: 0 to 1}}}}')
-        return {name: float(value) for name, value in found.items() if name in self._categories}
+        return {name: value for name, value in read_thresholds(path).items() if name in self._categories}
 
     def _save(self, kind: Kind) -> None:
         chosen = [reference for reference in self._references.values() if reference.kind == kind]

@@ -28,6 +28,9 @@ FOLDER = ("coco", "found", "labelme", "masks", "voc", "yolo")
 OTHERS = {
     # What a folder of references holds is left out where it cannot be read, each file with its reason.
     **{f"ntt_jax/references/folder/{name}.py": "tests/references/test_folder.py" for name in FOLDER},
+    "ntt_jax/app/api.py": "the package's own files",
+    "ntt_jax/app/workbench.py": "its own list; another's is passed over: tests/app/test_workbench.py",
+    "ntt_jax/cli/app.py": "the token that its user wrote",
     "ntt_jax/export/folder.py": "the package's own loader, copied into an exported folder",
     "ntt_jax/export/loader.py": "a program that its user exported and runs: tests/export",
     "ntt_jax/cli/tune.py": "the grid that its user writes: tests of tune",
