@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cli_files
 import cluster_work
+import jax
 import pytest
 from cli_files import arguments, make_world, write_scenes
 
@@ -33,6 +34,19 @@ STORE = 100 * 2**20
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     return make_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(world):
+    """What one process has compiled, workers among them, the others find."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    world.cache.mkdir(mode=0o700, exist_ok=True)
+    for name, value in zip(names, (str(world.cache), 0.1), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
