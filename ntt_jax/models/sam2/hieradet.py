@@ -2,7 +2,8 @@
 
 Two things differ from the mirrored code in order, not in result. The queries, keys and values are projected before the
 map is padded to whole windows, and the output after the padding is cut away again: a padded token is zero after the
-norm, so its projection is the bias alone, and nothing is spent on it.
+norm, so its projection is the bias alone, and nothing is spent on it. And a CPU gets some rows of a map at a time
+(`by_rows`); where windows fill the rows, whole blocks are cut so, by the trunk.
 """
 
 import math
@@ -30,16 +31,7 @@ class PatchEmbed(nnx.Module):
         self.proj = Conv(3, embed_dim, 7, stride=PATCH_STRIDE, padding=3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        b, height, width, channels = x.shape
-        h, w, s = height // PATCH_STRIDE, width // PATCH_STRIDE, PATCH_STRIDE
-        # The 7 x 7 kernel with a row and a column of zeros covers 2 x 2 cells of 4 x 4 pixels.
-        cells = jnp.pad(x, ((0, 0), (3, 1), (3, 1), (0, 0))).reshape(b, h + 1, s, w + 1, s, channels)
-        cells = cells.transpose(0, 1, 3, 2, 4, 5).reshape(b, h + 1, w + 1, -1)
-        patches = jnp.concatenate([cells[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)], axis=-1)
-        kernel = jnp.pad(self.proj.kernel[...], ((0, 1), (0, 1), (0, 0), (0, 0)))  # [8, 8, 3, C]
-        kernel = kernel.reshape(2, s, 2, s, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-        assert self.proj.bias is not None
-        return patches @ kernel.reshape(patches.shape[-1], -1) + self.proj.bias[...].reshape(1, 1, 1, -1)
+        return self.proj(x)
 
 
 class MultiScaleAttention(nnx.Module):
@@ -62,19 +54,18 @@ class MultiScaleAttention(nnx.Module):
         self.qkv = Linear(dim, 3 * dim_out, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim_out, dim_out, dtype=dtype, rngs=rngs)
 
-    def attend(self, qkv: Array) -> Array:
-        """Between `qkv` and `proj`: `[B, H, W, 3 * dim_out]` -> `[B, H/s, W/s, dim_out]`, s = 2 if q_pool else 1.
-
-        Only this looks beyond a row; the block calls the projections for some rows at a time.
-        """
-        b, h, w, _ = qkv.shape
+    def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out], s = 2 if q_pool else 1
+        b, h, w, _ = x.shape
         window, heads = self.window_size, self.num_heads
-        if not window:
-            qkv = qkv.reshape(b, h * w, 3, heads, -1)
-            return attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(b, h, w, -1)
-        out = window_attention(self._pad(qkv), window, heads, q_pool=self.q_pool)
-        stride = Q_STRIDE if self.q_pool else 1
-        return out[:, : h // stride, : w // stride]
+        qkv = by_rows(self.qkv, x)
+        if window:
+            out = window_attention(self._pad(qkv), window, heads, q_pool=self.q_pool)
+            stride = Q_STRIDE if self.q_pool else 1
+            out = out[:, : h // stride, : w // stride]
+        else:
+            q, k, v = jnp.moveaxis(qkv.reshape(b, h * w, 3, heads, -1), 2, 0)
+            out = attention(q, k, v).reshape(b, h, w, -1)
+        return by_rows(self.proj, out)
 
     def _pad(self, qkv: Array) -> Array:
         """To whole windows; the projection of a padded token is the bias."""
@@ -111,28 +102,17 @@ class MultiScaleBlock(nnx.Module):
         self.proj = Linear(dim, dim_out, dtype=dtype, rngs=rngs) if dim != dim_out else None
 
     def __call__(self, x: Array) -> Array:  # [B, H, W, dim] -> [B, H/s, W/s, dim_out]
-        window, stride = self.attn.window_size, Q_STRIDE if self.q_pool else 1
-        if window and x.shape[1] % window == 0:
-            return by_rows(self._rows_of_windows, x, multiple=window)
-        attended = self.attn.attend(by_rows(self._qkv, x))
-        shortcut = x if self.proj is None else by_rows(self._shortcut, x, multiple=stride)
-        return by_rows(self._output, shortcut, attended)
+        normed = by_rows(self.norm1, x)
+        shortcut = x if self.proj is None else by_rows(self.proj, normed)
+        if self.q_pool:
+            shortcut = max_pool(shortcut)
+        x = shortcut + self.attn(normed)
+        return by_rows(lambda x: x + self.mlp(self.norm2(x)), x)
 
-    def _rows_of_windows(self, x: Array) -> Array:
-        return self._output(self._shortcut(x), self.attn.attend(self._qkv(x)))
-
-    def _qkv(self, x: Array) -> Array:
-        return self.attn.qkv(self.norm1(x))
-
-    def _shortcut(self, x: Array) -> Array:
-        if self.proj is None:
-            return x
-        x = self.proj(self.norm1(x))
-        return max_pool(x) if self.q_pool else x
-
-    def _output(self, x: Array, attended: Array) -> Array:
-        x = x + self.attn.proj(attended)
-        return x + self.mlp(self.norm2(x))
+    def in_rows(self, x: Array) -> Array:
+        """The block applied to some rows of `x` at a time where its windows fill them: no row looks beyond its own."""
+        window = self.attn.window_size
+        return by_rows(self, x, multiple=window) if window and x.shape[1] % window == 0 else self(x)
 
 
 class Hiera(nnx.Module):
@@ -203,7 +183,7 @@ class Hiera(nnx.Module):
         features = {"patch_embed": x}
         ends = [start - 1 for start in stage_starts(self.config)[1:]] + [len(self.blocks) - 1]
         for index, block in enumerate(self.blocks):
-            x = block(x)
+            x = block.in_rows(x)
             features[f"block{index}"] = x
             if index in ends:
                 features[f"stage{ends.index(index)}"] = x
