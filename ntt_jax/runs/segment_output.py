@@ -18,7 +18,7 @@ from ntt_jax.formats import FORMATS, Classes, Photo, write_formats
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
-from ntt_jax.images.reading import read_image
+from ntt_jax.images.reading import read_header, read_image
 from ntt_jax.images.rle import decode_rle, rle_areas
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.notes import Notes
@@ -28,6 +28,8 @@ from ntt_jax.runs.observer import Observer, warn, work
 PICTURES = ("masks", "overlays")
 OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
+
+_UPRIGHT = "without --exif raw they lie as the tools show them"
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,21 @@ def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observ
         for _ in counted():
             pass
     if shown.formats:
-        names, notes = Classes(tuple(bank.class_names), tuple(bank.category_ids)), Notes()
         with work(observer, "formats", len(shown.formats) * len(content["images"])):
-            write_formats(out, shown.formats, _Photos(found, shown, observer), names, notes)
-        for line in notes.lines():
-            warn(observer, line)
+            _write_formats(out, found, bank, shown, observer)
     write_json(out / "detections.json", content)
     return content
+
+
+def _write_formats(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> None:
+    classes, notes = Classes(tuple(bank.class_names), tuple(bank.category_ids)), Notes()
+    write_formats(out, shown.formats, _Photos(found, shown, observer), classes, notes)
+    if found.exif == "raw":
+        for name, (path, _) in found.photos.items():
+            if name not in found.unread and read_header(path).orientation != 1:
+                notes.add("photos that other tools turn upright, while their objects lie as stored", name, _UPRIGHT)
+    for line in notes.lines():
+        warn(observer, line)
 
 
 @dataclass(frozen=True)

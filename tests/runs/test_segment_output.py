@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ntt_jax.cli import main
 from ntt_jax.detection.on_host import HostDetections
@@ -18,7 +18,7 @@ from ntt_jax.memory.aggregate import memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.lock import FolderLock
-from ntt_jax.runs.observer import SILENT
+from ntt_jax.runs.observer import SILENT, Silent
 from ntt_jax.runs.segment_output import OVERLAY_SIDE, Found, Shown, write_output
 
 NAMES = ("sea gull", "boat")
@@ -46,19 +46,18 @@ def frames(tmp_path):
     return tmp_path / "frames"
 
 
-def write(
-    out, names, bank, *, unread=(), threshold: float | dict[str, float] = 0.3, classes=None, pictures=(), formats=()
-):
+def write(out, names, bank, *, unread=(), threshold: float | dict[str, float] = 0.3, exif="upright", **shown):
     """Record the detections of every photo that can be read, and write them."""
     out.mkdir(exist_ok=True)
     with FolderLock(out) as lock, RunFolder(lock, {"made": "here"}) as run:
         ids = {name: number for number, name in enumerate(names)}
         fresh = [name for name in names if name not in unread and ids[name] not in run.records]
         for name in fresh:
-            run.records.append([image_record(ids[name], detections(*open_image_size(names[name])))])
-        found = Found(run, {name: (names[name], ids[name]) for name in names}, dict(unread), "upright")
-        shown = Shown(by_class(threshold, NAMES), classes, pictures, formats)
-        return write_output(out, found, bank, shown, SILENT)
+            run.records.append([image_record(ids[name], detections(*open_image_size(names[name], exif=exif)))])
+        found = Found(run, {name: (names[name], ids[name]) for name in names}, dict(unread), exif)
+        observer = shown.pop("observer", SILENT)
+        chosen = Shown(by_class(threshold, NAMES), **{"classes": None, "pictures": (), **shown})
+        return write_output(out, found, bank, chosen, observer)
 
 
 @pytest.mark.parametrize("pictures", [("masks", "overlays"), ("masks",), ("overlays",), ()])
@@ -146,3 +145,26 @@ def test_pictures_are_not_taken_for_photos(frames, bank):
     assert find_photos([frames], frames) == names and Path(frames / "overlays" / "frame9.png").exists()
     assert write(frames, names, bank, pictures=("masks", "overlays")) == first
     assert read_image(frames / "overlays" / "frame9.png").shape == (12, 20, 3)
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("exif, size", [("upright", (20, 12)), ("raw", (12, 20))])
+def test_formats_of_a_photo_with_an_orientation(tmp_path, bank, exif, size):
+    path = tmp_path / "phone.jpg"
+    orientation = Image.Exif()
+    orientation[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 12)).save(path, exif=orientation)
+    heard = Heard()
+    write(tmp_path / "found", {"phone.jpg": path}, bank, exif=exif, formats=("labelme", "csv"), observer=heard)
+    content = json.loads((tmp_path / "found/labelme/phone.json").read_text())
+    assert (content["imageHeight"], content["imageWidth"]) == size and len(content["shapes"]) == 2
+    assert max(y for shape in content["shapes"] for _, y in shape["points"]) == size[0]
+    said = "photos that other tools turn upright, while their objects lie as stored: 1 (phone.jpg)"
+    assert [said in line for line in heard.notes] == ([True] if exif == "raw" else [])
