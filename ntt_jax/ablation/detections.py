@@ -1,7 +1,9 @@
 """Detections of one image by many memories, which share their masks: on the host, as a record, and back."""
 
 import base64
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +62,7 @@ class SharedDetections:
         return {
             **{name: every[name] for name in _WHOLE},
             "shape": list(self.masks.shape),
-            **{name: _packed(getattr(self, name).astype(kind)) for name, kind in _TYPES.items()},
+            **{name: pack_array(getattr(self, name).astype(kind)) for name, kind in _TYPES.items()},
         }
 
     @classmethod
@@ -72,7 +74,7 @@ class SharedDetections:
         fits = type(shape) is list and len(shape) == 2 and all(type(n) is int and n >= 0 for n in shape)
         if not fits or shape[0] * shape[1] > _MAX_ROWS:
             raise InputError(f"{where}: shape: expected two sizes, found {describe(shape)}")
-        arrays = {name: _unpacked(data[name], kind, shape, f"{where}: {name}") for name, kind in _TYPES.items()}
+        arrays = {name: unpack_array(data[name], kind, shape, f"{where}: {name}") for name, kind in _TYPES.items()}
         count = len(data["counts"]) if type(data["counts"]) is list else 0
         whole = {key: data[key] for key in _WHOLE}
         image_id, every = parse_record({**whole, "scores": [0] * count, "labels": [0] * count}, where)
@@ -82,12 +84,14 @@ class SharedDetections:
         return cls(image_id, every.height, every.width, every.boxes, every.rles, **arrays)
 
 
-def _packed(array: np.ndarray) -> str:
+def pack_array(array: np.ndarray) -> str:
+    """The bytes of an array, compressed, as text; `unpack_array` gives it back."""
     return base64.b64encode(zlib.compress(array.tobytes(), 1)).decode("ascii")
 
 
-def _unpacked(text: Any, kind: str, shape: list[int], where: str) -> np.ndarray:
-    size = shape[0] * shape[1] * np.dtype(kind).itemsize
+def unpack_array(text: Any, kind: str, shape: Sequence[int], where: str) -> np.ndarray:
+    """Inverse of `pack_array` for text from a file; no more is unpacked than the shape and type (`<f4`) take."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(base64.b64decode(text, validate=True), size + 1)

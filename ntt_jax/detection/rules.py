@@ -38,6 +38,9 @@ def centred(objects: Array, valid: Array, prototypes: Array) -> tuple[Array, Arr
     al., "Centering similarity measures to reduce hubs", EMNLP 2013). objects `[P, C]`, valid `[P]`, prototypes
     `[K, C]`. A zero prototype stays zero.
     """
+    # A product whose result is subtracted here may be left unrounded where both are compiled together: the numbers
+    # would depend on what stands before this function.
+    objects = jax.lax.optimization_barrier(objects)
     count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     mean = jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count
     there = jnp.any(prototypes != 0, axis=1)

@@ -1,0 +1,1 @@
+"""Proposals recorded once, then any rules scored on them: `ntt-jax tune` (docs/tune.md)."""
