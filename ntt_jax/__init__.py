@@ -63,6 +63,7 @@ _MODULES = {
             "report",
             "runs",
             "segmenter",
+            "tuning",
             "upstream",
         )
     },

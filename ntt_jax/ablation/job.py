@@ -106,17 +106,9 @@ def ablate(
 
 def _of_shots(lock: FolderLock, given: Shots, target: Targets, observer: Observer) -> dict[str, Any]:
     """The outcome for numbers of shots and seeds."""
-    sources = inputs.read_dataset(given.annotations, observer)
     dataset = inputs.read_dataset(target.annotations, observer)
-    classes = select_classes(sources, given.classes)
-    if "all" in (part.strip() for part in given.classes.split(",")):
-        classes, unused = used_classes(sources, classes)
-        if unused:
-            warn(observer, f"left out, without any annotation: {', '.join(unused)}")
-    categories, order = _same_classes(classes, dataset, observer)
-    sets = sample_many(sources, classes, given.shots, given.seeds, allow_fewer=given.allow_fewer)
-    if short := {name for references in sets.values() for name, _ in references.short_classes()}:
-        warn(observer, f"fewer than {max(given.shots)} references for {', '.join(sorted(short))}")
+    sources, classes, sets = sample(given, observer)
+    categories, order = same_classes(classes, dataset, observer)
     choice = {
         "reference annotation file": sources.sha256,
         "shots": list(given.shots),
@@ -125,7 +117,8 @@ def _of_shots(lock: FolderLock, given: Shots, target: Targets, observer: Observe
 
     def memories() -> dict[str, Any]:
         distinct = distinct_references(list(sets.values()))
-        memory = _encode(lock.folder, target, sources, given.images or target.images, distinct, observer)
+        images = given.images or target.images
+        memory = encode(lock.folder, target, sources, images, distinct, observer)
         return {"prototypes": stack_prototypes(list(sets.values()), distinct, memory)[:, order]}
 
     files = {"reference_annotations": given.annotations, "reference_images": given.images}
@@ -133,6 +126,22 @@ def _of_shots(lock: FolderLock, given: Shots, target: Targets, observer: Observe
     rows = by_shots(list(sets), metrics)
     found = [{"shots": s, "seed": seed, **one} for (s, seed), one in zip(sets, metrics, strict=True)]
     return {"by_shots": rows, "memories": found, **rest}
+
+
+def sample(
+    given: Shots, observer: Observer
+) -> tuple[CocoDataset, Sequence[CocoCategory], dict[tuple[int, int], ReferenceSet]]:
+    """The annotations to choose among, the classes, and the references by number of shots and seed."""
+    sources = inputs.read_dataset(given.annotations, observer)
+    classes = select_classes(sources, given.classes)
+    if "all" in (part.strip() for part in given.classes.split(",")):
+        classes, unused = used_classes(sources, classes)
+        if unused:
+            warn(observer, f"left out, without any annotation: {', '.join(unused)}")
+    sets = sample_many(sources, classes, given.shots, given.seeds, allow_fewer=given.allow_fewer)
+    if short := {name for references in sets.values() for name, _ in references.short_classes()}:
+        warn(observer, f"fewer than {max(given.shots)} references for {', '.join(sorted(short))}")
+    return sources, classes, sets
 
 
 def _of_references(lock: FolderLock, file: Path, target: Targets, observer: Observer) -> dict[str, Any]:
@@ -153,7 +162,7 @@ def _of_references(lock: FolderLock, file: Path, target: Targets, observer: Obse
     return {"whole": metrics[0], "without": by_reference(lacking, metrics, origins), **rest}
 
 
-def _same_classes(
+def same_classes(
     classes: Sequence[CocoCategory], dataset: CocoDataset, observer: Observer
 ) -> tuple[list[CocoCategory], list[int]]:
     """The classes of the references as categories of the targets, ascending, and their places among the classes.
@@ -242,7 +251,7 @@ def shared_detections(run: RunFolder, dataset: CocoDataset) -> Iterator[SharedDe
             yield SharedDetections.from_json(run.records.read(image_id), where)
 
 
-def _encode(
+def encode(
     out: Path, target: Targets, dataset: CocoDataset, images: Path, references: ReferenceSet, observer: Observer
 ) -> Memory:
     """The memory of all references, kept in OUT/references as they are encoded."""

@@ -37,6 +37,7 @@ from ntt_jax.cli import (
     sample,
     segment,
     serve,
+    tune,
     weights,
 )
 from ntt_jax.errors import InputError
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         evaluate,
         run,
         ablate,
+        tune,
         segment,
         app,
         serve,

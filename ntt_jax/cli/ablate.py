@@ -33,6 +33,19 @@ def add_parser(commands: Any) -> None:
         commands, "ablate", run, "compare numbers of shots, seeds or references in one run", EPILOG
     )
     options.add_paths(parser, "sam2", "dinov2")
+    add_memories(parser)
+    group = parser.add_argument_group("or: one memory without each of its references")
+    options.add_paths(group, "memory", required=False)
+    options.add_paths(parser, "annotations", "images")
+    evaluate.add_run_folder(parser)
+    options.add_exif(parser)
+    options.add_detection(parser)
+    options.add_compute(parser)
+    options.add_ray(parser)
+
+
+def add_memories(parser: Any) -> None:
+    """The options of memories of several numbers of shots and seeds."""
     group = parser.add_argument_group("either: memories of several numbers of shots and seeds")
     group.add_argument("--shots", type=whole_numbers, metavar="LIST", help="references per class, as 1,5,10,30")
     group.add_argument(
@@ -52,14 +65,6 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than shots"
     )
-    group = parser.add_argument_group("or: one memory without each of its references")
-    options.add_paths(group, "memory", required=False)
-    options.add_paths(parser, "annotations", "images")
-    evaluate.add_run_folder(parser)
-    options.add_exif(parser)
-    options.add_detection(parser)
-    options.add_compute(parser)
-    options.add_ray(parser)
 
 
 def whole_numbers(text: str) -> list[int]:
@@ -74,19 +79,34 @@ def whole_numbers(text: str) -> list[int]:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory")
+    check_memories(args)
+    options.check_paths(args, "annotations", "images")
+    options.make_output_folder(args.out)
+
+
+def check_memories(
+    args: argparse.Namespace, otherwise: str = "--memory, to leave out its references one by one"
+) -> None:
+    """Raise `InputError` unless the memories are given in one of both ways."""
     needed = {"--shots": args.shots, "--classes": args.classes, "--reference-annotations": args.reference_annotations}
     if args.memory is not None:
         more = {"--reference-images": args.reference_images, "--allow-fewer": args.allow_fewer or None}
         if given := [name for name, value in {**needed, **more}.items() if value is not None]:
             raise InputError(f"{given[0]}: --memory brings its own references; give one or the other")
     elif missing := [name for name, value in needed.items() if value is None]:
-        raise InputError(f"give {', '.join(missing)} too (or --memory, to leave out its references one by one)")
+        raise InputError(f"give {', '.join(missing)} too (or {otherwise})")
     else:
         options.check_paths(args, "reference_annotations", "reference_images")
         if len(args.shots) * args.seeds > MAX_MEMORIES:
             raise InputError(f"--shots, --seeds: {len(args.shots) * args.seeds} memories, at most {MAX_MEMORIES}")
-    options.check_paths(args, "annotations", "images")
-    options.make_output_folder(args.out)
+
+
+def shots(args: argparse.Namespace) -> Any:
+    """The memories that the options of `add_memories` describe."""
+    from ntt_jax.ablation.job import Shots
+
+    seeds = range(args.seed, args.seed + args.seeds)
+    return Shots(args.reference_annotations, args.reference_images, args.classes, args.shots, seeds, args.allow_fewer)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,13 +114,9 @@ def run(args: argparse.Namespace) -> None:
     check(args)
     options.resolve_weights(args)
     compute = options.compute(args)
-    from ntt_jax.ablation.job import Shots, ablate
+    from ntt_jax.ablation.job import ablate
 
-    memories = args.memory
-    if memories is None:
-        seeds = range(args.seed, args.seed + args.seeds)
-        images, fewer = args.reference_images, args.allow_fewer
-        memories = Shots(args.reference_annotations, images, args.classes, args.shots, seeds, fewer)
+    memories = shots(args) if args.memory is None else args.memory
     args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
     outcome = ablate(
         args.out,

@@ -12,6 +12,12 @@ from ntt_jax.detection.match import similarities
 from ntt_jax.memory.aggregate import normalise
 
 
+def _apart(value: Array) -> Array:
+    """The value, computed by itself. A product that meets a sum or a power in one compiled loop may be left unrounded
+    there: the numbers of a rule would depend on what stands before it, and not be those of recorded proposals."""
+    return jax.lax.optimization_barrier(value)
+
+
 def stability(mask_logits: Array, offset: float) -> Array:
     """Share of the pixels above -offset that are above +offset: `[P, m, n]` -> `[P]` float32, 0 for empty masks.
 
@@ -38,9 +44,7 @@ def centred(objects: Array, valid: Array, prototypes: Array) -> tuple[Array, Arr
     al., "Centering similarity measures to reduce hubs", EMNLP 2013). objects `[P, C]`, valid `[P]`, prototypes
     `[K, C]`. A zero prototype stays zero.
     """
-    # A product whose result is subtracted here may be left unrounded where both are compiled together: the numbers
-    # would depend on what stands before this function.
-    objects = jax.lax.optimization_barrier(objects)
+    objects = _apart(objects)
     count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     mean = jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count
     there = jnp.any(prototypes != 0, axis=1)
@@ -84,8 +88,10 @@ def ranking(
     """
     key = jnp.maximum(predicted_ious, 0.0)
     if area_power:
-        key = key * jnp.maximum(areas, 0.0) ** area_power
-    return key * jnp.maximum(similarity, 0.0) ** similarity_power if similarity_power else key
+        key = key * _apart(jnp.maximum(_apart(areas), 0.0) ** area_power)
+    if similarity_power:
+        key = key * _apart(jnp.maximum(_apart(similarity), 0.0) ** similarity_power)
+    return key
 
 
 def containment(labels: Array, intersections: Array, areas: Array, valid: Array) -> Array:
@@ -157,10 +163,10 @@ def weighted_scores(
     predicted_ious, stability: `[P]`. labels: `[P, n]`. similarity: `[P, K]`. prototypes: `[K, C]`, 0 for no class.
     """
     if config.softmax_temperature:
-        share = class_softmax(similarity, jnp.any(prototypes != 0, axis=1), config.softmax_temperature)
-        scores = scores * jnp.take_along_axis(share, labels, axis=1)
+        share = class_softmax(_apart(similarity), jnp.any(prototypes != 0, axis=1), config.softmax_temperature)
+        scores = scores * jnp.take_along_axis(_apart(share), labels, axis=1)
     if config.iou_power:
-        scores = scores * (jnp.maximum(predicted_ious, 0.0) ** config.iou_power)[:, None]
+        scores = scores * _apart(jnp.maximum(_apart(predicted_ious), 0.0) ** config.iou_power)[:, None]
     if stability is not None and config.stability_power:
-        scores = scores * (stability**config.stability_power)[:, None]
+        scores = scores * _apart(_apart(stability) ** config.stability_power)[:, None]
     return scores

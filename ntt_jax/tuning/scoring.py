@@ -41,8 +41,10 @@ class Overlaps:
     overlap: np.ndarray
 
 
-def overlaps_of(ground_truth: GroundTruth, kind: str, image_id: int, boxes: np.ndarray, rles: Sequence[Rle]) -> Overlaps:
-    """The overlaps of candidates with these boxes `[L, 4]` (x1, y1, x2, y2, inclusive) and masks. kind: "segm", "bbox"."""
+def overlaps_of(
+    ground_truth: GroundTruth, kind: str, image_id: int, boxes: np.ndarray, rles: Sequence[Rle]
+) -> Overlaps:
+    """Overlaps of candidates with these boxes `[L, 4]` (x1, y1, x2, y2, inclusive) and masks. kind: segm or bbox."""
     index = {category.id: k for k, category in enumerate(ground_truth.categories)}
     entries = [entry for entry in ground_truth.of_kind(kind) if entry["image_id"] == image_id]
     crowd = [int(entry["iscrowd"]) for entry in entries]
@@ -75,9 +77,7 @@ class LaneScorer:
         self.positives = positives(ground_truth, kind)
         self._parts: list[tuple[np.ndarray, ...]] = []
 
-    def add(
-        self, overlaps: Overlaps, lane: np.ndarray, label: np.ndarray, score: np.ndarray, mask: np.ndarray
-    ) -> None:
+    def add(self, overlaps: Overlaps, lane: np.ndarray, label: np.ndarray, score: np.ndarray, mask: np.ndarray) -> None:
         """Match the n detections of one image. They stand by lane, each lane's best first; mask: rows of the overlaps.
 
         Raises `InputError` for a label that has no class.

@@ -23,7 +23,7 @@ MAX_CONFIGS = 10_000
 _UNSUPPRESSED: dict[str, Any] = {"nms_iou_threshold": 1.0}
 
 RULES: dict[str, tuple[Change, ...]] = {
-    "NMS": tuple({"nms_iou_threshold": value} for value in (0.3, 0.4, 0.6, 0.7, 0.8, 0.9)) + (_UNSUPPRESSED,),
+    "NMS": (*({"nms_iou_threshold": value} for value in (0.3, 0.4, 0.6, 0.7, 0.8, 0.9)), _UNSUPPRESSED),
     "predicted IoU threshold": tuple({"pred_iou_threshold": value} for value in (0.5, 0.6, 0.7)),
     "predicted IoU in the score": tuple({"iou_power": value} for value in (0.5, 1.0, 2.0, 3.0)),
     "classes compete": tuple({"softmax_temperature": value} for value in (0.03, 0.05, 0.1, 0.2)),
@@ -56,9 +56,16 @@ GRIDS: dict[str, dict[str, tuple[Change, ...]]] = {
         "classes compete": ({"softmax_temperature": 0.05}, {"softmax_temperature": 0.1}),
     },
     "merge": {"NMS": ({"nms_iou_threshold": 0.7}, _UNSUPPRESSED), "merge": RULES["merge"]},
-    "score": {name: RULES[name] for name in ("predicted IoU in the score", "classes compete", "stability in the score")},
+    "score": {
+        name: RULES[name] for name in ("predicted IoU in the score", "classes compete", "stability in the score")
+    },
 }
 """Named sets of rules. The constants without any change are always among what is tried."""
+
+
+def rules_of(name: str) -> dict[str, tuple[Change, ...]]:
+    """The rules of a named grid."""
+    return GRIDS[name]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ class Trial:
 def trial(base: DetectConfig, *changes: Change) -> Trial:
     """The configuration with the changes. Without NMS, all candidates go on (`max_candidates` may grow)."""
     merged = {name: value for change in changes for name, value in change.items()}
-    name = ", ".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in merged.items())
+    name = ", ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in merged.items()
+    )
     if merged.get("nms_iou_threshold") == 1.0 and "max_candidates" not in merged:
         per_mask = max(1, merged.get("classes_per_mask", base.classes_per_mask))
         merged["max_candidates"] = max(base.max_candidates, base.points_per_side**2 * per_mask)
@@ -106,10 +115,10 @@ def random_mixtures(base: DetectConfig, rules: Mapping[str, Sequence[Change]], c
     return list(found.values())
 
 
-def neighbours(base: DetectConfig, taken: Mapping[str, Change], rules: Mapping[str, Sequence[Change]]) -> list[
-    tuple[dict[str, Change], Trial]
-]:
-    """What a greedy search tries beside the changes `taken` by rule: one more rule, or another change of one of them."""
+def neighbours(
+    base: DetectConfig, taken: Mapping[str, Change], rules: Mapping[str, Sequence[Change]]
+) -> list[tuple[dict[str, Change], Trial]]:
+    """What a greedy search tries beside the changes `taken` by rule: one more rule, or another change of one."""
     found = []
     for rule, changes in rules.items():
         for change in changes:
@@ -145,7 +154,11 @@ def greedy(
 
 def grid_of(data: Any, where: str) -> dict[str, tuple[Change, ...]]:
     """Rules from JSON data: `{"iou_power": [0.5, 1], ...}`, by constant the values to try. Raises `InputError`."""
-    if not isinstance(data, dict) or not data or not all(isinstance(values, list) and values for values in data.values()):
+    if (
+        not isinstance(data, dict)
+        or not data
+        or not all(isinstance(values, list) and values for values in data.values())
+    ):
         raise InputError(f"{where}: expected an object with a list of values for each constant to try")
     rules = {}
     for name, values in data.items():

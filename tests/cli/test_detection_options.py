@@ -24,7 +24,7 @@ def test_options_take_precedence_over_the_file_and_the_file_over_the_published_c
     assert config_of("--nms-iou-threshold", 0.5) == DetectConfig()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "run", "ablate", "segment", "reproduce"])
+@pytest.mark.parametrize("command", ["evaluate", "run", "ablate", "segment", "reproduce", "tune"])
 def test_a_file_that_is_none_is_one_line_and_status_2(tmp_path, capsys, command):
     path = tmp_path / "method.json"
     path.write_text('{"iou_powr": 1}')

@@ -1,0 +1,193 @@
+"""Recorded proposals give what each configuration gives alone; `ntt-jax tune`."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from cli_files import arguments, make_world
+
+from ntt_jax.cli import main
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.config import DetectConfig
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.errors import InputError
+from ntt_jax.images.reading import read_image
+from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.memory.bank import load_memory
+from ntt_jax.tuning.proposals import Proposals
+from ntt_jax.tuning.recorder import ProposalRecorder
+from ntt_jax.tuning.rescore import Candidates, check_config, rescore
+
+RECORDED = DetectConfig(points_per_side=4, pred_iou_threshold=0.0)
+
+
+def config(**changes):
+    return dataclasses.replace(RECORDED, **changes)
+
+
+CONFIGS = [
+    RECORDED,
+    config(
+        nms_iou_threshold=0.95,
+        iou_power=0.5,
+        softmax_temperature=0.1,
+        classes_per_mask=2,
+        hubness="centre",
+        merge="diffusion",
+        order_area_power=0.3,
+        stability_power=1,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def models(world):
+    return load_sam2(world.sam2), load_dinov2(world.dinov2)
+
+
+@pytest.fixture(scope="module")
+def images(world):
+    dataset = load_coco(world.val)
+    return [read_image(dataset.image_path(world.images, i)) for i in sorted(dataset.images)[:4]]
+
+
+@pytest.fixture(scope="module")
+def prototypes(world):
+    own = np.asarray(load_memory(world.memory).memory.prototypes)
+    return np.stack([own, own[::-1]])
+
+
+@pytest.fixture(scope="module")
+def recorded(models, images, prototypes):
+    return list(ProposalRecorder(*models, prototypes[0], RECORDED)(images))
+
+
+@pytest.mark.parametrize("number", range(len(CONFIGS)))
+def test_offline_detections_are_those_of_each_configuration_alone(number, models, images, prototypes, recorded):
+    one, counts = CONFIGS[number], []
+    check_config(one, RECORDED)
+    alone = Predictor(*models, prototypes[1], one, devices=jax.devices()[:1], divide="images")
+    for found, proposals in zip(alone(images), recorded, strict=True):
+        merged = rescore(Candidates.of(proposals), prototypes, None, one)
+        merged = jax.tree.map(lambda array: np.asarray(array)[1], merged)
+        count = int(merged.valid.sum())
+        np.testing.assert_array_equal(merged.scores[:count], found.scores)
+        np.testing.assert_array_equal(merged.labels[:count], found.labels)
+        np.testing.assert_array_equal(merged.boxes[:count], found.boxes)
+        row = np.searchsorted(proposals.place, merged.source[:count])
+        assert tuple(proposals.rles[i] for i in row) == found.rles
+        counts.append(count)
+    assert max(counts) >= (2 if one.nms_iou_threshold > 0.5 else 1)
+
+
+def test_proposals_survive_as_json(recorded):
+    for one in recorded:
+        data = json.loads(json.dumps(one.to_json()))
+        again = Proposals.from_json(data, "record")
+        for field in dataclasses.fields(Proposals):
+            np.testing.assert_array_equal(getattr(again, field.name), getattr(one, field.name))
+    data = recorded[0].to_json()
+    for change, said in (
+        ({"height": -1}, "height"),
+        ({"candidates": 10**6}, "candidates"),
+        ({"objects": data["areas"]}, "objects"),
+        ({"counts": data["counts"][1:]}, "compressed bytes"),
+        ({"counts": None}, "counts"),
+        ({"place": recorded[0].to_json()["intersections"]}, "place"),
+    ):
+        with pytest.raises(InputError, match=f"record: .*{said}"):
+            Proposals.from_json({**data, **change}, "record")
+    with pytest.raises(InputError, match="expected an object"):
+        Proposals.from_json([], "record")
+
+
+def test_what_was_not_recorded_is_refused():
+    for change, said in (
+        ({"points_per_side": 8}, "points_per_side"),
+        ({"stability_power": 1, "stability_offset": 0.3}, "stability_offset"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_config(config(**change), RECORDED)
+    with pytest.raises(InputError, match=r"recorded above 0\.4"):
+        check_config(DetectConfig(pred_iou_threshold=0.3), DetectConfig())
+    check_config(config(stability_offset=0.3, pred_iou_threshold=0.5), RECORDED)
+
+
+def command(world, out, **more):
+    shared = {"sam2": world.sam2, "dinov2": world.dinov2, "annotations": world.val, "images": world.images}
+    shared |= {"out": out, "devices": 1, "compilation_cache": world.cache}
+    shared |= {"points_per_side": 4, "pred_iou_threshold": 0, "batch_size": 4}
+    return ["tune", *arguments(shared | more)]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    path = tmp_path_factory.mktemp("grid") / "grid.json"
+    path.write_text(json.dumps({"nms_iou_threshold": [1], "iou_power": [1]}))
+    return path
+
+
+def test_tune(world, tmp_path, capsys, grid):
+    out = tmp_path / "run"
+    line = command(world, out, memory=world.memory, grid=grid, search="grid")
+    assert main(line) == 0
+    said = capsys.readouterr().out
+    assert "reported on 10" in said and "--method" in said
+    outcome = json.loads((out / "tune.json").read_text())
+    assert outcome["configurations"] == 4 and outcome["images"] == {"choose": 10, "report": 10}
+    best = max(outcome["table"], key=lambda row: row["choose"]["segm"]["AP"])
+    assert best["method"] == outcome["chosen"]["method"] == json.loads((out / "method.json").read_text())
+    gain = outcome["chosen"]["gain"]["segm"]
+    assert gain["gain"] == pytest.approx(best["report"]["segm"]["gain"])
+    assert gain["interval"][0] <= gain["gain"] + 1e-9 and gain["interval"][1] >= gain["gain"] - 1e-9
+    names = {one["class"] for one in outcome["thresholds"]}
+    assert names == {"square", "disc", "bar"}
+    thresholds = json.loads((out / "thresholds.json").read_text())["thresholds"]
+    assert set(thresholds) <= names and thresholds
+    # Another search on the same images records nothing again.
+    before = (out / "finished.records").stat(), json.loads((out / "run.json").read_text())["starts"]
+    assert main([*line[:-1], "one"]) == 0
+    after = (out / "finished.records").stat(), json.loads((out / "run.json").read_text())["starts"]
+    assert before[0].st_mtime_ns == after[0].st_mtime_ns and before[1] == after[1]
+    assert json.loads((out / "tune.json").read_text())["configurations"] == 3
+    # Methods to compare are tried beside.
+    (tmp_path / "own.json").write_text('{"merge": "none"}')
+    assert main(command(world, out, memory=world.memory, search="none", compare=tmp_path / "own.json")) == 2
+    (tmp_path / "own.json").write_text('{"merge": "none", "points_per_side": 4, "pred_iou_threshold": 0}')
+    assert main(command(world, out, memory=world.memory, search="none", compare=tmp_path / "own.json")) == 0
+    names = [row["name"] for row in json.loads((out / "tune.json").read_text())["table"]]
+    assert names == ["unchanged", str(tmp_path / "own.json")]
+
+
+def test_tune_with_shots_and_seeds(world, tmp_path, grid):
+    out = tmp_path / "run"
+    more = {"reference_annotations": world.train, "classes": "all", "shots": "1,2", "seeds": 2, "allow_fewer": True}
+    assert main(command(world, out, grid=grid, **more)) == 0
+    outcome = json.loads((out / "tune.json").read_text())
+    assert [(one["shots"], one["seed"]) for one in outcome["memories"]] == [(1, 33), (2, 33), (1, 34), (2, 34)]
+    assert outcome["search"] == "greedy" and outcome["chosen"]["gain"]["bbox"]["by_shots"].keys() == {"1", "2"}
+    assert type(outcome["chosen"]["within_noise"]) is bool
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"search": "none"}, "--compare"),
+        ({"choose_share": 1}, "--choose-share"),
+        ({"grid": "no such grid"}, "no such grid"),
+        ({"threshold_for": "precision=2"}, "from 0 to 1"),
+        ({"memory": None}, "--memory"),
+        ({"compare": "missing.json", "search": "none"}, "missing.json"),
+    ],
+)
+def test_what_cannot_work_is_one_line(world, tmp_path, capsys, more, said):
+    assert main(command(world, tmp_path / "run", **({"memory": world.memory} | more))) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and said in err, err
