@@ -2,7 +2,7 @@
 
 import pytest
 
-from ntt_jax.ablation.job import _same_classes
+from ntt_jax.ablation.job import same_classes
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.runs.observer import Silent
@@ -27,13 +27,13 @@ GIVEN = [CocoCategory(1, "cat"), CocoCategory(2, "dog")]
 
 def test_the_same_numbers_change_nothing() -> None:
     heard = Heard()
-    assert _same_classes(GIVEN, targets((1, "cat"), (2, "dog"), (3, "cow")), heard) == (GIVEN, [0, 1])
+    assert same_classes(GIVEN, targets((1, "cat"), (2, "dog"), (3, "cow")), heard) == (GIVEN, [0, 1])
     assert not heard.lines
 
 
 def test_other_numbers_are_matched_by_name_and_put_in_order() -> None:
     heard = Heard()
-    found, order = _same_classes(GIVEN, targets((7, "cat"), (4, "dog")), heard)
+    found, order = same_classes(GIVEN, targets((7, "cat"), (4, "dog")), heard)
     assert found == [CocoCategory(4, "dog"), CocoCategory(7, "cat")] and order == [1, 0]
     (line,) = heard.lines
     assert "number differently, matched by their names: 2 (the first: 'cat' is 1 in the references, 7 in" in line
@@ -42,4 +42,4 @@ def test_other_numbers_are_matched_by_name_and_put_in_order() -> None:
 @pytest.mark.parametrize("there", [((1, "cat"),), ((1, "cat"), (5, "dog"), (6, "dog")), ((1, "cat"), (2, "cow"))])
 def test_a_class_that_is_missing_or_there_twice(there: tuple[tuple[int, str], ...]) -> None:
     with pytest.raises(InputError, match="the class 2, 'dog' in --reference-annotations, is another one"):
-        _same_classes(GIVEN, targets(*there), Heard())
+        same_classes(GIVEN, targets(*there), Heard())
