@@ -95,7 +95,8 @@ def test_bootstraps():
     before = generator.normal(0.5, 0.1, (4, 400))
     gains = np.array([0.1, 0.1, 0.3, 0.3])[:, None]
     found = paired(before, before + gains, np.array([7, 7, 9, 9]), 0)
-    assert sorted({round(float(v), 6) for v in np.ravel(found)}) == [0.1, 0.2, 0.3]  # two groups: both, or one of them twice
+    # Two groups: both, or one of them twice.
+    assert sorted({round(float(v), 6) for v in np.ravel(found)}) == [0.1, 0.2, 0.3]
     low, high = interval(paired(before, before + 0.2, np.arange(4), 0))
     np.testing.assert_allclose([low, high], 0.2)
     assert interval(np.zeros(0)) is None
