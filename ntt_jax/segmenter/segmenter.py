@@ -66,8 +66,7 @@ class Segmenter:
     (`masks` shows it).
 
     Class indices follow the order in which classes were first added. Prototypes depend on a class's own references in
-    their order and on nothing else, so the order of the classes changes the labels' numbers, not what is found. (Two
-    classes that are exactly alike at one object tie: the first one gets it.)
+    their order alone, so the order of the classes changes the labels' numbers, not what is found (but for exact ties).
 
     Args:
       sam2, dinov2: the models, from `load_sam2` and `load_dinov2`.
@@ -149,7 +148,7 @@ class Segmenter:
 
     @property
     def category_ids(self) -> dict[str, int]:
-        """COCO category id of every class, in class index order."""
+        """COCO category id of every class."""
         return {name: one.category_id for name, one in self._classes.items()}
 
     @property
@@ -338,8 +337,7 @@ class Segmenter:
         raise InputError(f"predict: expected images, a folder or an iterable of images, found {describe(images)}")
 
     def snapshot(self) -> "Segmenter":
-        """A segmenter with the classes of now, which later edits of this one do not change; models and compiled
-        programs are shared. Raises `InputError` if nothing has been learned."""
+        """This one as it is now; models and programs are shared. Raises `InputError` if nothing has been learned."""
         self._ready_predictor()
         return copy.copy(self)
 
