@@ -18,6 +18,8 @@ The page is one file that opens from the disk, without a network: metrics and ta
 what goes wrong and which classes are confused, a gallery with annotations beside detections, the references and what
 the doctor thinks of them (see `ntt-jax references --help`), the memory, and where everything comes from.
 
+Of a folder of `ntt-jax segment` the page shows counts and areas of the classes, their scores, and the photos.
+
 thresholds.json in RUN_DIR holds each class's score threshold with the best F1, for `ntt-jax segment --thresholds`.
 
 Where the files of a run are is noted in its run.json, so options are needed only for what has moved since, or what the
@@ -31,7 +33,7 @@ OPTIONS = ("annotations", "images", "memory", "references", "reference_annotatio
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "report", run, "one HTML page about a finished run", EPILOG)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run or demo")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run, demo or segment")
     parser.add_argument(
         "--out", type=Path, metavar="report.html", help="file to write (default: report.html in RUN_DIR)"
     )
@@ -72,6 +74,9 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.report.page import write_report
 
     given = {name: getattr(args, name) for name in OPTIONS}
+    if report_files.is_found(args.run_dir, args.shots):
+        report_found(args)
+        return
     files = report_files.find_files(args.run_dir, given, args.shots)
     out = args.out or args.run_dir / f"report{files.suffix}.html"
     options.check_output_file(out)
@@ -89,3 +94,19 @@ def run(args: argparse.Namespace) -> None:
     if count:
         words = "1 class" if count == 1 else f"{count} classes"
         show(f"{best}: the score threshold with the best F1 for {words}; ntt-jax segment ... --thresholds {best}")
+
+
+def report_found(args: argparse.Namespace) -> None:
+    """The page of a folder that `segment` wrote."""
+    from ntt_jax.report.found import write_found_report
+    from ntt_jax.report.run_files import load_found
+
+    out = args.out or args.run_dir / "report.html"
+    options.check_output_file(out)
+    options.check_paths(args, "images")
+    found = load_found(args.run_dir, args.images, args.title, args.max_images)
+    counts = write_found_report(out, found)
+    for note in found.notes:
+        models.warn(note)
+    size = out.stat().st_size / 1e6
+    show(f"{out}: {counts['detections']} detections in {counts['images']} images ({size:.1f} MB)")

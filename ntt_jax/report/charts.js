@@ -71,6 +71,19 @@ function histogramChart(name, right, wrong, step, width) {
   return svg;
 }
 
+/** Detections by score; a line marks the threshold. */
+function scoreChart(name, values, step, width) {
+  const top = 4 * Math.ceil(Math.max(4, ...values) / 4);
+  const total = values.reduce((sum, value) => sum + value, 0);
+  const { svg, x, y } = chart(`Scores of ${name}: ${plural(total, "detection")}`, { title: `Scores of ${shortened(name, Math.floor(width / 14))}`, across: "score", upward: "detections", top, width });
+  values.forEach((value, i) => {
+    const range = `${(i / values.length).toFixed(2)} to ${((i + 1) / values.length).toFixed(2)}`;
+    svg.append(draw("rect", { class: "right", x: x(i / values.length) + 0.5, width: (x(1) - x(0)) / values.length - 1, y: y(value), height: y(0) - y(value) }, draw("title", {}, `${range}: ${value}`)));
+  });
+  svg.append(draw("line", { class: "mark", x1: x(step / values.length), x2: x(step / values.length), y1: y(0), y2: y(top) }));
+  return svg;
+}
+
 /** Points of the memory on a plane: small ones are references, large ringed ones prototypes. */
 function planeChart(memory, names, width) {
   const height = Math.round((width * 5) / 6);

@@ -1,6 +1,7 @@
 // The gallery: a card per image, annotations beside detections.
 
 const view = { label: -1, kind: "all", order: "given", colour: "class", shown: [] };
+const annotated = !data.found; // else there is nothing to compare with: one pane, no kinds of errors
 const RIGHT = data.error_kinds ? data.error_kinds.indexOf("right") : 0;
 
 // The page's data are lists, to be small; these give their items names.
@@ -104,7 +105,7 @@ function makeCard(index) {
   const element = make(
     "button",
     { type: "button", class: "card", tabindex: "-1", "data-index": index, onclick: () => viewer.open(index) },
-    make("span", { class: "panes" }, truth.element, found.element),
+    make("span", { class: annotated ? "panes" : "panes alone" }, annotated ? truth.element : null, found.element),
     make("span", { class: "caption" }, make("b", { title: scene.name }, shortened(scene.name, 80)), summary),
   );
   return {
@@ -112,7 +113,8 @@ function makeCard(index) {
     onScreen: false,
     update() {
       const { objects, missed, wrong } = counts(scene);
-      const text = `${plural(objects, "object")}, ${missed} missed, ${plural(visible(scene).length, "detection")}, ${wrong} wrong`;
+      const detections = plural(visible(scene).length, "detection");
+      const text = !annotated ? detections : `${plural(objects, "object")}, ${missed} missed, ${detections}, ${wrong} wrong`;
       summary.textContent = text;
       element.setAttribute("aria-label", `${scene.name}: ${text}`);
       if (this.onScreen) this.paint();
@@ -136,7 +138,9 @@ const gallery = {
     const kinds = data.error_kinds.filter((kind) => kind !== "right" && kind !== "ignored");
     const words = kinds.map((kind) => [kind, `${kind} errors`]);
     options(byId("gallery-kind"), [["all", "everything"], ["right", "right"], ["wrong", "anything wrong"], ...words, ["missed", "missed objects"]], "all");
-    options(byId("gallery-order"), [["given", "as in the file"], ["wrong", "most wrong first"], ["missed", "most missed first"], ["name", "by name"]], "given");
+    const orders = annotated ? [["wrong", "most wrong first"], ["missed", "most missed first"]] : [["wrong", "most detections first"]];
+    options(byId("gallery-order"), [["given", "as in the file"], ...orders, ["name", "by name"]], "given");
+    for (const id of ["gallery-kind-label", "gallery-colour-label", "gallery-sides", "viewer-truth"]) byId(id).hidden = !annotated;
     options(byId("gallery-colour"), [["class", "by class"], ["kind", "by what is wrong"]], "class");
     for (const [id, name] of [["gallery-class", "label"], ["gallery-kind", "kind"], ["gallery-order", "order"], ["gallery-colour", "colour"]]) {
       byId(id).addEventListener("change", (event) => {
@@ -185,7 +189,8 @@ const gallery = {
       elements.forEach((element, i) => (element.tabIndex = i ? -1 : 0));
     }
     for (const i of shown) this.cards.get(i).update();
-    const all = data.metrics.images === data.scenes.length ? "" : ` (of ${plural(data.metrics.images, "evaluated image")}, ${data.scenes.length} are in this page)`;
+    const { images } = data.metrics ?? data.found;
+    const all = images === data.scenes.length ? "" : ` (of ${plural(images, annotated ? "evaluated image" : "image")}, ${data.scenes.length} are in this page)`;
     byId("gallery-count").textContent = `${shown.length} of ${plural(data.scenes.length, "image")}${all}.`;
     const legend = view.colour === "kind" ? Object.entries(kindColours) : data.classes.slice(0, 40).map(({ name, colour }) => [name, colour]);
     byId("legend").replaceChildren(...legend.map(([name, colour]) => make("li", { title: name }, dot(colour), shortened(name, 40))));

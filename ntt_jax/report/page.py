@@ -116,7 +116,7 @@ def write_report(path: PathLike, report: Report) -> tuple[dict[str, Any], dict[s
         "notes": list(report.notes),
     }
     if report.bank is not None:
-        data["memory"] = memory_view(report.bank) | {"classes": _names(report.bank.class_names)}
+        data["memory"] = memory_view(report.bank) | {"classes": class_colours(report.bank.class_names)}
         data["references"], thumbnails = reference_cards(report.bank, report.sources)
         pictures = {**pictures, "references": thumbnails, "patches": report.patches}
     write_bytes(path, render(data, pictures))
@@ -154,7 +154,7 @@ def write_reference_page(
     Raises `InputError` if it cannot be written.
     """
     cards, thumbnails = reference_cards(bank, sources)
-    memory = memory_view(bank) | {"classes": _names(bank.class_names)}
+    memory = memory_view(bank) | {"classes": class_colours(bank.class_names)}
     data = {"title": title, "references": cards, "memory": memory}
     write_bytes(path, render(data, {"references": thumbnails, "patches": patches}))
     return cards
@@ -193,7 +193,7 @@ def _json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _names(names: Sequence[str]) -> list[list[str]]:
+def class_colours(names: Sequence[str]) -> list[list[str]]:
     """Name and colour of each class."""
     colours = distinct_colours(len(names))
     return [[name, "#{:02x}{:02x}{:02x}".format(*colour)] for name, colour in zip(names, colours, strict=True)]
@@ -212,7 +212,7 @@ def _classes(per_class: Sequence[Mapping[str, Any]], rows: Rows, names: Sequence
             "threshold": _finite(thresholds[k]),
             "f1": _finite(f1[k]),
         }
-        for k, (row, (name, colour)) in enumerate(zip(per_class, _names(names), strict=True))
+        for k, (row, (name, colour)) in enumerate(zip(per_class, class_colours(names), strict=True))
     ]
 
 

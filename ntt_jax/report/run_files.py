@@ -21,6 +21,7 @@ from ntt_jax.evaluation.results import ImageDetections, read_results
 from ntt_jax.files import parse_json, read_bytes, show_path
 from ntt_jax.memory.bank import MemoryBank, load_memory
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet, check_references
+from ntt_jax.report.found import FILE, FoundPhotos, read_found
 from ntt_jax.report.page import ReferenceSource, Report
 from ntt_jax.runs.folder import MAX_RUN_BYTES
 from ntt_jax.runs.inputs import read_references
@@ -33,8 +34,6 @@ DEMO |= {"reference_annotations": "references/annotations.json", "reference_imag
 _OTHERS = {
     "ablation.json": "holds an ablation of many memories, whose numbers are in ablation.json; the page is about one"
     " memory: give the --out folder of evaluate",
-    "detections.json": "holds what segment found, without annotations to compare it with; its overlays show it, and"
-    " evaluate with annotations makes a run for a page",
 }
 """Files of the other commands' folders, and what to do with such a folder."""
 
@@ -82,6 +81,30 @@ def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None
         if (folder / path).exists():
             found[name] = folder / path
     return RunFiles(folder, suffix, named, found, run, _read(folder / f"metrics{suffix}.json"))
+
+
+def is_found(folder: Path, shots: int | None) -> bool:
+    """Whether a folder is one that `ntt-jax segment` wrote, and holds no run to compare."""
+    runs = (folder / "results.json").exists() or any(folder.glob("results_*.json"))
+    return (folder / FILE).is_file() and not runs and shots is None
+
+
+def load_found(folder: Path, images: Path | None, title: str | None, max_images: int) -> FoundPhotos:
+    """What `segment` wrote into a folder. images: where the photos are, where run.json does not say or they have moved.
+
+    Raises `InputError` as `read_found`.
+    """
+    run = _read(folder / "run.json")
+    for start in _list(run.get("starts")):
+        noted = start.get("files") if isinstance(start, dict) else None
+        if images is None and isinstance(noted, dict) and isinstance(noted.get("images"), str):
+            images = Path(noted["images"])
+    if images is not None and not images.is_dir():
+        images = None
+    identity = run.get("identity")
+    exif = identity.get("exif", "upright") if isinstance(identity, dict) else "upright"
+    name = title or folder.resolve().name or "segment"
+    return read_found(folder, images, run, title=name, max_images=max_images, exif=str(exif))
 
 
 def _suffix(folder: Path, shots: int | None) -> str:

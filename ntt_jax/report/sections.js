@@ -236,12 +236,56 @@ function navigation() {
   mark();
 }
 
+/** A page without annotations: counts and areas of the classes, their scores, the gallery. */
+function foundSection() {
+  const { images, detections, skipped } = data.found;
+  const counted = [[images, "photo"], [detections, "detection"], [data.classes.length, "class"], ...(skipped ? [[skipped, "unread photo"]] : [])];
+  showTiles("found-tiles", counted.map(([count, word]) => [count.toLocaleString("en"), plurals(count, word)]));
+  const scores = () => {
+    const label = Number(byId("found-class").value);
+    const values = label < 0 ? data.histograms.reduce((sum, row) => sum.map((v, i) => v + row[i]), Array(data.bins).fill(0)) : data.histograms[label];
+    byId("found-scores").replaceChildren(scoreChart(label < 0 ? "all classes" : data.classes[label].name, values, threshold.step, roomIn(byId("found-scores"))));
+  };
+  const choose = (row) => {
+    const label = data.classes.indexOf(row);
+    byId("found-class").value = label;
+    scores();
+    if (data.scenes.length) gallery.choose(label);
+  };
+  const pixels = (value) => (value === null ? "–" : value.toLocaleString("en"));
+  const columns = [
+    { title: "Class", value: (row) => row.name, show: (row) => make("button", { type: "button", title: row.name, onclick: () => choose(row) }, dot(row.colour), shortened(row.name, 60)), header: true, text: true },
+    { title: "detections", value: (row) => row.detections },
+    { title: "photos", value: (row) => row.images },
+    { title: "area", value: (row) => row.area, show: (row) => pixels(row.area) },
+    { title: "smallest", value: (row) => row.least_area, show: (row) => pixels(row.least_area) },
+    { title: "largest", value: (row) => row.most_area, show: (row) => pixels(row.most_area) },
+    { title: "share of the photo", value: (row) => row.share, show: (row) => (row.share === null ? "–" : `${percent(row.share, 2)} %`) },
+  ];
+  byId("found-table").append(sortableTable("Counts and areas of each class", columns, data.classes, 1));
+  options(byId("found-class"), [[-1, "all classes"], ...data.classes.map(({ name }, i) => [i, name])], -1);
+  byId("found-class").addEventListener("change", scores);
+  threshold.listeners.push(scores);
+  addEventListener("resize", scores);
+  byId("skipped-cost")?.remove();
+}
+
 function start() {
   for (const section of document.querySelectorAll("[data-needs]")) {
     const content = data[section.dataset.needs];
     if (!content || (section.id === "skipped" && !content.length) || (section.id === "gallery" && !content.length)) section.remove();
   }
   byId("notes").append(...(data.notes ?? []).map((note) => make("p", { class: "note" }, note)));
+  if (data.found) {
+    foundSection();
+    if (data.scenes.length) {
+      gallery.start();
+      viewer.start();
+    }
+    threshold.start();
+    if (data.skipped.length) skippedTable();
+    provenance();
+  }
   if (data.metrics) {
     overview();
     inShort();

@@ -28,7 +28,7 @@ const viewer = {
     byId("viewer-panes").replaceChildren(
       ...this.panes.map(({ element }, i) => {
         element.style.aspectRatio = `${scene.width} / ${scene.height}`;
-        return make("figure", {}, element, make("figcaption", {}, titles[i]));
+        return make("figure", { hidden: !annotated && !i }, element, make("figcaption", {}, titles[i]));
       }),
     );
     showPicture(byId("viewer-panes"));
@@ -85,7 +85,7 @@ const viewer = {
     const shown = visible(scene);
     if (this.focus && !scene.objects.includes(this.focus) && !shown.includes(this.focus)) this.focus = null;
     const isObject = scene.objects.includes(this.focus);
-    const scale = scene.width / Math.max(1, this.panes[0].canvas.clientWidth);
+    const scale = scene.width / Math.max(1, this.panes[1].canvas.clientWidth);
     const about = this.focus && !isObject ? (scene.objects[this.focus.object] ?? null) : null;
     paintObjects(this.panes[0].canvas, scene, scale, isObject ? this.focus : about);
     paintDetections(this.panes[1].canvas, scene, scale, isObject ? null : this.focus);
@@ -98,7 +98,7 @@ const viewer = {
       const kind = data.error_kinds[detection.kind];
       const object = scene.objects[detection.object];
       const what = object ? ` · IoU ${(detection.overlap / 100).toFixed(2)} with ${className(object.label)}` : "";
-      return [colourOf(detection), `${className(detection.label)} ${(detection.score / data.steps).toFixed(2)}`, `${kind}${what}`];
+      return [colourOf(detection), `${className(detection.label)} ${(detection.score / data.steps).toFixed(2)}`, annotated ? `${kind}${what}` : ""];
     });
   },
 

@@ -39,6 +39,7 @@ OTHERS = {
     "ntt_jax/demo/training/loop.py": "files of the training that makes the package's small models",
     "ntt_jax/formats/output.py": "its own list of written files: tests/formats",
     "ntt_jax/hub/system.py": "the kernel's own files",
+    "ntt_jax/report/found.py": "COCO's reader, and scores of the same file: tests/report/test_found.py",
     "ntt_jax/report/page.py": "the package's own files",
     "ntt_jax/runs/lock.py": "the lock of a run folder, whose content nobody reads: tests/hostile/test_outputs.py",
     "ntt_jax/safetensors_file.py": "parses the header of a file that others have opened",

@@ -340,9 +340,10 @@ def bad(case, run, tmp):
         return [folder], "not finished"
     if case in ("an ablation", "a folder of segment"):
         (folder / "results.json").unlink()
-        name, message = {"a": ("ablation.json", "many memories"), "s": ("detections.json", "what segment found")}[
-            "s" if "segment" in case else "a"
-        ]
+        name, message = {
+            "a": ("ablation.json", "many memories"),
+            "s": ("detections.json", "detections.json: not a COCO"),
+        }["s" if "segment" in case else "a"]
         (folder / name).write_text("{}")
         return [folder], message
     if case == "no such shots":

@@ -46,11 +46,8 @@ const store = {
 async function ask(method, path, body) {
   let answer;
   try {
-    answer = await fetch(path, {
-      method,
-      headers: body === undefined ? {} : { "content-type": "application/json" },
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    const sent = body === undefined ? {} : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+    answer = await fetch(path, Object.assign(sent, { method }));
   } catch {
     throw Object.assign(new Error("The program does not answer. Is it still running? Nothing is lost: start it again on the same folder."), { offline: true });
   }
