@@ -57,15 +57,19 @@ def test_plain_orbax_restores_every_bit(tmp_path, capsys, config, given, video, 
 
 def test_a_disk_that_fills_while_orbax_writes(tmp_path):
     """RLIMIT_FSIZE stands for the disk: a write beyond it fails as one without room does (EFBIG for ENOSPC)."""
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
+    # Set by the process itself: what runs between fork and exec would make this one fork, which JAX forbids.
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from weight_port.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     source = converted(tmp_path, *MODELS[0][:3], np.float32)
     before = sorted(path.name for path in tmp_path.iterdir())
     result = subprocess.run(
-        [sys.executable, "-m", "weight_port", "export", "--orbax", str(source), str(tmp_path / "full")],
+        [sys.executable, "-c", limited, "export", "--orbax", str(source), str(tmp_path / "full")],
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     )
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()

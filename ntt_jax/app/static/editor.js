@@ -36,6 +36,7 @@ const editor = {
       event.preventDefault();
       this.add("reference");
     });
+    byId("class-name").addEventListener("focus", (event) => event.target.select()); // another name replaces the last one
     byId("add-negative").addEventListener("click", () => this.add("negative"));
     for (const button of document.querySelectorAll("[data-tool]")) button.addEventListener("click", () => this.use(button.dataset.tool));
     addEventListener("resize", () => this.update());
