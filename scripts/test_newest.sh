@@ -9,8 +9,9 @@ setup_venv .venv_newest latest
 "$VENV_PYTHON" -c 'import jax, sys; print("Python", *sys.version_info[:2], "JAX", jax.__version__)'
 
 # Left to scripts/test.sh, because they take minutes and what they rest on is tested here too: what SIGKILL does, training,
-# deliberate faults, the page in the browser, the wheel.
+# deliberate faults, the page in the browser, the wheel; and what reads and writes files without JAX.
 left=(parity cli/test_kill.py cli/test_kill_segment.py demo/test_training.py test_sensitivity.py report/test_page.py test_wheel.py test_imports.py)
+left+=(hostile hub reproduce images/test_reading.py test_tutorial.py)
 # Compiled as users compile it: the command line, and what has recorded outputs.
 whole=(tests/cli/test_commands.py tests/golden)
 XLA_FLAGS=$QUICK_COMPILATION run_tests tests "${left[@]/#/--ignore=tests/}" "${whole[@]/#/--ignore=}"
