@@ -64,8 +64,9 @@ class MaskDecoder(nnx.Module):
 
         Returns:
           "logits" `[P, 4, 4h, 4w]`, "predicted_ious" `[P, 4]` and "object_score_logits" `[P, 1]`, all float32;
-          "mask_tokens" `[P, 4, D]`, "iou_token" `[P, D]`, "upscaled_embedding" `[P, 4h, 4w, D/8]`,
-          "hypernetworks" `[P, 4, D/8]`, and the transformer's "layer0_queries", "layer0_keys", ...
+          "mask_tokens" `[P, 4, D]`, "iou_token" `[P, D]`, "upscaled_half" `[P, 2h, 2w, D/4]` (after the first
+          activation), "upscaled_embedding" `[P, 4h, 4w, D/8]`, "hypernetworks" `[P, 4, D/8]`, and of each layer of the
+          transformer "layer0_norm1", "layer0_norm2", "layer0_queries", "layer0_image_to_token", "layer0_keys", ...
         """
         _, h, w, d = image_embedding.shape
         p, masks = sparse.shape[0], self.num_mask_tokens
@@ -76,8 +77,8 @@ class MaskDecoder(nnx.Module):
 
         deconv1, norm, activation1, deconv2, activation2 = self.output_upscaling
         high_res0, high_res1 = high_res
-        upscaled = activation1(norm(deconv1(keys.reshape(p, h, w, d)) + high_res1))  # [P, 2h, 2w, D/4]
-        upscaled = activation2(deconv2(upscaled) + high_res0)  # [P, 4h, 4w, D/8]
+        half = activation1(norm(deconv1(keys.reshape(p, h, w, d)) + high_res1))  # [P, 2h, 2w, D/4]
+        upscaled = activation2(deconv2(half) + high_res0)  # [P, 4h, 4w, D/8]
         hypernetworks = jnp.stack(
             [mlp(mask_tokens[:, index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], axis=1
         )  # [P, 4, D/8]
@@ -89,6 +90,7 @@ class MaskDecoder(nnx.Module):
             "object_score_logits": self.pred_obj_score_head(heads[:, 0]),
             "mask_tokens": mask_tokens,
             "iou_token": queries[:, 1],
+            "upscaled_half": half,
             "upscaled_embedding": upscaled,
             "hypernetworks": hypernetworks,
         }

@@ -61,18 +61,26 @@ class TwoWayAttentionBlock(nnx.Module):
         self.norm4 = LayerNorm(dim, epsilon=LAYER_NORM_EPSILON, rngs=rngs)
         self.cross_attn_image_to_token = Attention(dim, heads, downsample_rate=rate, dtype=dtype, rngs=rngs)
 
-    def __call__(self, queries: Array, keys: Array, query_pe: Array, key_pe: Array) -> tuple[Array, Array]:
-        """queries `[P, T, D]`, keys `[P or 1, h*w, D]`, their position encodings alike -> both, updated."""
+    def __call__(
+        self, queries: Array, keys: Array, query_pe: Array, key_pe: Array
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """queries `[P, T, D]`, keys `[P or 1, h*w, D]`, their position encodings alike -> both, updated; intermediates.
+
+        Of these, "norm1", "norm2" and "queries" are the tokens after each of the first three norms, "image_to_token" is
+        what the last attention adds to the keys, and "keys" are the image tokens after the fourth norm.
+        """
         if self.skip_first_layer_pe:
             queries = self.self_attn(queries, queries, queries)
         else:
             q = queries + query_pe
             queries = queries + self.self_attn(q, q, queries)
-        queries = self.norm1(queries)
-        queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys))
-        queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries))
-        return queries, keys
+        norm1 = self.norm1(queries)
+        norm2 = self.norm2(norm1 + self.cross_attn_token_to_image(norm1 + query_pe, keys + key_pe, keys))
+        queries = self.norm3(norm2 + self.mlp(norm2))
+        image_to_token = self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries)
+        keys = self.norm4(keys + image_to_token)
+        features = {"norm1": norm1, "norm2": norm2, "queries": queries, "image_to_token": image_to_token, "keys": keys}
+        return queries, keys, features
 
 
 class TwoWayTransformer(nnx.Module):
@@ -93,7 +101,7 @@ class TwoWayTransformer(nnx.Module):
         """Image `[P or 1, h*w, D]`, its encoding `[1, h*w, D]`, tokens `[P, T, D]` -> tokens, image, intermediates."""
         queries, keys, features = tokens, image_embedding, {}
         for index, layer in enumerate(self.layers):
-            queries, keys = layer(queries, keys, tokens, image_pe)
-            features |= {f"layer{index}_queries": queries, f"layer{index}_keys": keys}
+            queries, keys, named = layer(queries, keys, tokens, image_pe)
+            features |= {f"layer{index}_{name}": value for name, value in named.items()}
         queries = queries + self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
         return self.norm_final_attn(queries), keys, features

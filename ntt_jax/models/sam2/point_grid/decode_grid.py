@@ -54,7 +54,7 @@ from jax import Array
 from ntt_jax.errors import InputError
 from ntt_jax.models.platform import on_cpu
 from ntt_jax.models.sam2.point_grid.decoder import GridDecoder
-from ntt_jax.models.sam2.point_grid.image_side import image_side
+from ntt_jax.models.sam2.point_grid.image_side import ImageSide, image_side
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2, one_image
 
 
@@ -107,25 +107,16 @@ def decode_grid(
     chunk = min(chunk or (4 if cpu else 128), count)
     mask_chunk = min(mask_chunk or (1 if cpu else 64), chunk)
 
-    features = one_image(sam2.config, features)
     grid = GridDecoder(sam2.sam_mask_decoder)
-    h, w = features.embedding.shape[1:3]
-    pe = sam2.sam_prompt_encoder.get_dense_pe()
-    labels = jnp.ones((count, 1), jnp.int32)
-    sparse, dense = sam2.sam_prompt_encoder(points[:, None], labels)
-    image = features.embedding[0].astype(jnp.float32) + dense[0].astype(jnp.float32)
-    feat_s0, feat_s1 = features.high_res
-    tokens_together = block or h * w
-    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= tokens_together))
-    side = image_side(grid, image, pe[0], feat_s1[0], feat_s0[0], rows)
-    tokens = sam2.sam_mask_decoder.output_tokens(sparse)
+    image, side, tokens = prepare(grid, sam2, features, points, block)
+    h, w = image.shape[:2]
 
     chunks = -(-count // chunk)
     tokens = jnp.concatenate([tokens, jnp.broadcast_to(tokens[:1], (chunks * chunk - count, *tokens.shape[1:]))])
 
     def one_chunk(logits: Array, args: tuple[Array, Array]) -> tuple[Array, Array]:
         start, tokens = args
-        state, ious = grid.tokens(side, tokens)
+        state, ious, _ = grid.tokens(side, tokens)
         best = 1 + jnp.argmax(ious[:, 1:], axis=1)
         best_iou = jnp.take_along_axis(ious, best[:, None], axis=1)[:, 0]
         passing = (best_iou > pred_iou_threshold) & (start + jnp.arange(chunk) < count)
@@ -133,8 +124,8 @@ def decode_grid(
 
         weights = jax.lax.cond(
             jnp.any(passing),
-            lambda: grid.mask_weights(side, state, best),
-            lambda: jnp.zeros((chunk, feat_s0.shape[-1]), jnp.float32),
+            lambda: grid.mask_weights(grid.mask_token(side, state, best), best),
+            lambda: jnp.zeros((chunk, sam2.config.d_model // 8), jnp.float32),
         )
 
         def some_masks(i: Array, logits: Array) -> Array:
@@ -154,3 +145,23 @@ def decode_grid(
     logits, ious = jax.lax.scan(one_chunk, logits, (starts, tokens.reshape(chunks, chunk, *tokens.shape[1:])))
     ious = ious.reshape(-1)[:count]
     return logits, ious, ious > pred_iou_threshold
+
+
+def prepare(
+    grid: GridDecoder, sam2: Sam2 | PromptDecoder, features: ImageFeatures, points: Array, block: int | None
+) -> tuple[Array, ImageSide, Array]:
+    """What the decoding of points `[P, 2]` starts from; arguments as for `decode_grid`.
+
+    Returns the image `[h, w, C]` (dense prompt embedding added), what is computed of it once, and tokens `[P, T, C]`.
+    """
+    features = one_image(sam2.config, features)
+    h, w = features.embedding.shape[1:3]
+    pe = sam2.sam_prompt_encoder.get_dense_pe()
+    labels = jnp.ones((points.shape[0], 1), jnp.int32)
+    sparse, dense = sam2.sam_prompt_encoder(points[:, None], labels)
+    image = features.embedding[0].astype(jnp.float32) + dense[0].astype(jnp.float32)
+    feat_s0, feat_s1 = features.high_res
+    tokens_together = block or h * w
+    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= tokens_together))
+    side = image_side(grid, image, pe[0], feat_s1[0], feat_s0[0], rows)
+    return image, side, sam2.sam_mask_decoder.output_tokens(sparse)

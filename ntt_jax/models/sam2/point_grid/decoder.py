@@ -7,7 +7,6 @@ row being e, the sum of the last token's values over the heads: it has no weight
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,46 +15,8 @@ from jax import Array
 from ntt_jax.models.layers import gelu
 from ntt_jax.models.sam2.point_grid.blocks import Attended, attend, over_blocks, sum_along, total, unattended
 from ntt_jax.models.sam2.point_grid.image_side import ImageSide
+from ntt_jax.models.sam2.point_grid.state import FinalQuery, SquaredNorm, Tokens, Upscaling
 from ntt_jax.models.sam2.point_grid.weights import GridWeights, bias_of
-
-
-class Tokens(NamedTuple):
-    """What phase 1 leaves of a chunk of P points for phase 2."""
-
-    queries: Array  # [P, T, C] after layer 1
-    tokens: Array  # [P, T, C] prompt tokens, the queries' positional part
-    values: tuple[Array, Array]  # [P, T, H, d], `_differences` of each layer's image-to-token values
-    attention0: Array  # [blocks, P, J, n], A, and that of layer 1, in the compute dtype: what F (`_rows`) consists of
-    attention1: Array
-    variance1: Array  # [blocks, P, n], 1 / r1^2
-    variance2: Array  # [blocks, P, n], 1 / r2^2
-
-
-class SquaredNorm(NamedTuple):
-    """|r1 (X + e0) + e1 + d + F^T D|^2 - |r1 X|^2 of a chunk of points, by its parts.
-
-    F^T (quadratic F) + 2 F . (linear + r1 linear_r1 + what X gives), for each half of F,
-    + r1^2 (constant_r1_r1 + 2 X . e0) + r1 (constant_r1 + 2 X . (d + e1)) + constant.
-    """
-
-    quadratic0: Array  # [P, J, 2 J]; of the two mixed quarters, which are equal, this one is twice as large ...
-    quadratic1: Array  # [P, J, J], ... and the other is left out
-    linear0: Array  # [P, J, 1]
-    linear1: Array
-    linear0_r1: Array
-    linear1_r1: Array
-    constant_r1_r1: Array  # [P, 1]
-    constant_r1: Array
-    constant: Array
-
-
-class FinalQuery(NamedTuple):
-    """One token of each point as a query of the final attention."""
-
-    query: Array  # [P, H, d]
-    small: Array  # [P, H, 2 J], against F
-    constant_r1: Array  # [P, H, 1], against e0, to be scaled by r1
-    constant: Array  # [P, H, 1], against e1 + d
 
 
 class GridDecoder(GridWeights):
@@ -124,8 +85,11 @@ class GridDecoder(GridWeights):
 
     # -- phase 1: tokens and predicted IoUs, every point --------------------------------------------------------------
 
-    def tokens(self, side: ImageSide, tokens: Array) -> tuple[Tokens, Array]:
-        """tokens [P, T, C] (output tokens, then the sparse prompt embeddings) -> `Tokens`, predicted_ious [P, 4]."""
+    def tokens(self, side: ImageSide, tokens: Array) -> tuple[Tokens, Array, dict[str, Array]]:
+        """tokens [P, T, C] (output tokens, then the sparse prompt embeddings) -> `Tokens`, predicted_ious [P, 4].
+
+        Third, intermediates by the names that `MaskDecoder` gives them: "layer0_norm1" and so on, [P, T, C].
+        """
         p, t, c = tokens.shape
         h, d = self.heads, side.key0.shape[2]
         k, j = t * h, (t - 1) * h
@@ -134,6 +98,7 @@ class GridDecoder(GridWeights):
         # Layer 0: keys, values and queries of the image are the shared ones.
         layer = self.layer0
         queries = self._norm(layer.norm1, layer.self_attn(*(tokens.astype(self.dtype),) * 3))
+        features = {"layer0_norm1": queries}
         q = self._heads(queries + tokens, layer.cross_attn_token_to_image.q_proj, scaled=True)
 
         def pool0(pooled: Attended, side: ImageSide) -> tuple[Attended, None]:
@@ -143,7 +108,8 @@ class GridDecoder(GridWeights):
         whole, pooled = over_blocks(pool0, unattended((p, k), 1, d), side)[0].sums
         pooled = self._heads_last(pooled / whole)
         queries = self._norm(layer.norm2, queries + self._output(layer.cross_attn_token_to_image, pooled))
-        queries = self._norm(layer.norm3, queries + self._mlp(layer, queries))
+        features["layer0_norm2"] = queries
+        queries = features["layer0_queries"] = self._norm(layer.norm3, queries + self._mlp(layer, queries))
         attn = layer.cross_attn_image_to_token
         key0 = self._heads(queries + tokens, attn.k_proj, scaled=True)
         value0 = _differences(self._heads(queries, attn.v_proj))
@@ -153,7 +119,7 @@ class GridDecoder(GridWeights):
         layer = self.layer1
         attn = layer.self_attn
         queries = queries + attn(*((queries + tokens).astype(self.dtype),) * 2, queries.astype(self.dtype))
-        queries = self._norm(layer.norm1, queries)
+        queries = features["layer1_norm1"] = self._norm(layer.norm1, queries)
         attn = layer.cross_attn_token_to_image
         q = self._heads(queries + tokens, attn.q_proj, scaled=True)
         small, small_last = self._small(q, (value0,), self.key1_rows)
@@ -182,8 +148,8 @@ class GridDecoder(GridWeights):
         through = self._heads_last(jnp.concatenate(through, axis=-1) / whole)
         pooled += self.dot("pthj,pjhd->pthd", through, _split(self._through((value0,), self.value1_rows), h))
         pooled += _split(self.value1_b1, h)[None]
-        queries = self._norm(layer.norm2, queries + self._output(attn, pooled))
-        queries = self._norm(layer.norm3, queries + self._mlp(layer, queries))
+        queries = features["layer1_norm2"] = self._norm(layer.norm2, queries + self._output(attn, pooled))
+        queries = features["layer1_queries"] = self._norm(layer.norm3, queries + self._mlp(layer, queries))
 
         # Layer 1, image to token, its norm, and the final attention of the IoU token.
         attn = layer.cross_attn_image_to_token
@@ -214,9 +180,9 @@ class GridDecoder(GridWeights):
 
         blocks = (side, a0, variance1)
         pooled, (a1, variance2) = over_blocks(pool2, self._final_unattended(p, j, d), blocks)
-        iou_token = self._final_token(queries[:, 1], values, pooled)
-        ious = jax.nn.sigmoid(self.decoder.iou_prediction_head(iou_token))
-        return Tokens(queries, tokens, values, a0, a1, variance1, variance2), ious
+        features["iou_token"] = self._final_token(queries[:, 1], values, pooled)
+        ious = jax.nn.sigmoid(self.decoder.iou_prediction_head(features["iou_token"]))
+        return Tokens(queries, tokens, values, a0, a1, variance1, variance2), ious, features
 
     def _heads_last(self, x: Array) -> Array:  # [P, K, m] -> [P, T, H, m]
         return x.reshape(x.shape[0], -1, self.heads, x.shape[2])
@@ -286,8 +252,8 @@ class GridDecoder(GridWeights):
 
     # -- phase 2: one mask, points that pass --------------------------------------------------------------------------
 
-    def mask_weights(self, side: ImageSide, state: Tokens, best: Array) -> Array:
-        """Of mask token `best` [P] in 0..3, the weights of the upscaled pixels' channels: [P, C / 8]."""
+    def mask_token(self, side: ImageSide, state: Tokens, best: Array) -> Array:
+        """Mask token `best` [P] in 0..3 after the final attention: [P, C]."""
         p, j, d = len(best), state.attention0.shape[2], side.value2.shape[2]
         index = best + 2  # after the object-score and IoU tokens
         final = self._final_query(state.queries, state.tokens, state.values, index)
@@ -299,7 +265,10 @@ class GridDecoder(GridWeights):
 
         blocks = (side, state.attention0, state.attention1, state.variance1, state.variance2)
         pooled, _ = over_blocks(pool, self._final_unattended(p, j, d), blocks)
-        token = self._final_token(_take(state.queries, index), state.values, pooled)
+        return self._final_token(_take(state.queries, index), state.values, pooled)
+
+    def mask_weights(self, token: Array, best: Array) -> Array:
+        """Of `mask_token`, the weights of the upscaled pixels' channels: [P, C / 8]."""
         weights = jnp.stack([mlp(token.astype(self.dtype)) for mlp in self.decoder.output_hypernetworks_mlps], axis=1)
         return _take(weights.astype(jnp.float32), best)
 
@@ -309,38 +278,50 @@ class GridDecoder(GridWeights):
         weights: of `mask_weights`, [P, C / 8]. height x width is the token grid.
         """
         q = len(at)
-        norm, up2 = self.up[1], self.up[3]
-        upscaled = self._through([value[at] for value in state.values], self.upscaled_rows)
-        upscaled, upscaled_e0, upscaled_e1 = (x.mT for x in _by_weight(upscaled))  # [Q, 4 C/4, 2 J], [Q, 4 C/4, 1]
-        upscaled_e1 += self.upscaled_d[..., None]
-        scale, bias = norm.scale[...].reshape(1, 1, -1, 1), norm.bias[...].reshape(1, 1, -1, 1)
-        kernel2 = up2.kernel[...].astype(jnp.float32)  # [2, 2, C / 4, C / 8]
-        channels = kernel2.shape[-1]
-        kernel2 = kernel2.transpose(0, 1, 3, 2).reshape(-1, kernel2.shape[2])  # [4 C/8, C / 4]
-        # Repeated for every sub-pixel: batched products keep n last, a shared kernel would transpose twice.
-        kernel2 = jnp.broadcast_to(kernel2, (q, 4, *kernel2.shape))
-        bias2 = jnp.tile(bias_of(up2), 4).T
-        weights = jnp.broadcast_to(weights[at][:, None, None], (q, 16, 1, channels))
+        upscaling = self.upscaling(state, at)
+        weights = jnp.broadcast_to(weights[at][:, None, None], (q, 16, 1, weights.shape[-1]))
 
         def upscale(carry: None, block: tuple[Array, ImageSide]) -> tuple[None, Array]:
             index, side = block
-            r1, r2 = (jax.lax.rsqrt(x[index, at])[:, None] for x in (state.variance1, state.variance2))
-            rows = _rows(state.attention0[index, at], state.attention1[index, at], r1)
-            x = self.dot_upscaled("pok,pkn->pon", upscaled, rows) + r1 * (side.upscaled[None] + upscaled_e0)
-            x = r2 * (x + upscaled_e1) + (self.upscaled_b2.T + side.feat_s1)[None]
-            # Layer norm over the channels of each of the four sub-pixels, centred already, then the second convolution.
-            x = x.reshape(q, 4, -1, x.shape[-1])
-            x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=2, keepdims=True) + norm.epsilon)
-            x = gelu(x * scale + bias)
-            x = self.dot_upscaled("paoc,pacn->paon", kernel2, x)
-            x = gelu(x + (side.feat_s0 + bias2[None])[None])
+            x = self.upscaled(upscaling, self.upscaled_half(upscaling, side, state, index, at), side)
             # A batched product, because CPUs are slow at sums over channels.
-            return carry, jnp.matmul(weights, x.reshape(q, 16, channels, -1), precision="highest")
+            return carry, jnp.matmul(weights, x, precision="highest")
 
         blocks = (jnp.arange(len(state.attention0)), side)
         _, logits = over_blocks(upscale, None, blocks)  # [blocks, Q, 16, 1, n]
         logits = logits.reshape(len(logits), q, 2, 2, 2, 2, -1, width).transpose(1, 0, 6, 2, 4, 7, 3, 5)
         return logits.reshape(q, 4 * height, 4 * width)
+
+    def upscaling(self, state: Tokens, at: Array) -> Upscaling:
+        """What the points at the places `at` [Q] of a chunk have in common over the image."""
+        up2 = self.up[3]
+        rows = self._through([value[at] for value in state.values], self.upscaled_rows)
+        rows, e0, e1 = (x.mT for x in _by_weight(rows))
+        e1 += self.upscaled_d[..., None]
+        kernel2 = up2.kernel[...].astype(jnp.float32)  # [2, 2, C / 4, C / 8]
+        kernel2 = kernel2.transpose(0, 1, 3, 2).reshape(-1, kernel2.shape[2])  # [4 C/8, C / 4]
+        # Repeated for every sub-pixel: batched products keep n last, a shared kernel would transpose twice.
+        kernel2 = jnp.broadcast_to(kernel2, (len(at), 4, *kernel2.shape))
+        return Upscaling(rows, e0, e1, kernel2, jnp.tile(bias_of(up2), 4).T)
+
+    def upscaled_half(self, upscaling: Upscaling, side: ImageSide, state: Tokens, index: Array, at: Array) -> Array:
+        """Block `index` of the image through the first transposed convolution, norm and GELU: [Q, 4, C / 4, n]."""
+        norm = self.up[1]
+        scale, bias = norm.scale[...].reshape(1, 1, -1, 1), norm.bias[...].reshape(1, 1, -1, 1)
+        r1, r2 = (jax.lax.rsqrt(x[index, at])[:, None] for x in (state.variance1, state.variance2))
+        rows = _rows(state.attention0[index, at], state.attention1[index, at], r1)
+        x = self.dot_upscaled("pok,pkn->pon", upscaling.rows, rows) + r1 * (side.upscaled[None] + upscaling.e0)
+        x = r2 * (x + upscaling.e1) + (self.upscaled_b2.T + side.feat_s1)[None]
+        # Layer norm over the channels of each of the four sub-pixels, centred already.
+        x = x.reshape(len(at), 4, -1, x.shape[-1])
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=2, keepdims=True) + norm.epsilon)
+        return gelu(x * scale + bias)
+
+    def upscaled(self, upscaling: Upscaling, half: Array, side: ImageSide) -> Array:
+        """`upscaled_half` through the second transposed convolution and GELU: [Q, 16, C / 8, n]."""
+        x = self.dot_upscaled("paoc,pacn->paon", upscaling.kernel2, half)
+        x = gelu(x + (side.feat_s0 + upscaling.bias2[None])[None])
+        return x.reshape(len(x), 16, -1, x.shape[-1])
 
 
 def _differences(value: Array) -> Array:
