@@ -18,6 +18,7 @@ from ntt_jax.datasets.dataset import CocoCategory, CocoDataset, select_classes
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import show_path, write_json
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.memory.bank import load_memory, require_encoder
 from ntt_jax.notes import Notes
@@ -45,7 +46,7 @@ class Shots:
     """
 
     annotations: Path
-    images: Path | None
+    images: Location | None
     classes: str
     shots: Sequence[int]
     seeds: Sequence[int]
@@ -59,7 +60,7 @@ class Targets:
     sam2: Path
     dinov2: Path
     annotations: Path
-    images: Path
+    images: Location
     config: DetectConfig
     compute: Compute
     exif: str
@@ -73,7 +74,7 @@ def ablate(
     sam2: Path,
     dinov2: Path,
     annotations: Path,
-    images: Path,
+    images: Location,
     config: DetectConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
@@ -201,7 +202,7 @@ def _score(
     """Metrics of every memory on `dataset`, and what else the outcome says. memories: makes the
     `count` memories, arguments of `ManyPredictor`."""
     images, compute = target.images, target.compute
-    dataset = inputs.look_at_images(dataset, images, target.exif, observer)
+    dataset = inputs.look_at_images(dataset, images, target.exif, observer, apart=target.compute.ray is not None)
     check_images(dataset, images)
     ground_truth = prepare_ground_truth(dataset, categories)
     for note in ground_truth.notes:
@@ -255,7 +256,8 @@ def encode(
     out: Path, target: Targets, dataset: CocoDataset, images: Path, references: ReferenceSet, observer: Observer
 ) -> Memory:
     """The memory of all references, kept in OUT/references as they are encoded."""
-    dataset = inputs.look_at_images(dataset, images, target.exif, observer, inputs.reference_images(references))
+    ids, apart = inputs.reference_images(references), target.compute.ray is not None
+    dataset = inputs.look_at_images(dataset, images, target.exif, observer, ids, apart=apart)
     check_references(references, dataset)
     folder, compute = out / "references", target.compute
     make_output_folder(folder)

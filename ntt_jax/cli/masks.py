@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
+from ntt_jax.images.remote import location
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--boxes", type=Path, required=True, metavar="A.json", help="COCO annotations with boxes or points"
     )
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images it names")
+    parser.add_argument("--images", type=location, required=True, metavar="DIR", help="folder of the images it names")
     parser.add_argument("--out", type=Path, required=True, metavar="masks.json", help="file to write")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the masks over the images, to check")
     parser.add_argument(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
+from ntt_jax.images.remote import location
 from ntt_jax.text import show
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_negatives(parser: Any) -> None:
     )
     parser.add_argument(
         "--negative-images",
-        type=Path,
+        type=location,
         metavar="DIR",
         help="folder of the images that --negatives names (default: that of the references)",
     )

@@ -17,6 +17,7 @@ from ntt_jax.config import DTYPES
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_output, check_private, show_path
 from ntt_jax.hub.names import DEFAULT_DINOV2, DEFAULT_SAM2, parse
+from ntt_jax.images.remote import location
 from ntt_jax.runs.paths import check_file as check_file
 from ntt_jax.runs.paths import check_folder as check_folder
 from ntt_jax.runs.paths import check_input
@@ -74,7 +75,7 @@ _PATHS = {
         "A.json",
         "annotations of the images: COCO or LVIS (JSON) or a list of VOC images (VOC2007/ImageSets/Main/test.txt)",
     ),
-    "images": ("DIR", "folder of the images that --annotations names"),
+    "images": ("DIR", "folder of the images that --annotations names, or its address (https://, s3://, gs://, ...)"),
     "reference_annotations": ("TRAIN.json", "annotations among which the references are chosen"),
     "reference_images": ("DIR", "folder of the images that --reference-annotations names (default: --images)"),
 }
@@ -92,7 +93,8 @@ def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -
             default = _WEIGHTS[name]
             parser.add_argument(option, default=default, metavar=metavar, help=f"{text} (default: {default}){note}")
             continue
-        parser.add_argument(option, type=Path, required=required, metavar=metavar, help=text + note)
+        kind = location if name.endswith("images") else Path
+        parser.add_argument(option, type=kind, required=required, metavar=metavar, help=text + note)
 
 
 def add_exif(parser: Any) -> None:

@@ -10,6 +10,8 @@ from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.errors import InputError
+from ntt_jax.images.remote import Address, location
+from ntt_jax.runs.paths import check_address
 from ntt_jax.text import show
 
 EPILOG = """\
@@ -40,10 +42,11 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(commands, "segment", run, "detections in plain images and folders", EPILOG)
     parser.add_argument(
         "images",
-        type=Path,
+        type=location,
         nargs="+",
         metavar="IMAGE_OR_FOLDER",
-        help="image files or folders of them",
+        help="image files, folders of them, their addresses (https://, s3://, ...; with * for many), or a .txt file "
+        "with an address on each line",
     )
     options.add_paths(parser, "sam2", "dinov2")
     options.add_paths(parser, "memory", required=False)
@@ -56,6 +59,12 @@ def add_parser(commands: Any) -> None:
         "them; may be given several times",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--copy-to",
+        type=location,
+        metavar="ADDRESS",
+        help="also put what is written there (s3://, gs://, ...): pictures, formats and at last detections.json",
+    )
     parser.add_argument(
         "--restart",
         action="store_true",
@@ -150,7 +159,17 @@ def check(args: argparse.Namespace) -> None:
     for folder in args.references or ():
         options.check_folder(folder, "--references")
     for path in args.images:
+        if isinstance(path, Address):
+            check_address(path, "IMAGE_OR_FOLDER")
+            continue
         (options.check_folder if path.is_dir() else options.check_file)(path, "IMAGE_OR_FOLDER")
+    if args.copy_to is not None:
+        from ntt_jax.runs.copies import check_target
+
+        try:
+            check_target(args.copy_to)
+        except InputError as error:
+            raise InputError(f"--copy-to: {error}") from None
     options.make_output_folder(args.out)
 
 
@@ -193,6 +212,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        copy_to=args.copy_to,
         observer=Progress(),
     )
     report(args, content)

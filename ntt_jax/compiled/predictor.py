@@ -10,6 +10,7 @@ Where devices divide the points of each image, the second line is three programs
 
 import copy
 import functools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,19 @@ from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
+
+
+_dispatching = threading.Lock()
+
+
+@functools.cache
+def _resizers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4, "resize")
+
+
+@functools.cache
+def _collectors() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "collect")
 
 
 # The compiled entry points. They belong to no object, so that predictors of equal shapes share them.
@@ -151,15 +165,30 @@ class Predictor:
                     failure = error
                 if not batch:
                     break
-                sizes = [(image.shape[0], image.shape[1]) for image in batch]
-                resized = list(workers.map(functools.partial(resize_for_sam, size=self.image_size), batch))
-                pending.append(collector.submit(self._collect, self._dispatch(resized, sizes), sizes))
+                pending.append(self._start(batch, workers, collector))
                 while len(pending) > 2:
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
             if failure is not None:
                 raise failure
+
+    def group(self, images: Sequence[np.ndarray]) -> list[HostDetections]:
+        """Detections of at most `batch_size` images, as `__call__`, when they are there.
+
+        Threads may call it at the same time: what one has found is drawn while the devices work for another.
+        """
+        batch = [_check_image(image) for image in images]
+        return self._start(batch, _resizers(), _collectors()).result() if batch else []
+
+    def _start(
+        self, batch: list[np.ndarray], workers: ThreadPoolExecutor, collector: ThreadPoolExecutor
+    ) -> Future[list[HostDetections]]:
+        sizes = [(image.shape[0], image.shape[1]) for image in batch]
+        resized = list(workers.map(functools.partial(resize_for_sam, size=self.image_size), batch))
+        with _dispatching:  # every device gets the work of all threads in one order
+            outputs = self._dispatch(resized, sizes)
+        return collector.submit(self._collect, outputs, sizes)
 
     def with_prototypes(self, prototypes: Any, negatives: Any = None) -> "Predictor":
         """A predictor of other prototypes `[K, C]` and negatives `[K, N, C]` that shares this one's models and compiled

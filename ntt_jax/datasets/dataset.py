@@ -15,6 +15,7 @@ from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.images.reading import read_header, read_image
+from ntt_jax.images.remote import Address, Location
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
 from ntt_jax.text import close_names
 
@@ -69,7 +70,8 @@ class CocoDataset:
     the file's order. categories: by id, ascending. image_annotations: annotations of every image id, in the file's
     order. protocol: whose rules results are measured by, "coco", "voc" or "lvis". federated: what LVIS knows beside.
     notes: what was read in another way than it is written, a line for each kind. exif: how photos with an orientation
-    tag lie under the annotations (`images.reading.EXIF`). files: the names of files that are not those of the entries.
+    tag lie under the annotations (`images.reading.EXIF`). files: the names of files that are not those of the entries,
+    or where they are if that is elsewhere.
     image_ids, category_ids: ids as the file has them, where those are text. positions: of the annotations in the file's
     list, None where none was left out.
     """
@@ -84,7 +86,7 @@ class CocoDataset:
     federated: FederatedLists | None = None
     notes: tuple[str, ...] = ()
     exif: str = "upright"
-    files: Mapping[int, str] = field(default_factory=dict)
+    files: Mapping[int, str | Address] = field(default_factory=dict)
     image_ids: Mapping[int, int | str] = field(default_factory=dict)
     category_ids: Mapping[int, int | str] = field(default_factory=dict)
     positions: tuple[int, ...] | None = None
@@ -110,9 +112,12 @@ class CocoDataset:
         """The annotation's mask, bool `[H, W]`. Raises as `rle`."""
         return decode_rle(self.rle(annotation))
 
-    def image_path(self, folder: PathLike, image_id: int) -> pathlib.Path:
+    def image_path(self, folder: PathLike, image_id: int) -> Location:
         """Where an image's file is, given the folder that holds the data set's images."""
-        return pathlib.Path(folder) / self.files.get(image_id, self.images[image_id].file_name)
+        name = self.files.get(image_id, self.images[image_id].file_name)
+        if isinstance(name, Address):
+            return name
+        return (folder if isinstance(folder, Address) else pathlib.Path(folder)) / name
 
     def with_sizes(self, images: Mapping[int, CocoImage], notes: tuple[str, ...] = ()) -> "CocoDataset":
         """The same with these entries in place of those of their ids, and more notes."""
@@ -127,6 +132,8 @@ class CocoDataset:
         Raises `InputError`, naming the file, if it cannot be read or is not of the size that the annotations say.
         """
         path, entry = self.image_path(folder, image_id), self.images[image_id]
+        if not entry.height and isinstance(self.files.get(image_id), Address):  # nobody has looked at it yet
+            return read_image(path, exif=self.exif)
         expected = (entry.height, entry.width)
         read = read_image(path, exif=self.exif, fits=expected)
         if read.shape[:2] == expected:

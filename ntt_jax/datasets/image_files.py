@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage
@@ -17,6 +17,8 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, show_path
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import EXIF, ImageHeader, read_header
+from ntt_jax.images.remote import Address
+from ntt_jax.images.trial import headers_apart
 from ntt_jax.notes import Notes
 
 _RAW_ADVICE = "--exif raw takes the pixels as they are stored"
@@ -100,29 +102,30 @@ def survey(
     *,
     exif: str = "upright",
     image_ids: Collection[int] | None = None,
+    apart: bool = False,
 ) -> CocoDataset:
     """The data set with what the image folder says: files of other names, missing sizes, how photos are turned.
 
     image_ids: the images that will be read, all by default; of these the headers are read. Images that are not there,
-    or cannot be read, stay as they are. What was done is added to the `notes`.
+    or cannot be read, stay as they are. What was done is added to the `notes`. apart: another process reads the
+    headers, so that an image that kills its reader does not kill this one.
+
+    Of a folder elsewhere (`Address`) only images without a size are asked for, by their names as they are.
 
     Raises `InputError` for an unknown `exif`.
     """
     if exif not in EXIF:
         raise InputError(f"exif: expected {' or '.join(EXIF)}, found {exif!r:.40}")
-    notes, folder = Notes(), Path(folder)
+    notes = Notes()
     images = [dataset.images[i] for i in (dataset.images if image_ids is None else image_ids) if i in dataset.images]
-    files = _locate(dataset, folder, images, notes)
-    found = dataclasses.replace(dataset, files=files, exif=exif)
-
-    def header(image: CocoImage) -> ImageHeader | None:
-        try:
-            return read_header(found.image_path(folder, image.id))
-        except InputError:  # whoever needs the image says so
-            return None
-
+    if isinstance(folder, Address):
+        images = [image for image in images if not image.height]
+        found = dataclasses.replace(dataset, exif=exif)
+    else:
+        files = _locate(dataset, Path(folder), images, notes)
+        found = dataclasses.replace(dataset, files=files, exif=exif)
     sizes: dict[int, CocoImage] = {}
-    for image, read in zip(images, map_ahead(header, images, ahead=64), strict=True):
+    for image, read in zip(images, _headers(found, folder, images, apart), strict=True):
         fits = (image.height, image.width) if image.height else None
         name = show_path(image.file_name)
         if read is None:
@@ -143,6 +146,24 @@ def survey(
             elif fits is None or fits == read.upright:
                 notes.add("photos turned upright, as their EXIF orientation says", name, "" if fits else _RAW_ADVICE)
     return found.with_sizes(sizes, notes.lines())
+
+
+def _headers(
+    dataset: CocoDataset, folder: PathLike, images: list[CocoImage], apart: bool
+) -> Iterator[ImageHeader | None]:
+    """The headers of images; None for one that cannot be read: whoever needs it says so."""
+    paths = [dataset.image_path(folder, image.id) for image in images]
+    if apart and not isinstance(folder, Address):
+        yield from (None if isinstance(found, str) else found[1] for found in headers_apart(paths))
+        return
+
+    def header(path: PathLike) -> ImageHeader | None:
+        try:
+            return read_header(path)
+        except InputError:
+            return None
+
+    yield from map_ahead(header, paths, ahead=64)
 
 
 def locate_first(dataset: CocoDataset, folders: Iterable[Path], image: CocoImage) -> Path | None:

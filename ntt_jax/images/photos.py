@@ -1,14 +1,16 @@
 """Which files of a folder are photos: not what systems and tools leave beside them, nor masks, nor our own output."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import show_path
+from ntt_jax.files import describe, read_bytes, show_path
 from ntt_jax.images.mask_names import mask_files
 from ntt_jax.images.reading import HEIF_ADVICE, HEIF_SUFFIXES, SUFFIXES, can_read_heif, open_image
+from ntt_jax.images.remote import Address, Location, is_pattern, listed, location
 from ntt_jax.images.tree import Tree, by_number, is_companion, output_folders
 from ntt_jax.notes import Notes
 
@@ -19,6 +21,8 @@ _NOT_READ = {
 }
 _MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
 _MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
+LIST_SUFFIX = ".txt"
+_LIST_BYTES = 2**28
 _MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
@@ -68,34 +72,91 @@ def photos_of_folder(path: Path, *, output: Path | None = None) -> Photos:
 
 
 def find_photos(
-    paths: Sequence[Path], output: Path | None = None, note: Callable[[str], None] = print
-) -> dict[str, Path]:
+    paths: Sequence[Location], output: Path | None = None, note: Callable[[str], None] = print
+) -> dict[str, Location]:
     """The photos to work on by the names they get in the output: as given, or relative to the folder they lie in.
 
-    A file that is named itself may have any suffix. output: the folder to write to, of which nothing is taken. note:
-    hears, a line each, of what in a folder is not taken for a photo (`photos_of_folder`).
+    A file that is named itself may have any suffix; one that ends in .txt is a list of addresses, one a line. output:
+    the folder to write to, of which nothing is taken. note: hears, a line each, of what in a folder is not taken for a
+    photo (`photos_of_folder`).
 
     Names differ in more than their suffix (a number is added where needed), so each can name a picture or a folder.
     Raises `InputError` for a folder without images.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Location] = {}
     taken: set[PurePosixPath] = set()
+    last: dict[PurePosixPath, int] = {}  # the number that a name has got last
     for path in paths:
-        inside: Sequence[Path] = [path]
-        if path.is_dir():
-            photos = photos_of_folder(path, output=output)
-            inside = photos.files
-            for line in photos.notes.lines():
-                note(f"{show_path(path)}: {line}")
-        files = {p.relative_to(path).as_posix() if path.is_dir() else p.name: p for p in inside}
-        for name, file in files.items():
+        for name, file in _photos_at(path, output, note):
             plain = unique = PurePosixPath(name)
-            number = 2
+            number = last.get(plain.with_suffix(""), 2)
             while unique.with_suffix("") in taken:
                 unique, number = plain.with_stem(f"{plain.stem}_{number}"), number + 1
+            last[plain.with_suffix("")] = number
             taken.add(unique.with_suffix(""))
             found[str(unique)] = file
     return found
+
+
+def _photos_at(path: Location, output: Path | None, note: Callable[[str], None]) -> Iterable[tuple[str, Location]]:
+    """The photos that one argument means, with the names that they bring along."""
+    if isinstance(path, Address):
+        return remote_photos(path, note)
+    if path.is_dir():
+        photos = photos_of_folder(path, output=output)
+        for line in photos.notes.lines():
+            note(f"{show_path(path)}: {line}")
+        return [(p.relative_to(path).as_posix(), p) for p in photos.files]
+    return read_list(path) if path.suffix.lower() == LIST_SUFFIX else [(path.name, path)]
+
+
+def remote_photos(address: Address, note: Callable[[str], None]) -> Iterator[tuple[str, Address]]:
+    """The photos at an address: a file by its ending, the files of a pattern, or those of a folder and below.
+
+    Of a folder, files with the ending of an image; what its pixels are is not looked at. Raises `InputError` if there
+    is none, or it cannot be listed.
+    """
+    endings = (*SUFFIXES, *HEIF_SUFFIXES) if can_read_heif() else SUFFIXES
+    if address.suffix.lower() in endings and not is_pattern(address):
+        yield _output_name(address.name), address
+        return
+    count, notes = 0, Notes()
+    for name, file in listed(address):
+        if file.suffix.lower() in endings and not is_companion(Path(name)):
+            count += 1
+            yield _output_name(name), file
+        else:
+            notes.add("files that are no photos by their ending", name)
+    for line in notes.lines():
+        note(f"{address}: {line}")
+    if not count:
+        raise InputError(f"{address}: there is no image (looked for {', '.join(SUFFIXES)})")
+
+
+def read_list(path: Path) -> list[tuple[str, Location]]:
+    """The addresses in a file, one a line, each with a name: all of its path. Raises `InputError` for anything else.
+
+    A list may come from elsewhere, so nothing in it is a file of this machine.
+    """
+    text = read_bytes(path, max_bytes=_LIST_BYTES, what="list of addresses").decode("utf-8-sig", "surrogateescape")
+    found: list[tuple[str, Location]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if (written := line.strip()) and not written.startswith("#"):
+            address = location(written)
+            if not isinstance(address, Address):
+                raise InputError(
+                    f"{show_path(path)}: line {number}: expected an address (https://...), found {describe(written)}"
+                )
+            found.append((_output_name(re.split("[?#]", address.url.partition("://")[2])[0]), address))
+    if not found:
+        raise InputError(f"{show_path(path)}: the list holds no address")
+    return found
+
+
+def _output_name(name: str) -> str:
+    """A name from elsewhere as one that a file below the output can have."""
+    parts = [re.sub(r"[^\w .()+,@=-]", "_", part).strip(" ")[-100:] for part in unquote(name).split("/")]
+    return "/".join(part for part in parts if part.strip(".")) or "photo"
 
 
 def _shown(file: Path, folder: Path) -> str:

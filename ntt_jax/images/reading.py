@@ -19,6 +19,7 @@ from ntt_jax.images.heif import HEIF_ADVICE as HEIF_ADVICE
 from ntt_jax.images.heif import HEIF_SUFFIXES as HEIF_SUFFIXES
 from ntt_jax.images.heif import can_read_heif as can_read_heif
 from ntt_jax.images.heif import heif_rows, heif_size, joined
+from ntt_jax.images.remote import Address, fetch
 from ntt_jax.images.structure import FORMATS as FORMATS
 from ntt_jax.images.structure import RAW, check_structure, format_of
 
@@ -31,9 +32,7 @@ MAX_PIXELS = 200_000_000
 MAX_IMAGE_BYTES = 650_000_000
 """Limit on the file: 200 million pixels that are not compressed."""
 _AT_ONCE = 2**24  # pixels; larger images are converted some rows at a time, so that no second copy is made
-
 _HEADER_BYTES = 2**16
-
 _open_lock = threading.Lock()
 # What Pillow logs about a damaged file is in the error raised for it; without any handler, Python would print it too.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -314,12 +313,13 @@ def _to_index(image: Image.Image, kind: str) -> np.ndarray:
 def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) -> bytes:
     """The file, looked through; whole, or of a JPEG with `header` perhaps only its start, up to the pixels at least."""
     shown = show_path(path)
-    with open_input(path, what="image", max_bytes=MAX_IMAGE_BYTES) as file:
+    remote = io.BytesIO(fetch(path, max_bytes=MAX_IMAGE_BYTES, what="image")) if isinstance(path, Address) else None
+    with remote or open_input(path, what="image", max_bytes=MAX_IMAGE_BYTES) as file:
         try:
             kind = format_of(file.read(16))
             if kind is None:
                 raise InputError(f"{shown}: not an image that can be read (formats: {', '.join(FORMATS)})")
-            if kind not in RAW and has_hole(file):
+            if remote is None and kind not in RAW and has_hole(file):
                 raise InputError(f"{shown}: the image has parts that were never written; copy it again")
             file.seek(0)
             if header and kind == "JPEG":

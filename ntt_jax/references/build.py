@@ -17,12 +17,13 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.aggregate import Memory, check_reference, memory_from_instance_means
 from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
 
 
 def read_reference(
-    dataset: CocoDataset, folder: Path, reference: Reference, *, input_size: int, grid: int
+    dataset: CocoDataset, folder: Location, reference: Reference, *, input_size: int, grid: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One reference as the encoder gets it: crop `[E, E, 3]` float32 normalised, mask `[g, g]` float32 in [0, 1].
 
@@ -49,7 +50,7 @@ class Negatives(NamedTuple):
     """Negative references (`negatives.negative_set`), their annotation file, and the folder of its images."""
 
     dataset: CocoDataset
-    folder: Path
+    folder: Location
     references: ReferenceSet
 
 
@@ -58,10 +59,12 @@ def places(references: ReferenceSet) -> list[Place]:
     return [(k, reference) for k, chosen in enumerate(references.classes) for reference in chosen.references]
 
 
-_Source = tuple[CocoDataset, Path, Reference]
+_Source = tuple[CocoDataset, Location, Reference]
 
 
-def sources(dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None) -> list[_Source]:
+def sources(
+    dataset: CocoDataset, folder: Location, references: ReferenceSet, negatives: Negatives | None
+) -> list[_Source]:
     """Where every reference is read from, then every negative one: their order numbers them."""
     all_ = [(dataset, folder, reference) for _, reference in places(references)]
     if negatives is not None:

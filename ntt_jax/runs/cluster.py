@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from ntt_jax.errors import InputError
-from ntt_jax.runs.cluster_pool import Pool
+from ntt_jax.runs.cluster_pool import AHEAD, Pool
 from ntt_jax.runs.cluster_worker import GroupWork, GroupWorker
 from ntt_jax.runs.models import Compute
 
@@ -45,7 +45,13 @@ def map_groups(work: GroupWork, groups: Sequence[Sequence[Any]], compute: Comput
                 f"--ray: a worker needs {cores} cores and no machine of the cluster has more than {most}; --cores"
             )
         # What goes wrong is for the pool to decide on: Ray itself repeats nothing.
-        options = {"num_cpus": cores, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2}
+        options = {
+            "num_cpus": cores,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "max_concurrency": AHEAD + 1,
+        }
         worker = ray.remote(**options)(GroupWorker)
         sent = ray.put(pickle.dumps(work))
         pool = Pool(

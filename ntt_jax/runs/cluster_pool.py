@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.runs.cluster_worker import GroupWork
+from ntt_jax.runs.cluster_worker import IN_MODELS, GroupWork
 
-AHEAD = 2
-"""Groups with a worker at once: one in the models, one being read."""
+AHEAD = IN_MODELS + 1
+"""Groups with a worker at once: those in the models, and one being read."""
 MAX_DEATHS = 3
 """Workers that may die with a group, the machine living on, before the group is left out."""
 MAX_FAILED_STARTS = 3
@@ -62,8 +62,7 @@ class Pool:
         try:
             while self._waiting or self._suspects or any(worker.groups for worker in self._workers):
                 self._hire()
-                for worker in self._workers:
-                    self._feed(worker)
+                self._feed()
                 for worker, reference in self._ready():
                     if worker in self._workers:  # and not lost a moment ago
                         yield from self._take(worker, reference)
@@ -95,14 +94,17 @@ class Pool:
             actor = self._start()
             self._workers.append(_Worker(actor, actor.begin.remote()))
 
-    def _feed(self, worker: _Worker) -> None:
-        if worker.begun is not None or worker.alone:
-            return
-        while self._waiting and len(worker.groups) < AHEAD:
-            self._send(worker, self._waiting.popleft(), apart=False)
-        if self._suspects and not worker.groups:
-            worker.alone = True
-            self._send(worker, self._suspects.popleft(), apart=True)
+    def _feed(self) -> None:
+        """Give every worker one group, then every worker another: few groups are shared out evenly."""
+        free = [worker for worker in self._workers if worker.begun is None and not worker.alone]
+        for count in range(AHEAD):
+            for worker in free:
+                if self._waiting and len(worker.groups) == count:
+                    self._send(worker, self._waiting.popleft(), apart=False)
+        for worker in free:
+            if self._suspects and not worker.groups:
+                worker.alone = True
+                self._send(worker, self._suspects.popleft(), apart=True)
 
     def _send(self, worker: _Worker, number: int, apart: bool) -> None:
         reference = worker.actor.do.remote(pickle.dumps(self._groups[number]), apart)

@@ -13,6 +13,9 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import check_private
 from ntt_jax.runs.models import Compute
 
+IN_MODELS = 2
+"""Groups of a worker that are with its models at once: one on the devices, one being finished or about to begin."""
+
 
 class GroupWork(Protocol):
     """Work on groups that a process can be sent."""
@@ -37,7 +40,7 @@ class GroupWork(Protocol):
 
 
 class GroupWorker:
-    """The actor. While the models work on one group, another thread reads the files of the next.
+    """The actor. While the devices work on one group, other threads read the files of the next and finish the last.
 
     What goes wrong is sent back, not raised: Ray would wrap it.
     """
@@ -47,7 +50,7 @@ class GroupWorker:
         points of an image; 1: XLA's own way. cache: folder of compiled programs."""
         self.models: Any = None
         self.error: Exception | None = None
-        self._one = threading.Lock()
+        self._inside = threading.Semaphore(IN_MODELS)
         try:
             if cache is not None and os.path.isdir(cache) and check_private(cache) is None:
                 jax.config.update("jax_compilation_cache_dir", cache)
@@ -78,7 +81,7 @@ class GroupWorker:
         try:
             items = pickle.loads(group)
             read = self.work.read(items, apart)
-            with self._one:
+            with self._inside:
                 result: tuple[str, Any] = ("records", self.work.do(self.models, items, read))
         except Exception as error:
             result = ("error", _plain(error))

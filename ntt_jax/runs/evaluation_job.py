@@ -11,6 +11,7 @@ import ntt_jax
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.bank import load_memory, require_encoder
 from ntt_jax.runs import inputs
 from ntt_jax.runs.images import check_images, unfinished, write_outcome
@@ -29,13 +30,13 @@ def evaluate(
     dinov2: Path,
     memory: Path,
     annotations: Path,
-    images: Path,
+    images: Location,
     config: DetectConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
     scorer: str = "hotcoco",
-    files: dict[str, Path | None] | None = None,
+    files: dict[str, Location | None] | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Evaluate a memory on a data set; called again after a stop, whatever the reason, it goes on where it was.
@@ -43,7 +44,7 @@ def evaluate(
     Args:
       out: folder of the run, made if needed, or its lock. It receives results.json and metrics.json.
       sam2, dinov2: converted checkpoints (`ntt_jax.hub.resolve` has those of names). memory: file of the memory.
-      annotations: COCO, LVIS or VOC annotations of the images in the folder `images`.
+      annotations: COCO, LVIS or VOC annotations of the images in the folder `images`, which may be elsewhere.
       config: constants of the method, the published ones if None. compute: how the models run.
       exif: "upright" or "raw", how photos with an orientation are read.
       restart: throw away what the folder holds of an earlier run.
@@ -64,7 +65,7 @@ def evaluate(
     require_encoder(bank, *read_encoder(dinov2))
     dataset = inputs.read_dataset(annotations, observer)
     bank, dataset, categories = inputs.match_bank(bank, dataset, observer)
-    dataset = inputs.look_at_images(dataset, images, exif, observer)
+    dataset = inputs.look_at_images(dataset, images, exif, observer, apart=compute.ray is not None)
     check_images(dataset, images)
     ground_truth = prepare_ground_truth(dataset, categories)
     for note in ground_truth.notes:
@@ -83,6 +84,7 @@ def evaluate(
                 config,
                 largest_side(dataset),
             )
+            given: dict[str, Location | None]
             given = {"sam2": sam2, "dinov2": dinov2, "memory": memory, "annotations": annotations, "images": images}
             given |= files or {}
             segment_left(

@@ -7,6 +7,7 @@ from typing import Any
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.bank import MemoryBank, load_memory
 from ntt_jax.references.build import Negatives
 from ntt_jax.references.sampling import ReferenceSet, load_references, save_references
@@ -26,12 +27,12 @@ def run_few_shot(
     sam2: Path,
     dinov2: Path,
     reference_annotations: Path,
-    reference_images: Path | None,
+    reference_images: Location | None,
     choose: Callable[[CocoDataset], ReferenceSet],
     annotations: Path,
-    images: Path,
+    images: Location,
     negatives: Path | None = None,
-    negative_images: Path | None = None,
+    negative_images: Location | None = None,
     config: DetectConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",

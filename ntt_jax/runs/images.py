@@ -6,6 +6,8 @@ every run computes every image in the same place of the same batch, and ends in 
 """
 
 import errno
+import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
@@ -21,7 +24,8 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections, image_record, parse_record, write_results
 from ntt_jax.files import show_path, write_json
 from ntt_jax.images.prefetch import map_ahead
-from ntt_jax.images.trial import fatal
+from ntt_jax.images.remote import Address, Location
+from ntt_jax.images.trial import Fatal, fatal
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.observer import Observer
 from ntt_jax.runs.records import RecordFile
@@ -37,16 +41,22 @@ _LOST = {
 }
 
 
+_LOOKS = 8
+"""Images of a folder elsewhere that are looked for before the work begins."""
+
 Item = TypeVar("Item")
 
 Predict = Callable[[Iterable[np.ndarray]], Iterator[HostDetections]]
 """The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
 
 
-def check_images(dataset: CocoDataset, folder: Path) -> None:
+def check_images(dataset: CocoDataset, folder: Location) -> None:
     """Raise `InputError` if there is nothing to do: no image in the annotation file, or none of them in `folder`."""
     if not dataset.images:
         raise InputError(f"{show_path(dataset.path)}: lists no image")
+    if isinstance(folder, Address):
+        _check_address(dataset, folder)
+        return
     if not any(dataset.image_path(folder, image_id).exists() for image_id in dataset.images):
         first = next(iter(dataset.images.values())).file_name
         raise InputError(
@@ -55,7 +65,27 @@ def check_images(dataset: CocoDataset, folder: Path) -> None:
         )
 
 
-def unfinished(records: RecordFile, dataset: CocoDataset, folder: Path) -> set[int]:
+def _check_address(dataset: CocoDataset, folder: Address) -> None:
+    """`check_images` for a folder elsewhere, where every look is a request: one of the first images must be there."""
+    error = None
+    for image_id in itertools.islice(dataset.images, _LOOKS):
+        try:
+            if dataset.image_path(folder, image_id).exists():
+                return
+        except InputError as caught:  # some stores say so of what is not there
+            error = error or caught
+            if isinstance(caught.__cause__, OSError) and caught.__cause__.errno in _LOST:
+                raise
+    if error is not None:
+        raise error
+    count, first = min(_LOOKS, len(dataset.images)), next(iter(dataset.images.values())).file_name
+    raise InputError(
+        f"{folder}: none of the first {count} images of {show_path(dataset.path)} is there (the first is "
+        f"{show_path(first)}); give the folder that their names start from"
+    )
+
+
+def unfinished(records: RecordFile, dataset: CocoDataset, folder: Location) -> set[int]:
     """Ids of the images that are still to do: those without a record, and skipped ones that can be read by now."""
 
     def readable(image: CocoImage) -> bool:
@@ -78,7 +108,7 @@ def groups_to_do(items: Sequence[Item], todo: Callable[[Item], bool], size: int)
 def segment_images(
     run: RunFolder,
     dataset: CocoDataset,
-    folder: Path,
+    folder: Location,
     predict: Predict,
     *,
     images: Sequence[CocoImage],
@@ -134,20 +164,23 @@ class ImageWork:
 
     target: Any
     dataset: CocoDataset
-    folder: Path
+    folder: Location
     record: Callable[[int, Any], dict[str, Any]]
 
-    def load(self, compute: Any) -> Predict:
+    def load(self, compute: Any) -> Predictor:
         """The target pass."""
         return self.target.load(compute)
 
     def read(self, group: Sequence[CocoImage], apart: bool) -> list[np.ndarray | str]:
         """The images of a group, or why one cannot be used."""
-        return [read_checked(self.dataset, self.folder, image, apart=apart) for image in group]
+        read = functools.partial(read_checked, self.dataset, self.folder, apart=apart)
+        return list(map_ahead(read, group, ahead=len(group)))
 
-    def do(self, models: Predict, group: Sequence[CocoImage], read: Sequence[np.ndarray | str]) -> list[dict[str, Any]]:
+    def do(
+        self, models: Predictor, group: Sequence[CocoImage], read: Sequence[np.ndarray | str]
+    ) -> list[dict[str, Any]]:
         """One record for each image of a group."""
-        found = models(_BLANK if isinstance(one, str) else one for one in read)
+        found = models.group([_BLANK if isinstance(one, str) else one for one in read])
         return [
             _skipped(image, one) if isinstance(one, str) else self.record(image.id, detections)
             for image, one, detections in zip(group, read, found, strict=True)
@@ -161,15 +194,11 @@ class ImageWork:
         ]
 
 
-class Fatal(str):
-    """Why an image cannot be used, if it is that a process ends by it."""
-
-
 def _skipped(image: CocoImage, reason: str) -> dict[str, Any]:
     return {"image_id": image.id, "skipped": str(reason), **({"fatal": True} if isinstance(reason, Fatal) else {})}
 
 
-def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage, *, apart: bool = False) -> np.ndarray | str:
+def read_checked(dataset: CocoDataset, folder: Location, image: CocoImage, *, apart: bool = False) -> np.ndarray | str:
     """The image, uint8 `[H, W, 3]`, or in one line why it cannot be used (broken, missing, of another size).
 
     apart: another process reads it first, and one that ends that process is `Fatal`.
@@ -183,7 +212,7 @@ def read_checked(dataset: CocoDataset, folder: Path, image: CocoImage, *, apart:
         # The image may be sound: without its file system, every one after it would be called unreadable too.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
             raise OSError(error.__cause__.errno, error.__cause__.strerror, str(path)) from error
-        if not folder.is_dir():
+        if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
         return str(error)
 

@@ -10,6 +10,7 @@ from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.files import read_bytes, show_path
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.notes import Notes
 from ntt_jax.references.build import Negatives
@@ -29,10 +30,16 @@ def read_dataset(path: Path, observer: Observer) -> CocoDataset:
 
 
 def look_at_images(
-    dataset: CocoDataset, folder: Path, exif: str, observer: Observer, image_ids: Collection[int] | None = None
+    dataset: CocoDataset,
+    folder: Location,
+    exif: str,
+    observer: Observer,
+    image_ids: Collection[int] | None = None,
+    *,
+    apart: bool = False,
 ) -> CocoDataset:
     """`image_files.survey`, which may change names, sizes and orientation; the observer hears what it notes."""
-    found = survey(dataset, folder, exif=exif, image_ids=image_ids)
+    found = survey(dataset, folder, exif=exif, image_ids=image_ids, apart=apart)
     for note in found.notes[len(dataset.notes) :]:
         warn(observer, note)
     return found
@@ -72,7 +79,7 @@ def reference_images(references: ReferenceSet) -> list[int]:
 
 
 def read_negatives(
-    path: Path | None, references: ReferenceSet, folder: Path, exif: str, observer: Observer
+    path: Path | None, references: ReferenceSet, folder: Location, exif: str, observer: Observer
 ) -> Negatives | None:
     """The negative references in a file of annotations, whose images lie in `folder`; None without a file."""
     if path is None:

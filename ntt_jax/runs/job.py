@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.datasets.dataset import CocoDataset
+from ntt_jax.images.remote import Location
 from ntt_jax.runs.cluster import map_groups
 from ntt_jax.runs.cluster_worker import GroupWork
 from ntt_jax.runs.folder import RunFolder
@@ -46,13 +47,13 @@ def durable(
 def segment_left(
     run: RunFolder,
     dataset: CocoDataset,
-    images: Path,
+    images: Location,
     target: TargetPass,
     todo: set[int],
     *,
     what: str,
     compute: Compute,
-    files: Mapping[str, Path | None],
+    files: Mapping[str, Location | None],
     observer: Observer,
     record: Callable[[int, Any], dict[str, Any]] = image_record,
 ) -> None:

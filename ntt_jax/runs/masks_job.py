@@ -15,6 +15,7 @@ from ntt_jax.datasets.dataset import CocoImage
 from ntt_jax.files import make_folder, show_path, write_json
 from ntt_jax.images.drawing import overlay, prompt_marks, save_picture
 from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import Rle, encode_masks
 from ntt_jax.loading import load_sam2
 from ntt_jax.references.prompted import PromptedAnnotations, load_prompted, with_masks
@@ -52,7 +53,7 @@ def make_masks(
     *,
     sam2: Path,
     boxes: Path,
-    images: Path,
+    images: Location,
     pictures: Path | None = None,
     replace: bool = False,
     compute: Compute | None = None,
@@ -106,7 +107,7 @@ def _mask_left(
     run: RunFolder,
     sam2: Path,
     prompted: PromptedAnnotations,
-    folder: Path,
+    folder: Location,
     pictures: Path | None,
     compute: Compute,
     observer: Observer,

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
+from ntt_jax.images.remote import Location
 from ntt_jax.images.trial import fatal
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.references.build import Negatives, collect_memory, encode_all, places, sources
@@ -24,7 +24,7 @@ def record_means(
     run: RunFolder,
     encoder: ReferenceEncoder,
     dataset: CocoDataset,
-    folder: Path,
+    folder: Location,
     references: ReferenceSet,
     *,
     negatives: Negatives | None = None,
@@ -51,7 +51,7 @@ class ReferenceWork:
 
     encoder: Callable[[Any], ReferenceEncoder]
     dataset: CocoDataset
-    folder: Path
+    folder: Location
     references: ReferenceSet
     negatives: Negatives | None
 
@@ -76,7 +76,7 @@ class ReferenceWork:
         dataset, folder, reference = self._sources(group)[0]
         raise InputError(f"{show_path(dataset.image_path(folder, reference.image_id))}: {reason}")
 
-    def _sources(self, group: Sequence[int]) -> list[tuple[CocoDataset, Path, Reference]]:
+    def _sources(self, group: Sequence[int]) -> list[tuple[CocoDataset, Location, Reference]]:
         everything = sources(self.dataset, self.folder, self.references, self.negatives)
         return [everything[number] for number in group]
 

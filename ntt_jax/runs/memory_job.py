@@ -10,6 +10,7 @@ from typing import Any
 import ntt_jax
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.memory.bank import MemoryBank, save_memory
 from ntt_jax.references.build import Negatives, places
@@ -29,10 +30,10 @@ def build_memory(
     *,
     dinov2: Path,
     annotations: Path,
-    images: Path,
+    images: Location,
     references: Path,
     negatives: Path | None = None,
-    negative_images: Path | None = None,
+    negative_images: Location | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
@@ -63,7 +64,7 @@ def build_memory_of(
     out: Path,
     dinov2: Path,
     dataset: CocoDataset,
-    images: Path,
+    images: Location,
     references: ReferenceSet,
     negatives: Negatives | None,
     compute: Compute,
@@ -74,7 +75,8 @@ def build_memory_of(
 ) -> MemoryBank:
     """`build_memory` of what has been read."""
     encoder, source_sha256 = read_encoder(dinov2)
-    dataset = inputs.look_at_images(dataset, images, exif, observer, inputs.reference_images(references))
+    apart = compute.ray is not None
+    dataset = inputs.look_at_images(dataset, images, exif, observer, inputs.reference_images(references), apart=apart)
     check_references(references, dataset)
     provenance = describe(dataset, references, source_sha256, negatives, compute.dtype, exif)
     # What is encoded waits beside the memory file, under a name that no other memory of this name has.
@@ -99,7 +101,7 @@ def encode_left(
     run: RunFolder,
     dinov2: Path,
     dataset: CocoDataset,
-    images: Path,
+    images: Location,
     references: ReferenceSet,
     negatives: Negatives | None,
     compute: Compute,

@@ -15,6 +15,7 @@ from ntt_jax.compiled.reference_encoder import ReferenceEncoder
 from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
+from ntt_jax.images.remote import Address, Location
 from ntt_jax.loading import load_dinov2, load_sam2
 from weight_port.port import read_converted
 
@@ -96,7 +97,9 @@ class TargetPass:
         )
 
 
-def describe_start(compute: Compute, started: float, images: int, files: Mapping[str, Path | None]) -> dict[str, Any]:
+def describe_start(
+    compute: Compute, started: float, images: int, files: Mapping[str, Location | None]
+) -> dict[str, Any]:
     """When, on what and with which files a job worked, for run.json. files: by the names of their options."""
     devices = compute.used()
     return {
@@ -110,5 +113,9 @@ def describe_start(compute: Compute, started: float, images: int, files: Mapping
         "python": platform.python_version(),
         "jax": jax.__version__,
         "system": platform.platform(),
-        "files": {name: os.path.abspath(path) for name, path in files.items() if path is not None},
+        "files": {
+            name: str(path) if isinstance(path, Address) else os.path.abspath(path)
+            for name, path in files.items()
+            if path is not None
+        },
     }

@@ -5,13 +5,17 @@ from pathlib import Path
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import open_input, show_path
+from ntt_jax.images.remote import Address, Location
 
 
-def check_input(path: Path, name: str) -> None:
+def check_input(path: Location, name: str) -> None:
     """Raise `InputError` unless `path` is what an option `name` (with underscores) asks for.
 
     Names that end in "images" ask for a folder, those that end in "annotations" for annotations, others for a file.
     """
+    if isinstance(path, Address):
+        check_address(path, f"--{name.replace('_', '-')}")
+        return
     check = {"images": check_folder, "annotations": check_annotations}.get(name.split("_")[-1], check_file)
     check(path, f"--{name.replace('_', '-')}")
 
@@ -48,6 +52,14 @@ def check_folder(path: Path, option: str) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_address(address: Address, option: str) -> None:
+    """Raise `InputError` unless what reads such an address is installed. Asks nobody whether something is there."""
+    try:
+        address.check()
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 def make_output_folder(path: Path, option: str = "--out") -> None:

@@ -8,7 +8,7 @@ formats choose among what is recorded, so others cost no new pass.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ from ntt_jax.images.photos import find_photos
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import open_image_size
+from ntt_jax.images.remote import Address, Location, is_pattern
+from ntt_jax.images.trial import headers_apart
 from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder
 from ntt_jax.runs import inputs
+from ntt_jax.runs.copies import check_target, copy_out, written
 from ntt_jax.runs.evaluation_job import constants
 from ntt_jax.runs.images import unfinished
 from ntt_jax.runs.job import durable, segment_left
@@ -40,7 +43,7 @@ from weight_port.files import sha256
 
 def segment(
     out: Path | FolderLock,
-    photos: Sequence[Path],
+    photos: Sequence[Location],
     *,
     sam2: Path,
     dinov2: Path,
@@ -55,13 +58,15 @@ def segment(
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
+    copy_to: Address | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Segment photos and write what is found; called again after a stop, whatever the reason, it goes on where it was.
 
     Args:
       out: folder of the run, made if needed, or its lock. It receives detections.json and the pictures.
-      photos: files and folders of photos (`images.photos.find_photos`). The output folder may be one, or lie in one.
+      photos: files and folders of photos, here or elsewhere (`images.photos.find_photos`). The output folder may be
+        one, or lie in one.
       sam2, dinov2: converted checkpoints (`ntt_jax.hub.resolve` has those of names). memory: file of the memory.
       score_threshold: what scores lower is not written; a number, or numbers by class name, where classes that are not
         named take `default_threshold`. None: the thresholds that the memory file keeps.
@@ -70,6 +75,7 @@ def segment(
       formats: names of `ntt_jax.formats.FORMATS`, to be written as well. polygon_error: how far, in pixels, their
         polygons may be from the borders of masks.
       config, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier run.
+      copy_to: where else to put what is written, each file whole (`copies.copy_out`).
 
     Returns:
       The content of detections.json.
@@ -79,6 +85,8 @@ def segment(
         other models or other constants; nothing in it has changed then.
     """
     config, compute = config or DetectConfig(), compute or Compute()
+    if copy_to is not None:
+        check_target(copy_to)
     if isinstance(out, Path):
         make_output_folder(out)
     folder = out if isinstance(out, Path) else out.folder
@@ -108,15 +116,15 @@ def segment(
         **inputs.exif_identity(exif),
     }
     with durable(out, identity, observer, restart=restart) as run:
-        dataset, ids, unread = as_dataset(names, exif)
+        dataset, ids, unread = as_dataset(names, exif, apart=compute.ray is not None)
         for reason in unread.values():
             observer.note(f"skipped: {reason}")
         if todo := unfinished(run.records, dataset, Path()):
             memories = bank.memory.prototypes, bank.memory.negatives
             arrays = [None if array is None else np.asarray(array) for array in memories]
             target = TargetPass(sam2, dinov2, arrays[0], arrays[1], config, largest_side=640)
-            files: dict[str, Path | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
-            files["images"] = photos[0] if len(photos) == 1 and photos[0].is_dir() else None
+            files: dict[str, Location | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
+            files["images"] = photos[0] if len(photos) == 1 and _is_folder(photos[0]) else None
             segment_left(
                 run, dataset, Path(), target, todo, what="segment", compute=compute, files=files, observer=observer
             )
@@ -129,32 +137,49 @@ def segment(
             first = next(unread[name] for name in names)
             raise InputError(f"none of the {len(names)} images could be read; the first: {first}")
         found = Found(run, {name: (path, ids.get(name, -1)) for name, path in names.items()}, unread, exif)
-        return write_output(folder, found, bank, shown, observer)
+        content = write_output(folder, found, bank, shown, observer)
+        if copy_to is not None:
+            copy_out(folder, written(folder, (*pictures, *formats), "detections.json"), copy_to, observer)
+        return content
 
 
-def as_dataset(names: Mapping[str, Path], exif: str) -> tuple[CocoDataset, dict[str, int], dict[str, str]]:
+def as_dataset(
+    names: Mapping[str, Location], exif: str, *, apart: bool = False
+) -> tuple[CocoDataset, dict[str, int], dict[str, str]]:
     """Photos as a data set without annotations, the image id of each name, and why other photos cannot be read.
 
-    The id of a photo comes from its bytes, so that photos of equal content are one image.
+    The id of a photo comes from its bytes, so that photos of equal content are one image. That of one elsewhere, which
+    is fetched by whoever segments it, comes from its address and what its store says of its content; its size is not
+    known yet. apart: another process looks at photos, so that one that kills its reader does not kill this one.
     """
     images: dict[int, CocoImage] = {}
-    files: dict[int, str] = {}
+    files: dict[int, str | Address] = {}
     ids: dict[str, int] = {}
     unread: dict[str, str] = {}
-    for name, looked in zip(names, map_ahead(lambda path: _look(path, exif), names.values(), ahead=8), strict=True):
+    looks = _looks([place for place in names.values() if isinstance(place, Path)], exif, apart)
+    for name, place in names.items():
+        looked = (address_id(place), (0, 0)) if isinstance(place, Address) else next(looks)
         if isinstance(looked, str):
             unread[name] = looked
             continue
         image_id, (height, width) = looked
         ids[name] = image_id
         images.setdefault(image_id, CocoImage(image_id, name, height, width))
-        files.setdefault(image_id, os.path.abspath(names[name]))
+        files.setdefault(image_id, place if isinstance(place, Address) else os.path.abspath(place))
     dataset = dataclasses.replace(make_dataset("photos", "", images, {}, {}), files=files, exif=exif)
     return dataset, ids, unread
 
 
+def _looks(paths: Sequence[Path], exif: str, apart: bool) -> Iterator[tuple[int, tuple[int, int]] | str]:
+    """The id of each photo and its height and width, or in one line why it cannot be read."""
+    if not apart:
+        yield from map_ahead(lambda path: _look(path, exif), paths, ahead=8)
+        return
+    for found in headers_apart(paths, hashed=True):
+        yield found if isinstance(found, str) else (_as_id(found[0]), found[1].size(exif))
+
+
 def _look(path: Path, exif: str) -> tuple[int, tuple[int, int]] | str:
-    """The id of a photo and its height and width, or in one line why it cannot be read."""
     try:
         return photo_id(path), open_image_size(path, exif=exif)
     except InputError as error:
@@ -163,9 +188,22 @@ def _look(path: Path, exif: str) -> tuple[int, tuple[int, int]] | str:
         return f"{show_path(path)}: {error.strerror or error}"
 
 
+def _is_folder(place: Location) -> bool:
+    return not is_pattern(place) if isinstance(place, Address) else place.is_dir()
+
+
 def photo_id(path: Path) -> int:
     """A number below 2^63 that stands for the bytes of a file: the beginning of their SHA-256."""
-    return int(sha256(path)[:16], 16) >> 1
+    return _as_id(sha256(path))
+
+
+def address_id(address: Address) -> int:
+    """A number as `photo_id` that stands for an address and what its store says of the content there."""
+    return _as_id(hashlib.sha256(b"address\0" + address.identity.encode("utf-8", "surrogateescape")).hexdigest())
+
+
+def _as_id(digest: str) -> int:
+    return int(digest[:16], 16) >> 1
 
 
 def memory_digest(bank: MemoryBank) -> str:

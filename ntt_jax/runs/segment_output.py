@@ -19,6 +19,7 @@ from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import read_header, read_image
+from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import decode_rle, rle_areas
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.notes import Notes
@@ -56,11 +57,11 @@ class Found:
     """
 
     run: RunFolder
-    photos: Mapping[str, tuple[Path, int]]
+    photos: Mapping[str, tuple[Location, int]]
     unread: Mapping[str, str]
     exif: str
 
-    def detections(self, shown: Shown) -> Iterator[tuple[str, Path, HostDetections]]:
+    def detections(self, shown: Shown) -> Iterator[tuple[str, Location, HostDetections]]:
         """Name, file and what is shown of each photo, one after the other from the disk."""
         for name, (path, image_id) in self.photos.items():
             if name not in self.unread:
@@ -82,7 +83,7 @@ def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observ
         "skipped": [{"file_name": name, "reason": found.unread[name]} for name in found.photos if name in found.unread],
     }
 
-    def counted() -> Iterator[tuple[str, Path, HostDetections]]:
+    def counted() -> Iterator[tuple[str, Location, HostDetections]]:
         for image_id, (name, path, detections) in enumerate(found.detections(shown), 1):
             size = {"height": detections.height, "width": detections.width}
             content["images"].append({"id": image_id, "file_name": name, **size})
@@ -145,7 +146,7 @@ def _draw(
     class_names: tuple[str, ...],
     pictures: Sequence[str],
     exif: str,
-    photo: tuple[str, Path, HostDetections],
+    photo: tuple[str, Location, HostDetections],
 ) -> None:
     """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
     name, path, detections = photo

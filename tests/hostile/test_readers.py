@@ -41,6 +41,7 @@ OTHERS = {
     "ntt_jax/hub/system.py": "the kernel's own files",
     "ntt_jax/report/found.py": "COCO's reader, and scores of the same file: tests/report/test_found.py",
     "ntt_jax/report/page.py": "the package's own files",
+    "ntt_jax/runs/copies.py": "its own list, of which unknown lines are passed over: tests/runs/test_copies.py",
     "ntt_jax/runs/lock.py": "the lock of a run folder, whose content nobody reads: tests/hostile/test_outputs.py",
     "ntt_jax/safetensors_file.py": "parses the header of a file that others have opened",
 }

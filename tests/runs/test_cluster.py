@@ -15,11 +15,13 @@ import cluster_work
 import jax
 import pytest
 from cli_files import arguments, make_world, write_scenes
+from image_server import ImageServer
 
 from ntt_jax import runs
 from ntt_jax.cli import main
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.images.remote import location
 from ntt_jax.runs import cluster_pool
 from ntt_jax.runs.cluster import map_groups
 from ntt_jax.runs.segment_job import segment
@@ -28,6 +30,7 @@ ray = pytest.importorskip("ray")
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
+POISON = "poison.png"
 STORE = 100 * 2**20
 
 
@@ -115,28 +118,39 @@ def records(out):
     return {record["image_id"]: record for record in (json.loads(line.split(b" ", 1)[1]) for line in lines)}
 
 
-def test_a_memory_is_that_of_one_process(world, cluster, tmp_path):
-    options = {"dinov2": world.dinov2, "annotations": world.train, "images": world.images}
+@pytest.fixture(scope="module")
+def elsewhere(world):
+    """The images on a web server."""
+    pytest.importorskip("aiohttp")
+    with ImageServer(world.images) as server:
+        yield server.url
+
+
+def test_a_memory_is_that_of_one_process(world, cluster, elsewhere, tmp_path):
+    options = {"dinov2": world.dinov2, "annotations": world.train}
     options |= {"references": world.references, "compilation_cache": world.cache}
-    for name, ray_ in (("alone", None), ("together", cluster.address)):
-        made = options | {"out": tmp_path / f"{name}.safetensors", "ray": ray_}
+    for name, ray_, images in (("alone", None, world.images), ("together", cluster.address, elsewhere)):
+        made = options | {"out": tmp_path / f"{name}.safetensors", "ray": ray_, "images": images}
         assert main(["memory", *arguments(made)]) == 0
     assert (tmp_path / "alone.safetensors").read_bytes() == (tmp_path / "together.safetensors").read_bytes()
 
 
-def test_photos_are_segmented_as_by_one_process(world, cluster, tmp_path):
+def test_photos_are_segmented_as_by_one_process(world, cluster, elsewhere, tmp_path):
     photos = sorted(world.images.glob("scene2_00[0-3].png"))
+    there = [location(elsewhere) / photo.name for photo in photos]
     files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
-    for name, address in (("alone", None), ("together", cluster.address)):
+    for name, address, given in (("alone", None, photos), ("together", cluster.address, there)):
         compute, config = runs.Compute(ray=address), DetectConfig(points_per_side=4)
-        found = segment(tmp_path / name, photos, **files, score_threshold=0.0, config=config, compute=compute)
+        found = segment(tmp_path / name, given, **files, score_threshold=0.0, config=config, compute=compute)
         assert len(found["images"]) == 4 and found["annotations"]
-    made = [(tmp_path / name / "detections.json").read_bytes() for name in ("alone", "together")]
-    assert made[0] == made[1]
+    for file in ("detections.json", f"overlays/{photos[0].name}"):
+        made = [(tmp_path / name / file).read_bytes() for name in ("alone", "together")]
+        assert made[0] == made[1]
 
 
-def test_workers_nodes_and_the_driver_die(world, cluster, alone, tmp_path):
-    """A worker is killed, then its node goes and another comes; the driver is killed and started again."""
+def test_workers_nodes_and_the_driver_die(world, cluster, elsewhere, alone, tmp_path):
+    """A worker is killed, then its node goes and another comes; the driver is killed and started again, now with the
+    images elsewhere."""
     out = tmp_path / "run"
     out.mkdir()
     first = start(world, out, cluster.address)
@@ -150,7 +164,7 @@ def test_workers_nodes_and_the_driver_die(world, cluster, alone, tmp_path):
 
     def go_on():
         files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
-        files |= {"annotations": world.val, "images": world.images}
+        files |= {"annotations": world.val, "images": location(elsewhere)}
         compute = runs.Compute(batch_size=2, ray=cluster.address)
         done.append(runs.evaluate(out, **files, config=DetectConfig(points_per_side=4), compute=compute))
 
@@ -174,20 +188,25 @@ def test_an_image_that_kills_its_reader(world, cluster, tmp_path):
     """It is named and counted; the others of its group are as with any image that cannot be read."""
     annotations = write_scenes(tmp_path, 4, 7)
     content = json.loads(annotations.read_text())
-    (tmp_path / "images" / content["images"][1]["file_name"]).rename(tmp_path / "images" / "poison.png")
-    content["images"][1]["file_name"] = "poison.png"
+    (tmp_path / "images" / content["images"][1]["file_name"]).rename(tmp_path / "images" / POISON)
+    content["images"][1]["file_name"] = POISON
     annotations.write_text(json.dumps(content))
     files = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory}
     files |= {"annotations": annotations, "images": tmp_path / "images", "config": DetectConfig(points_per_side=4)}
     compute = runs.Compute(batch_size=2, ray=cluster.address)
     out, plain = tmp_path / "out", tmp_path / "plain"
+    read_here = []
+    sys.addaudithook(
+        lambda event, given: event == "open" and str(given[0]).endswith(POISON) and read_here.append(given)
+    )
     metrics = runs.evaluate(out, **files, compute=compute)
-    assert [entry["file_name"] for entry in metrics["skipped"]] == ["poison.png"]
+    assert [entry["file_name"] for entry in metrics["skipped"]] == [POISON]
     assert "a process that reads it ends with SIGSEGV" in metrics["skipped"][0]["reason"]
     # The same command again does not read it in its own process to see whether it can be read by now.
     assert runs.evaluate(out, **files, compute=compute)["skipped"] == metrics["skipped"]
+    assert not read_here
 
-    (tmp_path / "images" / "poison.png").rename(tmp_path / "kept.png")
+    (tmp_path / "images" / POISON).rename(tmp_path / "kept.png")
     runs.evaluate(plain, **files, compute=runs.Compute(batch_size=2))
     poisoned = content["images"][1]["id"]
     found, expected = records(out), records(plain)
@@ -203,6 +222,22 @@ def test_work_that_no_worker_survives(cluster, monkeypatch):
     assert sorted(record["number"] for record in records) == [-3, 0, 1, 2, 4]
     (skipped,) = (record for record in records if "skipped" in record)
     assert skipped["number"] == -3 and "2 workers ended" in skipped["skipped"]
+
+
+def test_a_node_that_joins_late_is_used(cluster):
+    work, numbers = cluster_work.Numbers(seconds=0.05), [[number] for number in range(2000)]
+    results, late, nodes = map_groups(work, numbers, compute(cluster)), None, set()
+    try:
+        for records in results:
+            late = late or cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            nodes |= {record["node"] for record in records}
+            if late.node_id in nodes:
+                break
+    finally:
+        results.close()
+        if late is not None:
+            cluster.remove_node(late)
+    assert late.node_id in nodes
 
 
 def test_workers_that_die_as_they_begin(cluster, monkeypatch):

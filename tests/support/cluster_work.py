@@ -23,11 +23,13 @@ class Numbers:
         """No files."""
 
     def do(self, models: None, group: Sequence[int], read: None) -> list[dict[str, Any]]:
-        """One record for each number; a negative one ends its worker."""
+        """One record for each number, with the node it was made on; a negative one ends its worker."""
+        import ray
+
         time.sleep(self.seconds)
         if min(group) < 0:
             os._exit(1)
-        return [{"number": number} for number in group]
+        return [{"number": number, "node": ray.get_runtime_context().get_node_id()} for number in group]
 
     def lost(self, group: Sequence[int], reason: str) -> list[dict[str, Any]]:
         """The numbers, with the reason."""

@@ -21,6 +21,7 @@ from ntt_jax.files import parse_json, read_bytes
 from ntt_jax.hub import cache, fetch, repository
 from ntt_jax.hub.resolve import _beside
 from ntt_jax.images.mask_files import read_mask
+from ntt_jax.images.photos import read_list
 from ntt_jax.images.reading import open_image, open_image_size, read_image, read_index_image
 from ntt_jax.memory.bank import load_memory
 from ntt_jax.references.prompted import load_prompted
@@ -147,6 +148,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "import_upstream_references": lambda path: import_upstream_references(path, DATA),
     "read_upstream_memory": read_upstream_memory,
     "read_results": lambda path: read_results(path, DATA, []),
+    "list of addresses": read_list,
     "thresholds": read_thresholds,
     "method": DetectConfig.from_file,
     "read_image": lambda path: read_image(path, max_pixels=1_000_000),
@@ -183,6 +185,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/hub/fetch.py": ("note of a download",),
     "ntt_jax/hub/repository.py": ("index of shards, Hub",),
     "ntt_jax/hub/resolve.py": ("configuration beside a checkpoint",),
+    "ntt_jax/images/photos.py": ("list of addresses",),
     "ntt_jax/images/reading.py": ("read_image", "read_index_image", "open_image", "open_image_size", "read_mask"),
     "ntt_jax/memory/bank.py": ("load_memory",),
     "ntt_jax/references/prompted.py": ("load_prompted",),
