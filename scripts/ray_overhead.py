@@ -63,8 +63,8 @@ def overhead(count: int, rounds: int) -> None:
 class Sleeper:
     """A worker that sleeps in place of models, with the methods of `cluster_worker.GroupWorker`."""
 
-    def __init__(self, answer: bytes, folder: str, count: int):
-        self.answer, self.folder, self.count = answer, Path(folder), count
+    def __init__(self, answer: bytes, folder: str, count: int, seconds: float):
+        self.answer, self.folder, self.count, self.seconds = answer, Path(folder), count, seconds
 
     def begin(self) -> tuple[str, bytes]:
         """It can begin once all others can."""
@@ -75,12 +75,12 @@ class Sleeper:
 
     def do(self, group: bytes, apart: bool) -> bytes:
         """One image."""
-        time.sleep(SECONDS)
+        time.sleep(self.seconds)
         return self.answer
 
 
-def growth(workers: Sequence[int]) -> None:
-    """Images per second at the driver against the ideal."""
+def growth(workers: Sequence[int], seconds: float, each: int) -> None:
+    """Images per second at the driver against the ideal, with `each` images for every worker."""
     ray: Any = importlib.import_module("ray")
     from ntt_jax.runs.cluster import STORE_BYTES
     from ntt_jax.runs.cluster_pool import Pool
@@ -92,8 +92,8 @@ def growth(workers: Sequence[int]) -> None:
         actor = ray.remote(num_cpus=1, max_restarts=0, max_concurrency=1)(Sleeper)
         work: Any = None  # asked for only when a worker dies
         with tempfile.TemporaryDirectory() as folder:
-            given = answer, folder, count
-            groups = [[image] for image in range(count * 300)]
+            given = answer, folder, count, seconds
+            groups = [[image] for image in range(count * each)]
             pool = Pool(ray, lambda a=actor, g=given: a.remote(*g), lambda c=count: c, work, groups)
             ends: list[float] = []
             cpu = time.process_time()
@@ -102,7 +102,7 @@ def growth(workers: Sequence[int]) -> None:
                 cpu = cpu if len(ends) > count else time.process_time()
         # Without the first of each worker and the last ones, when some have nothing more to do.
         middle = ends[count : -2 * count]
-        rate, ideal = (len(middle) - 1) / (middle[-1] - middle[0]), count / SECONDS
+        rate, ideal = (len(middle) - 1) / (middle[-1] - middle[0]), count / seconds
         busy = (time.process_time() - cpu) / (ends[-1] - ends[count])
         print(
             f"{count:3d} workers: {rate:7.1f} images/s, {rate / ideal:5.1%} of {ideal:.0f}, driver busy {busy:.0%}",
@@ -152,12 +152,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, metavar="N", help="times that both are measured, in turn")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], metavar="N")
+    parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="that they sleep for each image")
+    parser.add_argument("--each", type=int, default=300, metavar="N", help="images for each of them")
     parser.add_argument("--memory", type=int, metavar="N", help="the driver's memory for N images that have records")
     args = parser.parse_args()
     if args.memory:
         memory(args.memory)
     elif args.growth:
-        growth(args.workers)
+        growth(args.workers, args.seconds, args.each)
     else:
         overhead(args.images, args.rounds)
 

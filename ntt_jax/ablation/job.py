@@ -253,7 +253,7 @@ def shared_detections(run: RunFolder, dataset: CocoDataset) -> Iterator[SharedDe
 
 
 def encode(
-    out: Path, target: Targets, dataset: CocoDataset, images: Path, references: ReferenceSet, observer: Observer
+    out: Path, target: Targets, dataset: CocoDataset, images: Location, references: ReferenceSet, observer: Observer
 ) -> Memory:
     """The memory of all references, kept in OUT/references as they are encoded."""
     ids, apart = inputs.reference_images(references), target.compute.ray is not None

@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     add_memories(parser)
     group = parser.add_argument_group("or: one memory without each of its references")
     options.add_paths(group, "memory", required=False)
-    options.add_paths(parser, "annotations", "images")
+    options.add_paths(parser, "annotations", "images", remote=True)
     evaluate.add_run_folder(parser)
     options.add_exif(parser)
     options.add_detection(parser)
@@ -61,7 +61,7 @@ def add_memories(parser: Any) -> None:
     group.add_argument(
         "--classes", metavar="LIST", help="as for `ntt-jax sample`: novel, base, fold1 to fold4, all, names or ids"
     )
-    options.add_paths(group, "reference_annotations", "reference_images", required=False)
+    options.add_paths(group, "reference_annotations", "reference_images", required=False, remote=True)
     group.add_argument(
         "--allow-fewer", action="store_true", help="go on when a class has fewer usable references than shots"
     )

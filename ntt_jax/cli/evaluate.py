@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(
         commands, "evaluate", run, "segment the images of an annotation file and compare with its annotations", EPILOG
     )
-    options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images")
+    options.add_paths(parser, "sam2", "dinov2", "memory", "annotations", "images", remote=True)
     add_run_folder(parser)
     add_scorer(parser)
     options.add_exif(parser)

@@ -30,7 +30,7 @@ chooses some among the mistakes of a first run."""
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "memory", run, "turn the references into one prototype per class", EPILOG)
-    options.add_paths(parser, "dinov2", "annotations", "images", "references")
+    options.add_paths(parser, "dinov2", "annotations", "images", "references", remote=True)
     add_negatives(parser)
     options.add_exif(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="memory.safetensors", help="file to write")

@@ -75,7 +75,7 @@ _PATHS = {
         "A.json",
         "annotations of the images: COCO or LVIS (JSON) or a list of VOC images (VOC2007/ImageSets/Main/test.txt)",
     ),
-    "images": ("DIR", "folder of the images that --annotations names, or its address (https://, s3://, gs://, ...)"),
+    "images": ("DIR", "folder of the images that --annotations names"),
     "reference_annotations": ("TRAIN.json", "annotations among which the references are chosen"),
     "reference_images": ("DIR", "folder of the images that --reference-annotations names (default: --images)"),
 }
@@ -84,8 +84,11 @@ _PATHS = {
 _WEIGHTS = {"sam2": DEFAULT_SAM2, "dinov2": DEFAULT_DINOV2}
 
 
-def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -> None:
-    """Options that name a file or folder and mean the same in every command. note: added to their help."""
+def add_paths(parser: Any, *names: str, required: bool = True, note: str = "", remote: bool = False) -> None:
+    """Options that name a file or folder and mean the same in every command.
+
+    note: added to their help. remote: folders of images may be addresses.
+    """
     for name in names:
         metavar, text = _PATHS[name]
         option = f"--{name.replace('_', '-')}"
@@ -93,8 +96,10 @@ def add_paths(parser: Any, *names: str, required: bool = True, note: str = "") -
             default = _WEIGHTS[name]
             parser.add_argument(option, default=default, metavar=metavar, help=f"{text} (default: {default}){note}")
             continue
-        kind = location if name.endswith("images") else Path
-        parser.add_argument(option, type=kind, required=required, metavar=metavar, help=text + note)
+        there = remote and name.endswith("images")
+        more = ", or its address: s3://, https://, ..." if there else ""
+        kind = location if there else Path
+        parser.add_argument(option, type=kind, required=required, metavar=metavar, help=text + more + note)
 
 
 def add_exif(parser: Any) -> None:

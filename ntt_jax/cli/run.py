@@ -21,10 +21,10 @@ def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "run", run, "sample, memory and evaluate in one", EPILOG)
     options.add_paths(parser, "sam2", "dinov2", "reference_annotations")
-    options.add_paths(parser, "reference_images", required=False)
+    options.add_paths(parser, "reference_images", required=False, remote=True)
     sample.add_choice(parser)
     memory.add_negatives(parser)
-    options.add_paths(parser, "annotations", "images")
+    options.add_paths(parser, "annotations", "images", remote=True)
     evaluate.add_run_folder(parser)
     evaluate.add_scorer(parser)
     options.add_exif(parser)

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "sample", run, "choose the reference instances of every class", EPILOG)
     options.add_paths(parser, "annotations")
-    options.add_paths(parser, "images", required=False, note=", for sizes that it lacks")
+    options.add_paths(parser, "images", required=False, note=", for sizes that it lacks", remote=True)
     options.add_exif(parser)
     add_choice(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="references.json", help="file to write")

@@ -16,6 +16,7 @@ from typing import Any
 from ntt_jax.detection.on_host import decimals
 from ntt_jax.formats.output import Output
 from ntt_jax.formats.photo import Classes, Format, Photo
+from ntt_jax.images.remote import Address, Location
 
 VERSION = "5.5.0"
 """The version of LabelMe whose files these are like; later ones read them."""
@@ -59,8 +60,10 @@ def annotation(photo: Photo, class_names: tuple[str, ...], image_path: str) -> d
     }
 
 
-def relative_path(file: Path, folder: Path) -> str:
-    """The path from a folder to a file, with slashes; the whole path where there is none (two drives)."""
+def relative_path(file: Location, folder: Path) -> str:
+    """The path from a folder to a file, with slashes; the whole path where there is none (two drives), or the address."""
+    if isinstance(file, Address):
+        return str(file)
     # Links are followed first: ".." leads out of where a folder really is.
     file, folder = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
     try:

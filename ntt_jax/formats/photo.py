@@ -3,13 +3,14 @@
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.images.polygons import POLYGON_ERROR, Part, mask_parts
+from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import decode_rle, rle_areas, rle_boxes
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Photo:
     """
 
     name: str
-    file: Path
+    file: Location
     detections: HostDetections
     polygon_error: float = POLYGON_ERROR
 

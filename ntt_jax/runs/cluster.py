@@ -83,6 +83,7 @@ def connected(ray: Any, address: str) -> Iterator[None]:
     if mine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of the run
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers of "local" run as this command does, not at 15
+        os.environ.setdefault("RAY_enable_worker_prestart", "0")  # none but those asked for: each takes seconds
         try:
             _probe(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
