@@ -61,7 +61,7 @@ def annotation(photo: Photo, class_names: tuple[str, ...], image_path: str) -> d
 
 
 def relative_path(file: Location, folder: Path) -> str:
-    """The path from a folder to a file, with slashes; the whole path where there is none (two drives), or the address."""
+    """The path from a folder to a file, with slashes; the whole path (or address) where there is none."""
     if isinstance(file, Address):
         return str(file)
     # Links are followed first: ".." leads out of where a folder really is.
