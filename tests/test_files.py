@@ -9,6 +9,7 @@ import pytest
 from coco_files import check_message, json_values
 from hypothesis import given, settings
 
+from ntt_jax import files
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, read_bytes, write_bytes, write_json
 
@@ -88,3 +89,16 @@ def test_a_failed_write_changes_nothing(tmp_path: pathlib.Path, monkeypatch: pyt
         with pytest.raises(InputError, match=r"cannot be written|is a folder"):
             write_bytes(bad, b"new")
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_equal_short_numbers_of_a_dense_file_are_one_object(monkeypatch):
+    numbers = ["-600", "9e9", "0.5", "-0.0", "-0", "12345678", "1.2345678", "1e999", "-600", "9e9"]
+    text = "[" + ",".join(numbers * 2) + "]"
+    expected = json.loads(text)
+    monkeypatch.setattr(files, "_SMALL", 10)
+    monkeypatch.setattr(files, "_BYTES_PER_NUMBER", 8)
+    found = files.parse_json(text.encode(), "a.json", what="file")
+    assert list(map(repr, found)) == list(map(repr, expected))
+    assert found[0] is found[8] is found[10] and found[1] is found[9] and found[6] is not found[16]
+    with pytest.raises(InputError, match="not valid JSON"):
+        files.parse_json(text.replace("12345678", "9" * 5000).encode(), "a.json", what="file")

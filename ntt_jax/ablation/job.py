@@ -261,7 +261,7 @@ def encode(
     check_references(references, dataset)
     folder, compute = out / "references", target.compute
     make_output_folder(folder)
-    _, source_sha256 = read_encoder(target.dinov2)
+    source_sha256 = read_encoder(target.dinov2).source_sha256
     identity = describe(dataset, references, source_sha256, None, compute.dtype, target.exif)
     with durable(folder, identity, observer, restart=target.restart, key="reference") as run:
         return encode_left(run, target.dinov2, dataset, images, references, None, compute, observer)

@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> None:
     from ntt_jax.upstream.memory import compare_memories, convert_upstream_memory, read_upstream_memory
     from weight_port.files import sha256
 
-    encoder, source_sha256 = read_encoder(args.dinov2)
+    encoder, source_sha256, weights = read_encoder(args.dinov2)
     dataset = models.read_dataset(args.annotations)
     provenance: dict[str, Any] = {
         "encoder_sha256": source_sha256,
+        "encoder_weights": weights(),
         "annotations_sha256": dataset.sha256,
         "imported_sha256": sha256(args.checkpoint),
         "tool": f"ntt-jax {ntt_jax.__version__}",

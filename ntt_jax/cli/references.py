@@ -107,7 +107,7 @@ def encode(args: argparse.Namespace, dataset: "CocoDataset") -> "MemoryBank":
 
     progress, references = Progress(), read_references(args.references, dataset)
     dataset = look_at_images(dataset, args.images, args.exif, progress, reference_images(references))
-    config, _ = read_encoder(args.dinov2)
+    config = read_encoder(args.dinov2).config
     compiled = load_encoder(args.dinov2, options.compute(args))
     with work(progress, "references", sum(len(c.references) for c in references.classes), unit="references"):
         made = build_memory(compiled, dataset, args.images, references, step=progress.step)

@@ -9,6 +9,7 @@ executed, and nothing is allocated by what its header claims.
 import dataclasses
 import io
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +38,9 @@ class MemoryBank:
 
     memory: K classes, arrays. class_names, category_ids: K each, in class index order. encoder: the
     configuration of the DINOv2 it was made with, whose `input_size` is the side of the crops. provenance: JSON data for
-    people: checkpoint sha256 under "encoder_sha256", the references of every class under "references", the version of
-    this package under "tool", and whatever else the maker adds.
+    people: checkpoint sha256 under "encoder_sha256", the fingerprint of its tensors under "encoder_weights", the
+    references of every class under "references", the version of this package under "tool", and whatever else the maker
+    adds.
     """
 
     memory: Memory
@@ -122,14 +124,21 @@ def load_memory(path: PathLike) -> MemoryBank:
     return bank
 
 
-def require_encoder(bank: MemoryBank, encoder: DinoV2Config, sha256: str | None = None) -> None:
+def require_encoder(
+    bank: MemoryBank,
+    encoder: DinoV2Config,
+    sha256: str | None = None,
+    weights: Callable[[], Mapping[str, Any]] | None = None,
+) -> None:
     """Refuse a bank made with another encoder: features of two encoders cannot be compared.
 
     Args:
-      encoder: configuration of the loaded DINOv2. sha256: of its checkpoint; compared if the bank says its own.
+      encoder: configuration of the loaded DINOv2. sha256: of the checkpoint that it came from; the same one is the same
+        encoder. weights: returns the fingerprint of its float32 tensors (`weight_port.identity`), asked for where the
+        checkpoints differ or the bank does not say its own: Meta's and Hugging Face's files of one model are alike.
 
     Raises:
-      InputError: saying what differs.
+      InputError: saying what differs. Older banks say no fingerprint; those of another checkpoint are refused.
     """
     made, found = dataclasses.asdict(bank.encoder), dataclasses.asdict(encoder)
     for key in made:
@@ -138,8 +147,16 @@ def require_encoder(bank: MemoryBank, encoder: DinoV2Config, sha256: str | None 
                 f"the memory was made with {bank.encoder.name} ({key} {made[key]}), the encoder given is "
                 f"{encoder.name} ({key} {found[key]}); use the same encoder or make the memory again"
             )
-    known = bank.provenance.get("encoder_sha256")
-    if sha256 is not None and isinstance(known, str) and known != sha256:
+    known, tensors = bank.provenance.get("encoder_sha256"), bank.provenance.get("encoder_weights")
+    if sha256 is not None and known == sha256:
+        return
+    if weights is not None and isinstance(tensors, dict) and tensors.get("types") == ["float32"]:
+        if tensors.get("sha256") != weights()["sha256"]:
+            raise InputError(
+                f"the memory was made with other weights of {bank.encoder.name}; use those or make the memory again"
+            )
+        return
+    if sha256 is not None and isinstance(known, str):
         raise InputError(
             f"the memory was made with another checkpoint of {bank.encoder.name} (sha256 {known[:12]!a}, the encoder "
             f"given has {sha256[:12]}); use that one or make the memory again"

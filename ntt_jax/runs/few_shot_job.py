@@ -112,8 +112,9 @@ def _is_current(
     """Whether an earlier start has made this memory; `InputError` if it has made another one."""
     if not memory_file.exists():
         return False
-    _, source_sha256 = read_encoder(dinov2)
-    made = load_memory(memory_file).provenance
+    source_sha256 = read_encoder(dinov2).source_sha256
+    made = dict(load_memory(memory_file).provenance)
+    made.pop("encoder_weights", None)  # follows from encoder_sha256
     if changed := differences(made, describe(sources, references, source_sha256, negatives, dtype, exif)):
         raise InputError(f"{memory_file}: made with another {changed}; {ADVICE}")
     return True

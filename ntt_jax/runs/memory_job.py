@@ -74,7 +74,7 @@ def build_memory_of(
     observer: Observer,
 ) -> MemoryBank:
     """`build_memory` of what has been read."""
-    encoder, source_sha256 = read_encoder(dinov2)
+    encoder, source_sha256, weights = read_encoder(dinov2)
     apart = compute.ray is not None
     dataset = inputs.look_at_images(dataset, images, exif, observer, inputs.reference_images(references), apart=apart)
     check_references(references, dataset)
@@ -86,7 +86,7 @@ def build_memory_of(
         with durable(parts, provenance, observer, restart=restart, key="reference") as run:
             memory = encode_left(run, dinov2, dataset, images, references, negatives, compute, observer)
             names, ids = zip(*((chosen.name, chosen.category_id) for chosen in references.classes), strict=True)
-            bank = MemoryBank(memory, names, ids, encoder, provenance)
+            bank = MemoryBank(memory, names, ids, encoder, {**provenance, "encoder_weights": weights()})
             save_memory(out, bank)
     except InputError:
         if not any(path.stat().st_size for path in parts.glob("*.records")):

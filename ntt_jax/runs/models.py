@@ -1,12 +1,13 @@
 """How the models of a job run, and what a process needs to know to load and run them."""
 
+import functools
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,6 +18,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.remote import Address, Location
 from ntt_jax.loading import load_dinov2, load_sam2
+from weight_port.identity import fingerprint_of_file
 from weight_port.port import read_converted
 
 
@@ -42,15 +44,27 @@ class Compute:
         return devices[:1] if self.divide == "points" else devices
 
 
-def read_encoder(path: Path) -> tuple[DinoV2Config, str]:
-    """Configuration of a converted DINOv2 file, and the sha256 of the checkpoint it was converted from.
+class EncoderFile(NamedTuple):
+    """A converted DINOv2 file: its configuration, and what says which encoder it is.
 
-    That hash, not the file's own, says which encoder it is: converting once more does not make it another one.
+    source_sha256: of the checkpoint it was converted from; converting once more does not make it another encoder.
+    weights: returns the fingerprint of its tensors (`weight_port.identity`), which are read for it: two checkpoints may
+    hold the same.
     """
+
+    config: DinoV2Config
+    source_sha256: str
+    weights: Callable[[], dict[str, Any]]
+
+
+def read_encoder(path: Path) -> EncoderFile:
+    """What a converted DINOv2 file says of itself; its header is read. Raises `InputError` for any other file."""
     weights = read_converted(path)
     if not isinstance(weights.config, DinoV2Config):
         raise InputError(f"{show_path(path)}: holds {weights.config.name}, not a DINOv2")
-    return weights.config, weights.metadata.get("source_sha256", "")
+    return EncoderFile(
+        weights.config, weights.metadata.get("source_sha256", ""), functools.partial(fingerprint_of_file, weights)
+    )
 
 
 def load_encoder(dinov2: Path, compute: Compute) -> ReferenceEncoder:

@@ -5,7 +5,6 @@ place, so that a failed edit leaves what was there.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ntt_jax.files import describe
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.models.dinov2 import DinoVisionTransformer
+from weight_port.identity import fingerprint
 
 _BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on; the same of negatives
 
@@ -190,20 +190,8 @@ def _bucket(count: int) -> int:
     return bucket
 
 
-def fingerprint(model: nnx.Module) -> dict[str, Any]:
-    """The types of a model's tensors, and a sha256 over all of them: files of one model may differ, this does not."""
-    digest, types = hashlib.sha256(), set()
-    tensors = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
-    for name in sorted(tensors):
-        tensor = np.asarray(tensors[name])
-        types.add(str(tensor.dtype))
-        digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        digest.update(tensor.tobytes())
-    return {"types": sorted(types), "sha256": digest.hexdigest()}
-
-
 def require_weights(bank: MemoryBank, model: nnx.Module) -> None:
-    """Refuse a bank that `Segmenter.save` made with other weights of the same types.
+    """Refuse a bank that was made with other weights of the same types, whatever files they came from.
 
     Weights of other types (bfloat16 for float32) may be the same model: they are let through.
     """

@@ -51,7 +51,10 @@ def fit_memory(
     found.with_left_out(unusable).note(notes)
     for line in notes.lines():
         warn(observer, line)
-    return to_bank(classes, memory_of(classes), encoder, _identity(found, dinov2, sam2, compute, exif))
+    bank = to_bank(classes, memory_of(classes), encoder, _identity(found, dinov2, sam2, compute, exif))
+    if dtype != "float32":  # of the checkpoint, which every command can compare, not of the rounded model
+        bank.provenance["encoder_weights"] = read_encoder(dinov2).weights()
+    return bank
 
 
 def fit_into(
@@ -83,7 +86,7 @@ def fit_into(
 
 def _identity(found: FoundReferences, dinov2: Path, sam2: Path | None, compute: Compute, exif: str) -> dict[str, Any]:
     """What a memory depends on, for its provenance."""
-    identity = {"folder_sha256": found.sha256(), "encoder_sha256": read_encoder(dinov2)[1]}
+    identity = {"folder_sha256": found.sha256(), "encoder_sha256": read_encoder(dinov2).source_sha256}
     if sam2 is not None and found.boxes:
         identity["sam2_sha256"] = read_converted(sam2).metadata.get("source_sha256", "")
     return {

@@ -144,7 +144,7 @@ def record_left(run: RunFolder, target: Targets, dataset: CocoDataset, observer:
     """Record the proposals of all images that have no record yet."""
     if not (todo := unfinished(run.records, dataset, target.images)):
         return
-    encoder, _ = read_encoder(target.dinov2)
+    encoder = read_encoder(target.dinov2).config
     recorder = TargetPass(
         target.sam2,
         target.dinov2,

@@ -59,11 +59,11 @@ def of_shots(folder: Path, given: Shots, target: Targets, dataset: CocoDataset, 
 
 def of_files(files: Sequence[Path], target: Targets, dataset: CocoDataset, observer: Observer) -> Made:
     """Memories of files, all with the same classes. Raises `InputError` where they differ or fit no annotation."""
-    config, source = read_encoder(target.dinov2)
+    encoder = read_encoder(target.dinov2)
     banks, first = [], None
     for file in files:
         bank = load_memory(file)
-        require_encoder(bank, config, source)
+        require_encoder(bank, *encoder)
         bank, dataset, categories = inputs.match_bank(bank, dataset, observer)
         if first is not None and [c.id for c in categories] != [c.id for c in first]:
             raise InputError(

@@ -27,6 +27,7 @@ from ntt_jax.memory.bank import load_memory
 from ntt_jax.references.build import Negatives, build_memory
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import load_references
+from weight_port.identity import fingerprint
 
 COMMANDS = ("demo", "masks", "sample", "memory", "evaluate", "run", "ablate", "segment", "report", "references")
 COMMANDS += ("negatives", "import-memory", "fit", "export")
@@ -84,6 +85,7 @@ def test_sample_writes_what_memory_reads(world, capsys):
         bank.class_names == tuple(CLASSES.values()) and bank.category_ids == tuple(CLASSES) and bank.shots == (2, 2, 2)
     )
     assert bank.provenance["annotations_sha256"] == load_coco(world.train).sha256
+    assert bank.provenance["encoder_weights"] == fingerprint(load_dinov2(world.dinov2))
 
 
 def test_sample_names_the_classes_that_are_short(world, tmp_path, capsys):

@@ -11,10 +11,15 @@ from hub_server import Fault
 from weight_checkpoints import DINOV2_GIVEN, TINY_DINOV2, save, state_dict
 
 import weight_port
+from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.errors import InputError
 from ntt_jax.hub import cache, fetch, names, resolve
 from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.memory.aggregate import memory_from_instance_means
+from ntt_jax.memory.bank import MemoryBank, load_memory, require_encoder, save_memory
+from ntt_jax.runs.models import read_encoder
 from ntt_jax.segmenter import Segmenter
+from weight_port.identity import fingerprint
 
 DINOV2, SAM2 = "facebook/dinov2-small", "facebook/sam2.1-hiera-tiny"
 
@@ -36,6 +41,35 @@ def test_every_source_gives_the_same_bits(hub, checkpoints, tmp_path):
             assert found[name].tobytes() == value.tobytes(), (given, name)
     from_meta = load_dinov2(resolve("dinov2_vits14", source="meta", again=True))
     jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(m) for m in (from_meta, load_dinov2(port))))
+
+
+def test_one_model_from_two_sources_is_one_encoder(hub, checkpoints, tmp_path):
+    converted, other = tmp_path / "converted.safetensors", tmp_path / "other.safetensors"
+    weight_port.convert(checkpoints / "dinov2.safetensors", converted, given=DINOV2_GIVEN)
+    save(tmp_path / "other_source.safetensors", {n: v * np.float32(0.5) for n, v in state_dict(TINY_DINOV2).items()})
+    weight_port.convert(tmp_path / "other_source.safetensors", other, given=DINOV2_GIVEN)
+    meta, hugging_face, another = (read_encoder(path) for path in (converted, resolve(DINOV2), other))
+    assert meta.source_sha256 != hugging_face.source_sha256 and meta.weights() == hugging_face.weights()
+    assert meta.weights() == fingerprint(load_dinov2(converted)) != another.weights()
+
+    def made(**provenance):
+        with published_numbers():
+            memory = memory_from_instance_means([[np.ones(meta.config.embed_dim, np.float32)]], ["a"])
+        save_memory(tmp_path / "memory.safetensors", MemoryBank(memory, ("a",), (1,), meta.config, provenance))
+        return load_memory(tmp_path / "memory.safetensors")
+
+    ours = made(encoder_sha256=meta.source_sha256, encoder_weights=meta.weights())
+    require_encoder(ours, *meta)
+    require_encoder(ours, *hugging_face)
+    require_encoder(made(encoder_weights=meta.weights()), *hugging_face)  # as `Segmenter.save` makes it
+    for bank in (ours, made(encoder_weights=meta.weights())):
+        with pytest.raises(InputError, match="made with other weights of"):
+            require_encoder(bank, *another)
+    older = made(encoder_sha256=meta.source_sha256)
+    require_encoder(older, *meta)
+    with pytest.raises(InputError, match="another checkpoint"):
+        require_encoder(older, *hugging_face)
+    require_encoder(made(encoder_weights={"types": ["bfloat16", "float32"], "sha256": "?"}), *hugging_face)
 
 
 def test_a_name_asks_the_network_once(hub):
