@@ -15,11 +15,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, Field
 
 import ntt_jax
 from ntt_jax.app import uploads
+from ntt_jax.app.guard import BUSY
 from ntt_jax.app.metrics import Metrics
 from ntt_jax.app.queueing import Busy, PredictionQueue
 from ntt_jax.compiled.prompt_masker import Prompt
@@ -27,12 +28,13 @@ from ntt_jax.errors import InputError
 from ntt_jax.segmenter.inputs import as_mask
 from ntt_jax.segmenter.prediction import Prediction
 from ntt_jax.segmenter.segmenter import Segmenter
-from ntt_jax.text import show_lines
+from ntt_jax.text import one_line, show_lines
 
 STATIC = resources.files("ntt_jax.app") / "static"
 SCRIPTS = {"masks.js": "ntt_jax.report", "dom.js": "ntt_jax.report"}
 """What the page shares with the report."""
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
+_MAX_DETAIL = 500
 DESCRIPTION = "Instances of classes that are given by a few references each, in any image."
 
 
@@ -93,6 +95,10 @@ class Service:
         """`Segmenter.predict`, with the classes of this moment."""
         with self.edits:
             return self.segmenter.predict(iter(images))
+
+    def busy(self, path: str) -> int | None:
+        """After how many seconds a path may be asked again; None: now."""
+        return self.queue.patience if path == "/v1/predict" and self.queue.full else None
 
     def classes(self) -> list[ClassInfo]:
         """All classes, in class index order."""
@@ -189,8 +195,6 @@ def _version_1(service: Service) -> APIRouter:
         classes: Annotated[list[str] | None, Query(description="only these; the others compete all the same")] = None,
     ) -> Predicted:
         started = time.perf_counter()
-        if service.queue.waiting >= service.limit:  # before the work of decoding
-            raise Busy
         pixels = await uploads.picture(await image.read())
         found: Prediction = await service.queue(pixels, service.seconds)
         wanted = found.chosen(score_threshold=score_threshold, max_detections=max_detections, classes=classes)
@@ -223,7 +227,7 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
             given = Prompt(_json(box, "box") if box else None, tuple(numbers))
         await asyncio.to_thread(_add, service, name, pixels, given, kind)
         changed()
-        return service.classes()
+        return await asyncio.to_thread(service.classes)  # it waits while another reference is encoded
 
     @router.delete("/classes/{name}", summary="Forget a class")
     def remove(name: str) -> list[ClassInfo]:
@@ -257,29 +261,32 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _say(status: int, detail: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
+def _say(status: int, detail: str, **headers: str) -> Response:
+    # In ASCII: what a request held may be text that UTF-8 has no bytes for.
+    content = json.dumps({"detail": one_line(" ".join(detail.split()), _MAX_DETAIL)})
+    return Response(content, status, headers, "application/json")
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
-    return _say(400, " ".join(str(error).split())[:1000])
+async def _refused(request: Request, error: Exception) -> Response:
+    return _say(400, str(error))
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first.get("loc", ()))
-    return _say(422, f"{where}: {first.get('msg', 'not as expected')}"[:1000])
+    return _say(422, f"{where}: {first.get('msg', 'not as expected')}")
 
 
-async def _busy(request: Request, error: Exception) -> JSONResponse:
-    return _say(429, "too many images are waiting; try again", **{"retry-after": "2"})
+async def _busy(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Busy)
+    return _say(429, BUSY, **{"retry-after": str(error.seconds)})
 
 
-async def _late(request: Request, error: Exception) -> JSONResponse:
+async def _late(request: Request, error: Exception) -> Response:
     return _say(503, "no answer in time; the server is busy", **{"retry-after": "10"})
 
 
-async def _fault(request: Request, error: Exception) -> JSONResponse:
+async def _fault(request: Request, error: Exception) -> Response:
     show_lines("".join(traceback.format_exception(error)).rstrip(), to=sys.stderr)
     return _say(500, "a fault of the server; its terminal says more")

@@ -26,6 +26,7 @@ MAX_BODY = 64 * 1024**2
 MAX_BUFFERED = 512 * 1024**2
 """Bytes of all requests that are being received or answered."""
 BODY_SECONDS = 30.0
+BUSY = "too many images are waiting; try again after the seconds that Retry-After says"
 
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -51,7 +52,8 @@ class Guard:
 
     token: who does not send it (as `Authorization: Bearer`, in the cookie, or once as `/?token=`) is refused with 401.
     port: of the server, for the cookie's name. hosts: values of the Host header that are answered, others get 421.
-    max_body, body_seconds, max_buffered: limits; 413, 408 and 429 beyond them.
+    max_body, body_seconds, max_buffered: limits; 413, 408 and 429 beyond them. busy: of a path, after how many seconds
+    it may be asked again; those requests get 429 before any work is spent on them. None: it may be asked now.
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class Guard:
         max_body: int = MAX_BODY,
         body_seconds: float = BODY_SECONDS,
         max_buffered: int = MAX_BUFFERED,
+        busy: Callable[[str], int | None] = lambda path: None,
     ):
         self._app, self._token, self._hosts, self._metrics = app, token, frozenset(h.lower() for h in hosts), metrics
         self._cookie = f"ntt_jax_{port}"  # cookies know no ports
         self._max_body, self._seconds, self._max_buffered = max_body, body_seconds, max_buffered
-        self._buffered = 0
+        self._buffered, self._busy = 0, busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or hand it on."""
@@ -98,7 +101,9 @@ class Guard:
             if scope["path"] not in OPEN_PATHS and not self._has_token(headers):
                 await self._enter(scope, answer)
                 return
-            body, held = await self._read(headers, receive)
+            body, held = await self._read(headers, receive)  # whole: who is refused while sending may not hear of it
+            if (seconds := self._busy(scope["path"])) is not None:
+                raise _Refusal(429, BUSY, **{"retry-after": str(seconds)})
             await self._app(scope, _replay(body, receive), answer)
         except _Refusal as refusal:
             await _respond(answer, refusal.status, {"detail": refusal.detail}, refusal.headers)

@@ -16,6 +16,7 @@ from ntt_jax.app.workbench import Workbench, jpeg
 from ntt_jax.compiled.prompt_masker import Prompt
 from ntt_jax.errors import InputError
 from ntt_jax.images.rle import encode_masks, sample_rle
+from ntt_jax.text import one_line
 
 _MAX_POINTS = 64
 
@@ -89,9 +90,15 @@ def page_router(service: Service, bench: Workbench, search: Search) -> APIRouter
             "search": search.status(),
         }
 
-    @router.get("/photos/{id}/thumbnail", response_class=Response, summary="A small JPEG")
+    @router.get(
+        "/photos/{id}/thumbnail", response_class=Response, summary="A small JPEG; none of a photo that cannot be read"
+    )
     async def thumbnail(id: str) -> Response:
-        data = await asyncio.to_thread(bench.thumbnail, project.photo(id))
+        photo = project.photo(id)
+        try:
+            data = await asyncio.to_thread(bench.thumbnail, photo)
+        except InputError:  # no fault of who asks: the page asks for all photos, and says what is wrong with this one
+            return Response(status_code=204)
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
 
     @router.get("/photos/{id}/picture", response_class=Response, summary="The photo as it is clicked on, a JPEG")
@@ -158,7 +165,7 @@ def page_router(service: Service, bench: Workbench, search: Search) -> APIRouter
 
 
 def _photo_state(bench: Workbench, search: Search, photo: Photo) -> dict[str, Any]:
-    return {"id": photo.id, "name": photo.name, **search.photo_status(photo)}
+    return {"id": photo.id, "name": one_line(photo.name), **search.photo_status(photo)}
 
 
 def _class_states(bench: Workbench, service: Service) -> list[dict[str, Any]]:
@@ -184,7 +191,7 @@ def _reference_states(bench: Workbench) -> list[dict[str, Any]]:
             "kind": one.kind,
             "class_name": one.class_name,
             "photo": bench.project.id_of(one),
-            "photo_name": one.photo,
+            "photo_name": one_line(one.photo),
             "problem": bench.problems.get(one.id),
             **words.get(one.id, {}),
         }

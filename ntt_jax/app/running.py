@@ -1,6 +1,8 @@
 """Starting the two programs: the address, the token, the server, and an end that loses nothing."""
 
+import asyncio
 import contextlib
+import logging
 import secrets
 import socket
 import threading
@@ -10,15 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ntt_jax.app.api import Service, editing_router, make_application
-from ntt_jax.app.guard import Guard
+from ntt_jax.app.guard import BODY_SECONDS, Guard
 from ntt_jax.app.page_api import page_router
 from ntt_jax.app.project import Project
 from ntt_jax.app.search import Search
+from ntt_jax.app.segment_folder import SegmentFolder
 from ntt_jax.app.workbench import Workbench
 from ntt_jax.errors import InputError
+from ntt_jax.runs.models import Compute
 from ntt_jax.segmenter.segmenter import Segmenter
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -75,8 +81,22 @@ def _own_names(host: str) -> set[str]:
 
 
 @contextlib.contextmanager
-def page(folder: Path, sam2: Any, dinov2: Any, address: Address, **options: Any) -> Iterator[Guard]:
-    """The application of `ntt-jax app` over a folder of photos; options as for `Segmenter`.
+def page(
+    folder: Path,
+    sam2: Any,
+    dinov2: Any,
+    address: Address,
+    *,
+    files: tuple[Path, Path] | None = None,
+    compute: Compute | None = None,
+    warm: bool = True,
+    **options: Any,
+) -> Iterator[Guard]:
+    """The application of `ntt-jax app` over a folder of photos.
+
+    files: of SAM 2 and DINOv2, so that the commands can go on with what was found (`SegmentFolder`). compute: how the
+    models run. warm: compile what the first clicks need before they come. options: as for `Segmenter`, saying the same
+    as `compute`.
 
     Raises `InputError` as `Project`.
     """
@@ -84,10 +104,13 @@ def page(folder: Path, sam2: Any, dinov2: Any, address: Address, **options: Any)
     try:
         bench = Workbench(project, sam2, dinov2, **options)
         service = Service(bench.segmenter, edits=bench.edits)
-        search = Search(bench, lambda: service.metrics.images(1))
+        config, how = bench.segmenter.config, compute or Compute()
+        run = None if files is None else SegmentFolder(project, *files, config=config, compute=how)
+        search = Search(bench, lambda: service.metrics.images(1), run)
         try:
             router = page_router(service, bench, search)
-            threading.Thread(target=bench.warm, name="warming", daemon=True).start()
+            if warm:
+                threading.Thread(target=bench.warm, name="warming", daemon=True).start()
             yield _guarded(service, address, router, title="ntt-jax app")
         finally:
             search.close()
@@ -104,23 +127,64 @@ def service(segmenter: Segmenter, address: Address, **options: Any) -> Iterator[
 
 def _guarded(service: Service, address: Address, *routers: Any, title: str) -> Guard:
     app = make_application(service, *routers, title=title)
-    return Guard(app, token=address.token, port=address.port, hosts=address.hosts, metrics=service.metrics)
+    return Guard(
+        app, token=address.token, port=address.port, hosts=address.hosts, metrics=service.metrics, busy=service.busy
+    )
 
 
-def run(guard: Guard, address: Address, *, started: Callable[[], None], browser: bool = False) -> None:
-    """Serve until Ctrl-C or SIGTERM. started: called when requests are answered."""
+class _Protocol(H11Protocol):
+    """uvicorn's, for clients that never finish the head of a request: the connection is closed after some seconds.
+
+    Without it they would hold all connections there may be, token or not. (The guard has an eye on what follows.)
+    """
+
+    head_seconds = BODY_SECONDS
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self._late is None:
+            self._late = self.loop.call_later(self.head_seconds, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def make_server(guard: Guard) -> uvicorn.Server:
+    """The server of both programs, with its limits."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         guard,
-        log_level="warning",
+        log_level="error",  # what is wrong with a request is told to who sent it
         access_log=False,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=5,
         limit_concurrency=_CONNECTIONS,
         server_header=False,
         h11_max_incomplete_event_size=64 * 1024,
-        http="h11",
+        http=_Protocol,
     )
-    server = uvicorn.Server(config)
+    return uvicorn.Server(config)
+
+
+def run(guard: Guard, address: Address, *, started: Callable[[], None], browser: bool = False) -> None:
+    """Serve until Ctrl-C or SIGTERM. started: called when requests are answered."""
+    server = make_server(guard)
 
     def announce() -> None:
         while not server.started and not server.should_exit:

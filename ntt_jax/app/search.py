@@ -4,6 +4,7 @@ A record holds everything that was found in a photo, low scores too, and of whic
 threshold or export needs no new search, and what is up to date is not searched again.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ntt_jax.app.project import Photo
+from ntt_jax.app.segment_folder import SegmentFolder
 from ntt_jax.app.workbench import Workbench
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
@@ -22,6 +24,7 @@ from ntt_jax.formats import FORMATS, Classes, write_formats
 from ntt_jax.formats import Photo as FormatPhoto
 from ntt_jax.images.reading import read_image
 from ntt_jax.runs.records import RecordFile
+from ntt_jax.runs.segment_job import photo_id
 from ntt_jax.segmenter.prediction import Prediction
 from ntt_jax.segmenter.segmenter import Segmenter
 
@@ -29,11 +32,14 @@ from ntt_jax.segmenter.segmenter import Segmenter
 class Search:
     """The results of a workbench's photos, and at most one thread that makes new ones.
 
-    predicted: called after each photo. Threads may share one.
+    predicted: called after each photo. run: where the commands find what was found with the latest memory, and leave
+    what they find. Threads may share one.
     """
 
-    def __init__(self, bench: Workbench, predicted: Callable[[], None] = lambda: None):
-        self._bench, self._predicted = bench, predicted
+    def __init__(
+        self, bench: Workbench, predicted: Callable[[], None] = lambda: None, run: SegmentFolder | None = None
+    ):
+        self._bench, self._predicted, self._run = bench, predicted, run
         self._folder = bench.project.home / "found"
         make_folder(self._folder, bench.project.home)
         self._records = RecordFile(self._folder / "photos.records", key="photo")
@@ -93,7 +99,7 @@ class Search:
             "current": known["memory"] == self._bench.memory_sha256,
             "version": known["version"],
             "scores": known["scores"],
-            "problem": known.get("skipped"),
+            "problem": str(known["skipped"]).removeprefix(f"{show_path(photo.path)}: ") if "skipped" in known else None,
         }
 
     def found(self, photo: Photo) -> Prediction | None:
@@ -141,13 +147,17 @@ class Search:
         began, before = time.monotonic(), self._progress["done"]
         classes, fed = list(segmenter.classes), deque[dict[str, Any]]()
 
+        def new_record(photo: Photo) -> dict[str, Any]:
+            return {"photo": _number(photo), "name": photo.name, "memory": memory, "stamp": _stamp(photo)}
+
         def images() -> Iterator[np.ndarray]:
             for photo in todo:
                 if self._stopping.is_set():
                     self._progress["stopped"] = True
                     return
-                record = {"photo": _number(photo), "name": photo.name, "memory": memory, "stamp": _stamp(photo)}
+                record = new_record(photo)
                 try:
+                    record["image_id"] = photo_id(photo.path)
                     image = read_image(photo.path)
                 except InputError as error:
                     keep({**record, "skipped": str(error)})
@@ -160,18 +170,37 @@ class Search:
                 self._records.append([record])
                 self._note(record)
                 done = self._progress["done"] = self._progress["done"] + 1
-                left = len(todo) + before - done
+                left = self._progress["total"] - done
                 self._progress["seconds_left"] = (time.monotonic() - began) / (done - before) * left
                 self.revision += 1
 
         try:
+            if self._run is not None:
+                recorded: set[Photo] = set()
+                for photo, detections in self._run.recorded(memory, todo):
+                    id = detections.pop("image_id")
+                    keep({**new_record(photo), "image_id": id, "classes": classes, "detections": detections})
+                    recorded.add(photo)
+                todo = [photo for photo in todo if photo not in recorded]
             for found in segmenter.predict(images()):
                 keep({**fed.popleft(), "classes": classes, "detections": found.detections.to_json()})
                 self._predicted()
+            if self._run is not None:
+                self._run.write(memory, self._current(memory))
         except Exception as error:  # a full disk, say: what was found is on it
             self._progress["problem"] = f"the search ended: {' '.join(str(error).split())[:300]}"
         finally:
             self.revision += 1
+
+    def _current(self, memory: str) -> Iterator[tuple[Photo, dict[str, Any]]]:
+        """What was found with a memory, or why a photo was skipped, in all photos that are as they were."""
+        for photo in self._bench.project.photos.values():
+            if self._is_current(photo, memory):
+                record = self._records.read(_number(photo))
+                found = {"skipped": record["skipped"]} if "skipped" in record else record["detections"]
+                with contextlib.suppress(InputError):  # one that cannot be read at all has no number
+                    id = record["image_id"] if "image_id" in record else photo_id(photo.path)
+                    yield photo, {"image_id": id, **found}
 
     def _note(self, record: dict[str, Any]) -> None:
         scores: dict[str, list[float]] = {}

@@ -78,9 +78,8 @@ def listen(args: argparse.Namespace) -> Any:
     return address
 
 
-def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of a `Segmenter` as `add_detection` and `add_compute` say. Starts JAX."""
-    compute = options.compute(args)
+def segmenter_options(args: argparse.Namespace, compute: Any) -> dict[str, Any]:
+    """Options of a `Segmenter` as `add_detection` and `options.compute` say. Starts JAX."""
     return {
         "config": options.detect_config(args),
         "batch_size": compute.batch_size,
@@ -95,15 +94,16 @@ def run(args: argparse.Namespace) -> None:
     options.check_paths(args, "sam2", "dinov2")
     address = listen(args)
     options.resolve_weights(args)
-    chosen = segmenter_options(args)
+    compute = options.compute(args)
+    chosen = segmenter_options(args, compute)
     from ntt_jax.app import running
     from ntt_jax.loading import load_dinov2, load_sam2
 
     args.resume_hint = "everything is in the project's folder; the same command goes on"
     dtype = arithmetic(args.dtype)[0]
-    with running.page(
-        args.folder, load_sam2(args.sam2, dtype), load_dinov2(args.dinov2, dtype), address, **chosen
-    ) as page:
+    loaded = load_sam2(args.sam2, dtype), load_dinov2(args.dinov2, dtype)
+    files = Path(args.sam2), Path(args.dinov2)
+    with running.page(args.folder, *loaded, address, files=files, compute=compute, **chosen) as page:
         running.run(
             page,
             address,

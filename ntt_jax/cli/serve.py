@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     options.check_paths(args, "sam2", "dinov2", "memory")
     address = listen(args)
     options.resolve_weights(args)
-    chosen = segmenter_options(args)
+    chosen = segmenter_options(args, options.compute(args))
     from ntt_jax.app import running
     from ntt_jax.loading import load_dinov2, load_sam2
     from ntt_jax.segmenter.segmenter import Segmenter

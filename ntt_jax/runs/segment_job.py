@@ -106,15 +106,7 @@ def segment(
         polygon_error,
     )
     names = find_photos(photos, folder, lambda line: warn(observer, line))
-    identity = {
-        "ntt-jax": ntt_jax.__version__,
-        "SAM 2 checkpoint": sha256(sam2),
-        "DINOv2 checkpoint": sha256(dinov2),
-        "memory": memory_digest(bank),
-        "detection options": constants(config),
-        "dtype": compute.dtype,
-        **inputs.exif_identity(exif),
-    }
+    identity = run_identity(sam2, dinov2, bank, config, compute.dtype, exif)
     with durable(out, identity, observer, restart=restart) as run:
         dataset, ids, unread = as_dataset(names, exif, apart=compute.ray is not None)
         for reason in unread.values():
@@ -141,6 +133,21 @@ def segment(
         if copy_to is not None:
             copy_out(folder, written(folder, (*pictures, *formats), "detections.json"), copy_to, observer)
         return content
+
+
+def run_identity(
+    sam2: Path, dinov2: Path, bank: MemoryBank, config: DetectConfig, dtype: str, exif: str
+) -> dict[str, Any]:
+    """What the records of a run depend on, beside the photos: two runs with equal ones may share a folder."""
+    return {
+        "ntt-jax": ntt_jax.__version__,
+        "SAM 2 checkpoint": sha256(sam2),
+        "DINOv2 checkpoint": sha256(dinov2),
+        "memory": memory_digest(bank),
+        "detection options": constants(config),
+        "dtype": dtype,
+        **inputs.exif_identity(exif),
+    }
 
 
 def as_dataset(

@@ -1,12 +1,18 @@
 """Who is let in, how much may be sent, and what the answers forbid the browser."""
 
 import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
 
 pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
 
+import app_files
+
+from ntt_jax.app import running
 from ntt_jax.app.guard import HEADERS, Guard
 from ntt_jax.app.metrics import Metrics
 
@@ -117,7 +123,62 @@ def test_too_much_and_too_slow():
     assert ask(body=[], method="POST")[0] == 400  # cut off
 
 
+def test_who_comes_at_a_busy_time_is_told_when_to_come_again():
+    busy = {"/v1/predict": 7}.get
+    status, headers, body = ask("/v1/predict", body=[b"x"] * 3, method="POST", busy=busy)
+    assert (status, headers["retry-after"]) == (429, "7") and "waiting" in json.loads(body)["detail"]
+    assert ask(busy=busy)[0] == 200
+
+
 def test_what_the_browser_is_told():
     _, headers, _ = ask()
     assert {key: headers[key] for key in HEADERS} == HEADERS
     assert "'unsafe" not in headers["content-security-policy"]
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """A server on loopback with the guard before an application that echoes, little patience, and a client."""
+    monkeypatch.setattr(running._Protocol, "head_seconds", 0.2)
+
+    def make(address):
+        limits = {"max_body": 1000, "body_seconds": 0.2}
+        guard = Guard(echo, token=address.token, port=address.port, hosts=address.hosts, metrics=Metrics(), **limits)
+        return contextlib.nullcontext(guard)
+
+    with app_files.served(make) as client:
+        yield client
+
+
+def raw(client, text):
+    """What comes back for bytes that are written to the socket, which stays open."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as connection:
+        connection.sendall(text.replace("\n", "\r\n").format(port=client.base_url.port, token=app_files.TOKEN).encode())
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+    return answer.partition(b"\r\n")[0].decode()
+
+
+OURS = "Host: 127.0.0.1:{port}\nAuthorization: Bearer {token}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("GET / HTTP/1.1\nHost:", ""),  # a head that never ends
+        ("", ""),
+        ("POST / HTTP/1.1\n" + OURS + "Content-Length: 10\n\nabc", "HTTP/1.1 408 Request Timeout"),
+        ("POST / HTTP/1.1\n" + OURS + "Content-Length: 1001\n\n", "HTTP/1.1 413 "),
+        ("POST / HTTP/1.1\n" + OURS + "Transfer-Encoding: chunked\n\n3e9\n" + "x" * 1001 + "\n", "HTTP/1.1 413 "),
+        ("GET / HTTP/1.1\nX: " + "x" * 100_000 + "\n\n", "HTTP/1.1 400 Bad Request"),
+        ("GET / HTTP/1.1\n" + OURS + "Host: 127.0.0.1:{port}\n\n", "HTTP/1.1 400 Bad Request"),
+        ("GET / HTTP/1.1\nHost: evil.example\nAuthorization: Bearer {token}\nConnection: close\n\n", "HTTP/1.1 421 "),
+        ("GET / HTTP/1.1\n" + OURS + "Origin: http://evil.example\nConnection: close\n\n", "HTTP/1.1 403 Forbidden"),
+        ("GET /v1/x HTTP/1.1\nHost: 127.0.0.1:{port}\nConnection: close\n\n", "HTTP/1.1 401 Unauthorized"),
+    ],
+)
+def test_over_a_socket(served, text, answer):
+    """Each is answered or closed soon, and the next one who asks properly is answered."""
+    assert raw(served, text).startswith(answer) and (answer or raw(served, text) == "")
+    assert served.post("/v1/x", content=b"abc").content == b"abc"

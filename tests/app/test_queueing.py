@@ -52,9 +52,9 @@ def test_full_late_and_broken():
         await asyncio.to_thread(began.wait)
         second, third = (asyncio.create_task(queue(image(value), 60)) for value in (13, 3))
         await asyncio.sleep(0)
-        with pytest.raises(Busy):
+        with pytest.raises(Busy) as refused:
             await queue(image(4), 60)
-        assert queue.waiting == 2
+        assert queue.waiting == 2 and queue.full and refused.value.seconds == queue.patience == 1
         third.cancel()  # who gives up is passed over
         go.set()
         return await asyncio.gather(first, second, third, return_exceptions=True)
@@ -69,4 +69,21 @@ def test_full_late_and_broken():
     with pytest.raises(TimeoutError):
         asyncio.run(late())
     go.set()
+    queue.close()
+
+
+def test_one_bad_image_is_nobody_elses_trouble():
+    def predict(images):
+        for one in images:
+            if one[0, 0, 0] == 13:
+                raise ValueError("broken")
+            yield int(one[0, 0, 0])
+
+    queue = PredictionQueue(predict, Metrics(), limit=20, at_once=16)
+
+    async def all_at_once():
+        return await asyncio.gather(*(queue(image(i), 60) for i in range(11, 16)), return_exceptions=True)
+
+    found = asyncio.run(all_at_once())
+    assert isinstance(found.pop(2), ValueError) and found == [11, 12, 14, 15]
     queue.close()

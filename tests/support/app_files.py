@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import uvicorn
 
 from ntt_jax.app import running
 
@@ -19,8 +18,7 @@ def served(make: Any) -> Iterator[httpx.Client]:
     """A client, with the token, of the application that `make(address)`, a context manager, gives."""
     address = running.listen("127.0.0.1", 0, TOKEN)
     with make(address) as guard:
-        config = uvicorn.Config(guard, log_level="warning", access_log=False, http="h11", timeout_graceful_shutdown=2)
-        server = uvicorn.Server(config)
+        server = running.make_server(guard)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [address.listener]}, daemon=True)
         thread.start()
         while not server.started:

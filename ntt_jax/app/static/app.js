@@ -28,7 +28,7 @@ const header = {
 };
 
 const exports = {
-  names: { coco: "COCO", labelme: "LabelMe", yolo: "YOLO", "yolo-boxes": "YOLO boxes", voc: "Pascal VOC", png: "PNG masks", csv: "CSV" },
+  names: { coco: "COCO", labelme: "LabelMe", yolo: "YOLO", "yolo-boxes": "YOLO boxes", voc: "Pascal VOC", png: "PNG masks", csv: "CSV", parquet: "Parquet" },
   start() {
     store.listeners.push((changed) => changed && this.update());
   },

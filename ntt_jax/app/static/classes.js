@@ -22,7 +22,7 @@ const classes = {
       const slider = make("input", { type: "range", min: 0, max: 1, step: 0.01, "aria-label": `threshold of ${one.name}` });
       slider.addEventListener("input", () => this.slide(one.name, Number(slider.value)));
       slider.addEventListener("change", () => this.send());
-      const element = make("li", {}, make("div", { class: "class-head" }, dot(store.colour(one.name)), make("b", {}, one.name), make("span", { class: "soft counts" })),
+      const element = make("li", {}, make("div", { class: "class-head" }, make("b", {}, dot(store.colour(one.name)), one.name), make("span", { class: "soft counts" })),
         make("label", { class: "threshold" }, "from score ", make("output"), slider),
         make("details", {}, make("summary", {}, "References"), make("ul", { class: "rows" })));
       this.cards.set(one.name, element);

@@ -147,7 +147,7 @@ const editor = {
     const at = this.place(event);
     if (this.tool !== "point") this.paint(this.dragging.to, at);
     this.dragging.to = at;
-    this.update();
+    this.draw();
   },
 
   up(event) {
@@ -155,10 +155,10 @@ const editor = {
     const { from, away } = this.dragging;
     const to = this.place(event);
     this.dragging = null;
-    if (this.tool !== "point") return;
+    if (this.tool !== "point") return this.update();
     const far = 0.01 * Math.max(this.scene.width, this.scene.height);
-    if (!away && Math.abs(to[0] - from[0]) > far && Math.abs(to[1] - from[1]) > far) this.setBox(from, to);
-    else this.addPoint(from, away);
+    const boxed = !away && Math.abs(to[0] - from[0]) > far && Math.abs(to[1] - from[1]) > far;
+    return boxed ? this.setBox(from, to) : this.addPoint(from, away);
   },
 
   cancel() {
@@ -170,7 +170,7 @@ const editor = {
     const radius = (Number(byId("brush-size").value) / 400) * Math.max(this.scene.width, this.scene.height) / 2;
     this.painted ??= brush.bitmap(null, this.scene);
     brush.stroke(this.painted, this.scene, from, to, radius, this.tool === "brush" ? 1 : 0);
-    this.update();
+    this.draw();
   },
 
   addPoint([x, y], away) {
@@ -181,7 +181,7 @@ const editor = {
 
   setBox(from, to) {
     this.box = [Math.min(from[0], to[0]), Math.min(from[1], to[1]), Math.abs(to[0] - from[0]), Math.abs(to[1] - from[1])];
-    this.decode();
+    return this.decode();
   },
 
   /** The masks that clicks and box may mean; an answer that comes after a newer click is dropped. */
@@ -193,9 +193,10 @@ const editor = {
       this.update();
       return;
     }
-    this.update();
     const body = { points: this.points.map(([x, y]) => [x, y]), labels: this.points.map((point) => point[2]), box: this.box };
-    const found = await attempt(() => ask("POST", `/v1/photos/${this.id}/masks`, body));
+    const asked = attempt(() => ask("POST", `/v1/photos/${this.id}/masks`, body));
+    this.draw(); // while the server works
+    const found = await asked;
     if (number !== this.asked || !found) return;
     Object.assign(this, { choices: found, choice: 0 });
     this.say(`${plural(found.length, "mask")} to choose from`);
@@ -286,6 +287,11 @@ const editor = {
       return;
     }
     this.lists();
+    this.draw();
+  },
+
+  /** The canvas alone: for what happens many times a second. */
+  draw() {
     const { width, height } = this.scene;
     const canvas = byId("overlay");
     const scale = width / Math.max(1, canvas.clientWidth);

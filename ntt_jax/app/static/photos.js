@@ -76,6 +76,7 @@ const grid = {
     }
     const element = this.cards.get(photo.id);
     element.querySelector(".count").textContent = this.describe(photo);
+    element.querySelector(".open").title = photo.problem ?? photo.name;
     element.querySelector("input").hidden = !byId("choosing").checked;
     element.classList.toggle("stale", photo.searched && !photo.current);
     return element;
