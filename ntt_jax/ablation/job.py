@@ -65,6 +65,7 @@ class Targets:
     compute: Compute
     exif: str
     restart: bool
+    scorer: str = "hotcoco"
 
 
 def ablate(
@@ -79,6 +80,7 @@ def ablate(
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
+    scorer: str = "hotcoco",
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Evaluate many memories on the same images; called again after a stop, it goes on where it was.
@@ -91,7 +93,9 @@ def ablate(
     Returns:
       The content of ablation.json: `{"by_shots", "memories"}` or `{"whole", "without"}`, and "skipped", "provenance".
     """
-    target = Targets(sam2, dinov2, annotations, images, config or DetectConfig(), compute or Compute(), exif, restart)
+    target = Targets(
+        sam2, dinov2, annotations, images, config or DetectConfig(), compute or Compute(), exif, restart, scorer
+    )
     make_output_folder(out)
     with FolderLock(out) as lock:
         if restart:
@@ -235,7 +239,7 @@ def _score(
                 observer=observer,
                 record=shared_record,
             )
-        metrics = evaluate_shared(ground_truth, lambda: shared_detections(run, dataset), count)
+        metrics = evaluate_shared(ground_truth, lambda: shared_detections(run, dataset), count, scorer=target.scorer)
         return metrics, {"skipped": skipped_images(run, dataset), "provenance": run.identity}
 
 

@@ -1,6 +1,7 @@
-"""What detections are worth: by COCO's rules (`coco`), and those of LVIS, VOC and COCO-20i (`protocols`)."""
+"""What detections are worth: `evaluate` applies the rules of the data set, of which each has a file."""
 
-from ntt_jax.evaluation.coco import SCORERS, assemble_metrics, evaluate_detections
+from ntt_jax.evaluation.coco import SCORERS
+from ntt_jax.evaluation.evaluate import Evaluation, evaluate_detections
 from ntt_jax.evaluation.ground_truth import KINDS, GroundTruth, prepare_ground_truth
 
-__all__ = ["KINDS", "SCORERS", "GroundTruth", "assemble_metrics", "evaluate_detections", "prepare_ground_truth"]
+__all__ = ["KINDS", "SCORERS", "Evaluation", "GroundTruth", "evaluate_detections", "prepare_ground_truth"]

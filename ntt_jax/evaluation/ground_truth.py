@@ -1,16 +1,13 @@
 """What detections are measured against: the objects of the chosen classes in the evaluated images (METHOD stage 3)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ntt_jax.datasets.class_lists import is_coco20i_fold
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset
 from ntt_jax.datasets.lvis import FederatedLists
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.files import show_path
 from ntt_jax.images.rle import Rle, rle_areas
 from ntt_jax.notes import Notes
@@ -138,25 +135,3 @@ def _masks(dataset: CocoDataset, annotations: Sequence[CocoAnnotation]) -> tuple
                 raise
             lacking.append(("objects with an unsound mask", str(error)))
     return found, lacking
-
-
-def checked(
-    ground_truth: GroundTruth, detections: Iterable[ImageDetections], counts: np.ndarray
-) -> Iterator[ImageDetections]:
-    """The detections, image by image, after a look at each; adds to `counts`, int `[K]`, how many each class has.
-
-    Raises `InputError` if an image is not evaluated or comes twice, or a label has no category.
-    """
-    known, seen = set(ground_truth.image_ids), set()
-    for image_id, found in detections:
-        if image_id not in known or image_id in seen:
-            problem = "comes twice" if image_id in seen else "is not among the evaluated images"
-            raise InputError(f"evaluation: image {image_id} of the detections {problem}")
-        seen.add(image_id)
-        if len(found) and found.labels.max() >= len(counts):
-            raise InputError(
-                f"detections of image {image_id}: label {found.labels.max()} has no category"
-                f" (there are {len(counts)} classes)"
-            )
-        counts += np.bincount(found.labels, minlength=len(counts))
-        yield image_id, found

@@ -38,7 +38,7 @@ class LvisScorer:
         self._streamed.add(image_id, record)
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers by kind, and by class and kind (`protocols.Scorer`)."""
+        """The numbers by kind, and by class and kind (`evaluate.Scorer`)."""
         frequency, curves = self._frequency, self._streamed.curves()
         tables: dict[str, Any] = {}
         rows: list[dict[str, Any]] = [{"frequency": str(value)} for value in frequency]

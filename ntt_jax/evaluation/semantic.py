@@ -51,7 +51,7 @@ class SemanticScorer:
         self._common += strong @ (pairs[1:, 1:].T * of_class)
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers under "semantic", and each class's IoU (`protocols.Scorer`). Call once, after the last image."""
+        """The numbers under "semantic", and each class's IoU (`evaluate.Scorer`). Call once, after the last image."""
         for image_id, entries in self._truth.items():
             if image_id not in self._seen:  # nothing was detected there
                 truth, known = self._true_classes(image_id, *entries[0]["segmentation"]["size"])

@@ -59,7 +59,7 @@ class VocScorer:
             self._outcomes[kind].add(image_id, record.labels[order], record.scores[order], true[order], ignored[order])
 
     def results(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The numbers by kind, and by class and kind (`protocols.Scorer`)."""
+        """The numbers by kind, and by class and kind (`evaluate.Scorer`)."""
         tables: dict[str, Any] = {}
         rows: list[dict[str, Any]] = [{} for _ in self._positives]
         for kind in self._kinds:
