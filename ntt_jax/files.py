@@ -318,6 +318,13 @@ def write_bytes(path: PathLike, chunks: bytes | Iterable[bytes]) -> None:
             file.write(chunk)
 
 
+def lists_for_tuples(value: Any) -> Any:
+    """The value with a list in place of every tuple, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {key: lists_for_tuples(one) for key, one in value.items()}
+    return [lists_for_tuples(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
 def write_json(path: PathLike, value: Any) -> None:
     """Write a value as indented JSON through `write_bytes`. NaN and infinities are refused (`InputError`)."""
     try:

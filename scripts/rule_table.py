@@ -9,7 +9,6 @@ are recorded once in --out; started again, the script goes on.
 
 import argparse
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,7 +153,7 @@ def table(out: Path, splits: Sequence[Experiment]) -> None:
     outcome["published"] = {name: values.tolist() for name, values in published.items()}
     outcome["together"] = {name: values.tolist() for name, values in together.items()}
     outcome["memories"] = splits[0].memories.keys
-    write_json(out / "rules.json", json.loads(json.dumps(outcome)))
+    write_json(out / "rules.json", outcome)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ import json
 from typing import Any
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import check_output, parse_json, read_bytes, remove_temporaries, show_path, write_json
+from ntt_jax.files import (
+    check_output,
+    lists_for_tuples,
+    parse_json,
+    read_bytes,
+    remove_temporaries,
+    show_path,
+    write_json,
+)
 from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.records import RecordFile, earlier_files, record_size, take_over
 
@@ -34,7 +42,7 @@ class RunFolder:
         folder = self.folder = lock.folder
         self.results, self.metrics = folder / "results.json", folder / "metrics.json"
         self._run, records = folder / "run.json", folder / "finished.records"
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = lists_for_tuples(identity)
         for path in (self.results, self.metrics, self._run):  # now, not when the work is done
             check_output(path)
         files = [path for path in (records, *earlier_files(folder)) if path.exists() or path.is_symlink()]

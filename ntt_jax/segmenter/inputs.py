@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from PIL import Image
 from ntt_jax.compiled.prompt_masker import Prompt
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, describe
+from ntt_jax.files import PathLike, describe, lists_for_tuples
 from ntt_jax.images.mask_files import mask_numbers
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.preprocess import mask_to_grid, reference_crop
@@ -272,7 +271,7 @@ def origin(reference: Sequence[Any]) -> dict[str, Any]:
     given: dict[str, Any] = {"box": list(as_box(box[0]))} if box and box[0] is not None else {}
     if prompt is not None:
         given |= {"prompt": {"box": prompt.box, "points": list(prompt.points), "labels": prompt.labels}}
-    return json.loads(json.dumps({**names, **given}))
+    return lists_for_tuples({**names, **given})
 
 
 def merged_config(
