@@ -62,8 +62,10 @@ def run_few_shot(
         else:
             save_references(references_file, references)
         folder = reference_images or images
-        unlike = inputs.read_negatives(negatives, references, negative_images or folder, exif, observer)
-        current = not restart and _is_current(memory_file, dinov2, sources, references, unlike, compute.dtype, exif)
+        negative_references = inputs.read_negatives(negatives, references, negative_images or folder, exif, observer)
+        current = not restart and _is_current(
+            memory_file, dinov2, sources, references, negative_references, compute.dtype, exif
+        )
         if not current:
             memory_file.unlink(missing_ok=True)
             bank = build_memory_of(
@@ -72,7 +74,7 @@ def run_few_shot(
                 sources,
                 folder,
                 references,
-                unlike,
+                negative_references,
                 compute,
                 exif,
                 restart=restart,

@@ -54,9 +54,18 @@ def build_memory(
     """
     dataset = inputs.read_dataset(annotations, observer)
     chosen = inputs.read_references(references, dataset)
-    unlike = inputs.read_negatives(negatives, chosen, negative_images or images, exif, observer)
+    negative_references = inputs.read_negatives(negatives, chosen, negative_images or images, exif, observer)
     return build_memory_of(
-        out, dinov2, dataset, images, chosen, unlike, compute or Compute(), exif, restart=restart, observer=observer
+        out,
+        dinov2,
+        dataset,
+        images,
+        chosen,
+        negative_references,
+        compute or Compute(),
+        exif,
+        restart=restart,
+        observer=observer,
     )
 
 
@@ -108,8 +117,8 @@ def encode_left(
     observer: Observer,
 ) -> Memory:
     """Encode and record the references that have no record yet, then make the memory of all."""
-    unlike = None if negatives is None else negatives.references
-    numbers = range(len(places(references)) + (len(places(unlike)) if unlike else 0))
+    negative_set = None if negatives is None else negatives.references
+    numbers = range(len(places(references)) + (len(places(negative_set)) if negative_set else 0))
     if todo := {number for number in numbers if number not in run.records}:
         groups = groups_to_do(numbers, todo.__contains__, compute.batch_size)
         encoder = load_encoder(dinov2, compute) if compute.ray is None else None
@@ -121,7 +130,7 @@ def encode_left(
                     negatives = negatives._replace(dataset=theirs)
                 sent = ReferenceWork(functools.partial(load_encoder, dinov2), own, images, references, negatives)
                 record_from_cluster(run, sent, groups, todo, compute, observer)
-                return recorded_memory(run, references, unlike)
+                return recorded_memory(run, references, negative_set)
             record_means(
                 run,
                 encoder,
@@ -133,7 +142,7 @@ def encode_left(
                 todo=todo,
                 step=observer.step,
             )
-    return recorded_memory(run, references, unlike)
+    return recorded_memory(run, references, negative_set)
 
 
 def _annotations(references: ReferenceSet) -> list[int]:

@@ -1,6 +1,6 @@
-"""What a `Segmenter` has learned, reference by reference: editing it, and its way to a memory file and back. Host only.
+"""The references of a `Segmenter`, class by class: editing it, and its way to a memory file and back. Host only.
 
-Classes are a dict from name to `LearnedClass`; its order is the order of class indices. Nothing here changes one in
+Classes are a dict from name to `ClassReferences`; its order is the order of class indices. Nothing here changes one in
 place, so that a failed edit leaves what was there.
 """
 
@@ -25,7 +25,7 @@ _BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and 
 
 
 @dataclass(frozen=True)
-class LearnedClass:
+class ClassReferences:
     """One class: COCO category id; per reference its mean feature `[C]` and, as JSON data, where it came from; the same
     of its negative references."""
 
@@ -35,21 +35,21 @@ class LearnedClass:
     negatives: tuple[np.ndarray, ...] = ()
     negative_origins: tuple[Any, ...] = ()
 
-    def grown(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "LearnedClass":
+    def with_references(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "ClassReferences":
         """With more references at the end."""
         return dataclasses.replace(self, means=self.means + means, origins=self.origins + origins)
 
-    def warned(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "LearnedClass":
+    def with_negatives(self, means: tuple[np.ndarray, ...], origins: tuple[Any, ...]) -> "ClassReferences":
         """With more negative references at the end."""
         return dataclasses.replace(
             self, negatives=self.negatives + means, negative_origins=self.negative_origins + origins
         )
 
 
-Classes = Mapping[str, LearnedClass]
+Classes = Mapping[str, ClassReferences]
 
 
-def place_for(classes: Classes, name: Any, category_id: int | None) -> LearnedClass:
+def place_for(classes: Classes, name: Any, category_id: int | None) -> ClassReferences:
     """The class `name` to add references to: as it is, or new and empty. `category_id` None: one above the highest.
 
     Raises `InputError` for a bad name or id, or an id that is another's or not this class's.
@@ -58,7 +58,7 @@ def place_for(classes: Classes, name: Any, category_id: int | None) -> LearnedCl
         raise InputError(f"expected a class name, found {describe(name)}")
     shown, old = describe(name), classes.get(name)
     if category_id is None:
-        return old or LearnedClass(max((one.category_id for one in classes.values()), default=0) + 1, (), ())
+        return old or ClassReferences(max((one.category_id for one in classes.values()), default=0) + 1, (), ())
     if type(category_id) is not int or not 0 <= category_id < 2**63:
         raise InputError(f"class {shown}: category_id: expected an integer from 0, found {describe(category_id)}")
     if old and old.category_id != category_id:
@@ -66,10 +66,10 @@ def place_for(classes: Classes, name: Any, category_id: int | None) -> LearnedCl
     for other, one in classes.items():
         if other != name and one.category_id == category_id:
             raise InputError(f"class {shown}: category id {category_id} is that of class {describe(other)}")
-    return old or LearnedClass(category_id, (), ())
+    return old or ClassReferences(category_id, (), ())
 
 
-def known(classes: Classes, name: Any, what: str) -> LearnedClass:
+def known(classes: Classes, name: Any, what: str) -> ClassReferences:
     """The class `name`. Raises `InputError`, starting with `what`, if there is none."""
     if not isinstance(name, str) or name not in classes:
         raise InputError(f"{what}: no class {describe(name)}; the classes are: {_listed(classes)}")
@@ -89,7 +89,7 @@ def _listed(classes: Classes) -> str:
     return ", ".join(map(describe, list(classes)[:10])) + (", ..." if len(classes) > 10 else "") or "none"
 
 
-def without(classes: Classes, name: str, index: int | None) -> dict[str, LearnedClass]:
+def without(classes: Classes, name: str, index: int | None) -> dict[str, ClassReferences]:
     """The classes without one, or without one reference of it. Raises `InputError` as `Segmenter.remove`."""
     one = known(classes, name, "remove")
     if index is None:
@@ -100,7 +100,7 @@ def without(classes: Classes, name: str, index: int | None) -> dict[str, Learned
     return {**classes, name: dataclasses.replace(one, means=means, origins=origins)}
 
 
-def without_negative(classes: Classes, name: str, index: int | None) -> dict[str, LearnedClass]:
+def without_negative(classes: Classes, name: str, index: int | None) -> dict[str, ClassReferences]:
     """The classes, one of them without its negative references, or without one of these. Raises `InputError`."""
     one = known(classes, name, "remove_negative")
     means, origins = (), ()
@@ -119,7 +119,7 @@ def _without(
     return means[:index] + means[index + 1 :], origins[:index] + origins[index + 1 :]
 
 
-def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
+def from_bank(bank: MemoryBank) -> dict[str, ClassReferences]:
     """The classes of a memory file; origins are None where it does not tell them."""
     means, valid = np.asarray(bank.memory.instance_means), np.asarray(bank.memory.valid)
     negatives = np.zeros((len(means), 0)) if bank.memory.negatives is None else np.asarray(bank.memory.negatives)
@@ -132,13 +132,13 @@ def from_bank(bank: MemoryBank) -> dict[str, LearnedClass]:
 
     classes = {}
     for k, (name, category_id) in enumerate(zip(bank.class_names, bank.category_ids, strict=True)):
-        kept, unlike = tuple(means[k][valid[k]]), tuple(negatives[k][: negative_shots[k]])
-        classes[name] = LearnedClass(
+        kept, kept_negatives = tuple(means[k][valid[k]]), tuple(negatives[k][: negative_shots[k]])
+        classes[name] = ClassReferences(
             category_id,
             kept,
             told("references", category_id, len(kept)),
-            unlike,
-            told("negatives", category_id, len(unlike)),
+            kept_negatives,
+            told("negatives", category_id, len(kept_negatives)),
         )
     return classes
 

@@ -22,7 +22,7 @@ from ntt_jax.notes import InputNote, Notes
 from ntt_jax.references.build import Negatives, read_reference
 from ntt_jax.references.folder.found import FoundReferences, LeftOut
 from ntt_jax.references.sampling import Reference, ReferenceSet, check_references
-from ntt_jax.segmenter.classes import Classes, LearnedClass, known, place_for
+from ntt_jax.segmenter.classes import Classes, ClassReferences, known, place_for
 from ntt_jax.segmenter.inputs import Crop, each_instance, origin, reference_crops, reference_jobs
 
 
@@ -56,50 +56,53 @@ class Learner:
         self._masker: PromptMasker | None = None
         self._making = threading.Lock()
 
-    def grown(
+    def with_references(
         self, classes: Classes, name: Any, references: Any, category_id: int | None = None, *, instances: bool = False
-    ) -> LearnedClass:
+    ) -> ClassReferences:
         """The class `name` of `classes`, or a new one, with more references. Raises `InputError`, naming one."""
         place = place_for(classes, name, category_id)
-        return place.grown(*self._learn(name, references, instances))
+        return place.with_references(*self._learn(name, references, instances))
 
-    def warned(self, classes: Classes, name: Any, references: Any, *, instances: bool = False) -> LearnedClass:
+    def with_negatives(
+        self, classes: Classes, name: Any, references: Any, *, instances: bool = False
+    ) -> ClassReferences:
         """The class `name` of `classes` with more negative references. Raises `InputError`, naming one."""
         one = known(classes, name, "negative references")
         try:
-            return one.warned(*self._learn(name, references, instances))
+            return one.with_negatives(*self._learn(name, references, instances))
         except InputError as error:
             raise InputError(f"negative references: {error}") from None
 
     def from_coco(
         self, dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None
-    ) -> dict[str, LearnedClass]:
+    ) -> dict[str, ClassReferences]:
         """The classes of a reference set, and of a set of negative ones. Raises `InputError`, naming a reference."""
         dataset = self._looked_at(dataset, folder, references)
         if negatives is not None:
             seen = self._looked_at(negatives.dataset, negatives.folder, negatives.references)
             negatives = negatives._replace(dataset=seen)
         check_references(references, dataset)
-        classes: dict[str, LearnedClass] = {}
+        classes: dict[str, ClassReferences] = {}
         for k, one in enumerate(references.classes):
             if one.name in classes:
                 raise InputError(f"fit_coco: two of the classes are called {describe(one.name)}; rename one")
-            learned = LearnedClass(one.category_id, (), ()).grown(*self._read(dataset, folder, one.references))
+            found = ClassReferences(one.category_id, (), ())
+            found = found.with_references(*self._read(dataset, folder, one.references))
             if negatives is not None:
                 given = negatives.references.classes[k].references
-                learned = learned.warned(*self._read(negatives.dataset, negatives.folder, given))
-            classes[one.name] = learned
+                found = found.with_negatives(*self._read(negatives.dataset, negatives.folder, given))
+            classes[one.name] = found
         return classes
 
     def from_folder(
         self, found: FoundReferences, notes: Notes, *, step: Callable[[int], None] = lambda count: None
-    ) -> tuple[dict[str, LearnedClass], list[LeftOut]]:
+    ) -> tuple[dict[str, ClassReferences], list[LeftOut]]:
         """The classes of folders, and references that turn out not to be usable (empty on the patch grid, say).
 
         notes: hears what is doubtful. step: called with 1 after each reference.
         Raises `InputError` for a class of which none can be used.
         """
-        classes: dict[str, LearnedClass] = {}
+        classes: dict[str, ClassReferences] = {}
         left_out: list[LeftOut] = []
         for name, references in found.table().items():
             place = place_for(classes, name, found.category_ids[name])
@@ -115,7 +118,7 @@ class Learner:
             if not means:
                 last = FoundReferences(found.folders, {}, (), tuple(left_out[-len(references) :])).reasons()
                 raise InputError(f"class {describe(name)}: none of its references can be used: {last[0]}")
-            classes[name] = place.grown(tuple(means), tuple(origins))
+            classes[name] = place.with_references(tuple(means), tuple(origins))
         return classes, left_out
 
     def _reading(self, notes: Notes) -> dict[str, Any]:

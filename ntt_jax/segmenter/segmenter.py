@@ -34,7 +34,7 @@ from ntt_jax.references.folder import FoundReferences, find_references
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import ReferenceSet, load_references
 from ntt_jax.segmenter.classes import (
-    LearnedClass,
+    ClassReferences,
     from_bank,
     indices_of,
     memory_of,
@@ -113,7 +113,7 @@ class Segmenter:
         self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision, exif=exif)
         self._ahead = max(2, batch_size)
         self._predictor: Predictor | None = None
-        self._classes: dict[str, LearnedClass] = {}
+        self._classes: dict[str, ClassReferences] = {}
         self._memory: Memory | None = None
         self._provenance: dict[str, Any] = {}
 
@@ -182,7 +182,7 @@ class Segmenter:
         everything, a box that leaves its image) is warned of, as `InputNote`.
         Raises `InputError`, naming class and reference, if one cannot be used; then nothing has changed.
         """
-        classes: dict[str, LearnedClass] = {}
+        classes: dict[str, ClassReferences] = {}
         if isinstance(references, (str, os.PathLike)):
             references = find_references(references, instances=instances, exif=self._exif)
         if isinstance(references, FoundReferences):
@@ -195,12 +195,12 @@ class Segmenter:
                 f"fit: expected {{class name: [(image, mask), ...]}} with a class, found {describe(references)}"
             )
         for name, given in references.items():
-            classes[name] = self._learner.grown(classes, name, given, instances=instances)
+            classes[name] = self._learner.with_references(classes, name, given, instances=instances)
         negatives = {} if negatives is None else negatives
         if not isinstance(negatives, Mapping):
             raise InputError(f"negatives: expected {{class name: [(image, mask), ...]}}, found {describe(negatives)}")
         for name, given in negatives.items():
-            classes[name] = self._learner.warned(classes, name, given, instances=instances)
+            classes[name] = self._learner.with_negatives(classes, name, given, instances=instances)
         self._set(classes, {})
         return self
 
@@ -213,8 +213,8 @@ class Segmenter:
         instances: as for `fit`.
         Raises `InputError` as `fit`, and for a category id that is taken; then nothing has changed.
         """
-        grown = self._learner.grown(self._classes, name, references, category_id, instances=instances)
-        self._set({**self._classes, name: grown}, None)
+        changed = self._learner.with_references(self._classes, name, references, category_id, instances=instances)
+        self._set({**self._classes, name: changed}, None)
         return self
 
     def add_negative(self, name: str, references: Iterable[Any]) -> "Segmenter":
@@ -223,7 +223,7 @@ class Segmenter:
         What looks more like one of them than like the class scores lower (`match.similarities`, METHOD section 4).
         Raises `InputError` as `add`, and for an unknown class; then nothing has changed.
         """
-        self._set({**self._classes, name: self._learner.warned(self._classes, name, references)}, None)
+        self._set({**self._classes, name: self._learner.with_negatives(self._classes, name, references)}, None)
         return self
 
     def remove_negative(self, name: str, index: int | None = None) -> "Segmenter":
@@ -262,12 +262,12 @@ class Segmenter:
         dataset = annotations if isinstance(annotations, CocoDataset) else load_dataset(annotations)
         chosen = references if isinstance(references, ReferenceSet) else load_references(references)
         provenance = {"annotations_sha256": dataset.sha256, "shots": chosen.shots, "seed": chosen.seed}
-        unlike = None
+        negative_references = None
         if negatives is not None:
             others = negatives if isinstance(negatives, CocoDataset) else load_dataset(negatives)
-            unlike = Negatives(others, Path(negative_images or images), negative_set(others, chosen))
+            negative_references = Negatives(others, Path(negative_images or images), negative_set(others, chosen))
             provenance["negatives_sha256"] = others.sha256
-        self._set(self._learner.from_coco(dataset, Path(images), chosen, unlike), provenance)
+        self._set(self._learner.from_coco(dataset, Path(images), chosen, negative_references), provenance)
         return self
 
     def masks(self, image: Any, prompts: Iterable[Any]) -> np.ndarray:
@@ -380,7 +380,7 @@ class Segmenter:
 
     # Inside
 
-    def _set(self, classes: dict[str, LearnedClass], provenance: dict[str, Any] | None) -> None:
+    def _set(self, classes: dict[str, ClassReferences], provenance: dict[str, Any] | None) -> None:
         """Make these the classes: the memory first, which may refuse them. provenance None: they have been edited."""
         memory = memory_of(classes) if classes else None
         if provenance is None:  # how a set was sampled is no longer true; what made the features is
