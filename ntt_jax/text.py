@@ -26,6 +26,11 @@ def one_line(text: str, limit: int = MAX_LINE) -> str:
     return shown if len(shown) <= 2 * limit else shown[: 2 * limit] + "..."
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """The number with its noun: "1 image", "2 images". plural: where it is not the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def show(text: str, *, to: TextIO | None = None) -> None:
     """Print one line on a terminal or into a pipe (stdout by default): the text through `one_line`.
 

@@ -299,7 +299,9 @@ def test_odd_broken_and_missing_images(world, finished, tmp_path):
     )
     reasons = " ".join(s["reason"] for s in metrics["skipped"])
     assert "No such file" in reasons and "30 x 40 pixels" in reasons
-    assert "3 of 9 images were skipped" in error and all(entry["file_name"] in error for entry in entries[5:8])
+    assert "images skipped, which count as missed: 3 of 9" in error and all(
+        entry["file_name"] in error for entry in entries[5:8]
+    )
     done = {entry["image_id"] for entry in json.loads((out / "results.json").read_text())}
     assert done <= {entry["id"] for entry in entries[:5] + entries[8:]} and len(done) >= 3
 
@@ -331,7 +333,7 @@ def test_segment_writes_coco_masks_and_overlays(world, finished, tmp_path):
         "compilation_cache": world.cache,
     }
     error = run(["segment", str(photos), *arguments(options)])
-    assert "1 images could not be read" in error and "broken.jpg" in error
+    assert "images that could not be read: 1;" in error and "broken.jpg" in error
     content = json.loads((out / "detections.json").read_text())
     assert [s["file_name"] for s in content["skipped"]] == ["broken.jpg"]
     assert [i["file_name"] for i in content["images"]] == [f"more/{names[1]}", names[0], names[2]]

@@ -152,7 +152,7 @@ def test_command(world, tmp_path, boxes, masker, capsys):
         if i == 1:
             assert new["bbox"] == rle_boxes([new["segmentation"]])[0].tolist()
     assert made > 2 and f"{made} masks in 4 images" in printed.out
-    assert "1 annotations keep" in printed.out and "1 crowds" in printed.out
+    assert "masks kept as they are: 1 " in printed.out and "crowds left as they are: 1\n" in printed.out
     pictures = sorted((tmp_path / "check").rglob("*.png"))
     assert len(pictures) == 4
     for path in pictures:
@@ -182,7 +182,7 @@ def test_command_goes_on_and_names_what_it_cannot_use(world, tmp_path, boxes, ca
     assert main(command(world, tmp_path, boxes, replace=True)) == 0
     assert len(calls) == 2
     printed = capsys.readouterr()
-    assert "1 images could not be used" in printed.err
+    assert "images that could not be used: 1;" in printed.err
     content = json.loads((tmp_path / "masks.json").read_text())
     assert "segmentation" not in content["annotations"][0]
 

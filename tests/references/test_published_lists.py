@@ -143,7 +143,7 @@ def test_the_command(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "box_1shot_bus_train.txt").write_text("VOCdevkit/VOC2007/JPEGImages/000007.jpg")
     command = ["sample", "--annotations", str(annotations), "--classes", "bus", "--shots", "1"]
     assert main([*command, "--lists", str(tmp_path), "--out", str(tmp_path / "r.json")]) == 0
-    assert f"1 references of 1 classes (from {tmp_path})" in capsys.readouterr().out
+    assert f"1 reference of 1 class (from {tmp_path})" in capsys.readouterr().out
     found = load_references(tmp_path / "r.json")
     assert found.classes[0].references == (Reference(7, 70001),) and found.seed is None
     check_references(found, load_dataset(annotations))

@@ -156,7 +156,7 @@ def test_the_command(segmenter, folder, weights, tmp_path, capsys):
     out = tmp_path / "memory.safetensors"
     assert main(["fit", str(folder), "--out", str(out), *weights, "--compilation-cache", "none"]) == 0
     text = capsys.readouterr().out
-    assert "4 references of 2 classes in 4 photos, 1 of them boxes" in text and "boat: 2" in text
+    assert "4 references of 2 classes in 4 photos; SAM 2 makes the masks of 1 box" in text and "boat: 2" in text
     bank = load_memory(out)
     assert_same_memory(bank.memory, segmenter.fit(folder).memory)
     assert bank.provenance["folder_sha256"] == find_references(folder).sha256()
