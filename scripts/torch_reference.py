@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "parity")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "parity")]
 
 from oracle_dinov2 import build_meta, fill  # noqa: E402
 from oracle_sam2 import ImagePath  # noqa: E402
