@@ -58,7 +58,7 @@ The files, in the order in which they come:
   RUN_DIR             `evaluate`: results.json (COCO results format) and metrics.json (AP of boxes and masks)
 
 Start with `ntt-jax demo --out demo_out`: it needs no file at all. `ntt-jax COMMAND --help` shows each command.
-`ntt-jax doctor` says what a bug report should."""
+`ntt-jax doctor` prints what a bug report needs."""
 
 
 _NO_BACKEND = re.compile("[Uu]nable to initialize backend|[Uu]nknown backend|not in the list of known backends")

@@ -19,10 +19,10 @@ examples:
 
 The first samples a memory for every number of shots and every seed, as `sample` and `memory` would, and reports mean
 and standard deviation over the seeds. The second leaves out each reference of one memory in turn. Each reference and
-each image is encoded once, whatever the number of memories; every memory's numbers are those that `evaluate` gives it.
+each image is encoded once, whatever the number of memories. `evaluate` gives every memory the same numbers.
 
-RUN_DIR/ablation.json holds all numbers of `evaluate` for every memory and class, by the rules of the data set. Stopped,
-the same command goes on."""
+RUN_DIR/ablation.json holds all numbers of `evaluate` for every memory and class, by the rules of the data set. When
+stopped, the same command continues where it was."""
 
 MAX_MEMORIES = 10_000
 
@@ -38,6 +38,7 @@ def add_parser(commands: Any) -> None:
     options.add_paths(group, "memory", required=False)
     options.add_paths(parser, "annotations", "images", remote=True)
     evaluate.add_run_folder(parser)
+    evaluate.add_scorer(parser)
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_compute(parser)
@@ -129,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        scorer=args.scorer,
         observer=Progress(),
     )
     report(args.out, outcome)
@@ -139,7 +141,7 @@ def report(folder: Path, outcome: dict[str, Any]) -> None:
     from ntt_jax.ablation import tables as ablation_tables
 
     if skipped := outcome["skipped"]:
-        models.warn(f"{len(skipped)} images were skipped and count as missed; ablation.json lists them")
+        models.warn(f"images skipped, which count as missed: {len(skipped)}; ablation.json lists them")
     if "by_shots" in outcome:
         rows = outcome["by_shots"]
         words = ablation_tables.headline(rows[0])[1]

@@ -16,14 +16,16 @@ package, chooses references, builds the memory, evaluates, prints AP at each num
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
-    parser = options.add_command(commands, "demo", run, "the whole method on made-up scenes, no download", EPILOG)
+    parser = options.add_command(
+        commands, "demo", run, "show the whole method on made-up scenes; nothing is downloaded", EPILOG
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and results")
     parser.add_argument(
         "--seed",
         type=options.whole_number(0, 2**31 - 1),
         default=0,
         metavar="N",
-        help="of the scenes (default: 0)",
+        help="seed of the scenes (default: 0)",
     )
     parser.add_argument(
         "--scenes",

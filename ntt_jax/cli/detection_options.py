@@ -11,13 +11,13 @@ from ntt_jax.errors import InputError
 # What can be given as an option. Constants of other rules come from a file.
 _OPTIONS = {
     "points_per_side": ("N", "SAM 2 is asked at N x N points of each image"),
-    "pred_iou_threshold": ("X", "masks that SAM 2 itself rates X or lower are dropped"),
+    "pred_iou_threshold": ("X", "masks whose IoU SAM 2 predicts as X or lower are dropped"),
     "nms_iou_threshold": (
         "X",
-        "of two masks of a class whose boxes overlap by more than X the lower rated one is dropped",
+        "if two boxes of a class overlap by more than X, the lower rated one is dropped",
     ),
     "max_detections": ("N", "at most N detections per image"),
-    "classes_per_mask": ("N", "a mask may count as its N best classes; -1 for all"),
+    "classes_per_mask": ("N", "a mask may belong to its N best classes; -1 for all"),
     "negative_sigma": ("X", "how gently the memory's negative references lower a score; smaller is harsher"),
 }
 

@@ -7,14 +7,14 @@ from ntt_jax.cli import options
 from ntt_jax.text import show
 
 EPILOG = """\
-It asks the servers of the weights for a sign of life (3 seconds each; none with HF_HUB_OFFLINE=1) and sends
+The command asks the servers of the weights whether they answer (3 seconds each; not with HF_HUB_OFFLINE=1) and sends
 nothing else. No token, password or name of yours is printed; the home folder is shown as ~."""
 
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     options.add_command(
-        commands, "doctor", run, "versions, devices, memory, caches and network, for a bug report", EPILOG
+        commands, "doctor", run, "print versions, devices, memory, caches and network, for a bug report", EPILOG
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 EPILOG = """\
 example:
@@ -15,8 +15,8 @@ example:
 
 RUN_DIR/results.json holds the detections in COCO results format, RUN_DIR/metrics.json the AP of boxes and masks, by
 the rules of the data set that --annotations is found to be (COCO, LVIS, VOC); docs/datasets.md has a command for each.
-Finished images are saved as they come. When the run was stopped, whatever the reason, the same command goes on where
-it was. An image that is missing or cannot be read is named, counted in metrics.json and left out."""
+Finished images are saved one by one. When stopped for any reason, the same command continues where it was. An image
+that is missing or cannot be read is named, counted in metrics.json and left out."""
 
 
 def add_parser(commands: Any) -> None:
@@ -86,11 +86,11 @@ def report(folder: Path, metrics: dict[str, Any]) -> None:
     """Print what a person wants to know first; warn of what they may have missed."""
     if skipped := metrics["skipped"]:
         models.warn(
-            f"{len(skipped)} of {metrics['images']} images were skipped and count as missed; metrics.json lists them"
+            f"images skipped, which count as missed: {len(skipped)} of {metrics['images']}; metrics.json lists them"
         )
     if not metrics["detections"]:
         models.warn("no detections at all; check --memory and the thresholds")
-    show(f"{folder}: {metrics['detections']} detections in {metrics['images']} images")
+    show(f"{folder}: {counted(metrics['detections'], 'detection')} in {counted(metrics['images'], 'image')}")
     for kind, words in (("bbox", "boxes"), ("segm", "masks"), ("semantic", "classes of pixels")):
         numbers = metrics.get(kind, {})  # boxes alone where the data set has no masks
         shown = [f"{name} {_percent(numbers[name])}" for name in _SHOWN if name in numbers]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.cli import options
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 EPILOG = """\
 example:
@@ -61,4 +61,5 @@ def run(args: argparse.Namespace) -> None:
         matmul_precision=precision,
         extra={"dtype": args.dtype},
     )
-    show(f"{args.out}: {len(bank.class_names)} classes, programs for {' and '.join(info['platforms'])}")
+    classes = counted(len(bank.class_names), "class", "classes")
+    show(f"{args.out}: {classes}, programs for {' and '.join(info['platforms'])}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import memory, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.references.folder import FoundReferences
@@ -18,14 +18,14 @@ examples:
   ntt-jax fit references --out memory.safetensors
   ntt-jax segment photos --memory memory.safetensors --out found
 
-What is read, in the folders and below (docs/fit.md has all of it):
+What is read in the folders and below them (docs/fit.md has the details):
   masks     bus1_bus.png, bus1_bus_2.png, bus/bus1.png or masks/bus/bus1.png for the photo bus1.jpg
   LabelMe   bus1.json: polygons, rectangles, circles and masks
   COCO      annotations.json: masks, or boxes
   VOC       Annotations/bus1.xml: boxes, and masks where SegmentationObject has them
   YOLO      labels/bus1.txt: boxes or polygons, with classes.txt, obj.names or data.yaml
 
-Of a box SAM 2 makes the mask; where every reference has one, --sam2 is not loaded."""
+SAM 2 makes a mask of each box. Where every reference has a mask, --sam2 is not loaded."""
 
 
 def add_parser(commands: Any) -> None:
@@ -33,7 +33,9 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(
         commands, "fit", run, "make a memory from folders of photos with masks, boxes or annotations", EPILOG
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders of photos and what marks them")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="folders of photos with their masks or annotation files"
+    )
     options.add_paths(parser, "sam2", "dinov2")
     parser.add_argument("--out", type=Path, metavar="memory.safetensors", help="file to write")
     parser.add_argument(
@@ -51,15 +53,19 @@ def add_choice(parser: Any) -> None:
         "--shots",
         type=options.whole_number(1, 10**6),
         metavar="N",
-        help="at most so many references of each class, first one from each photo (default: all)",
+        help="at most N references of each class, one from each photo first (default: all)",
     )
     parser.add_argument(
-        "--seed", type=options.whole_number(0, 2**63 - 1), default=0, metavar="N", help="chooses them (default: 0)"
+        "--seed",
+        type=options.whole_number(0, 2**63 - 1),
+        default=0,
+        metavar="N",
+        help="seed of that choice (default: 0)",
     )
     parser.add_argument(
         "--instances",
         action="store_true",
-        help="masks may hold the numbers of several instances: each is a reference of its own",
+        help="a mask file may number several instances; each becomes a reference",
     )
 
 
@@ -102,9 +108,11 @@ def run(args: argparse.Namespace) -> None:
 
 def show_counts(found: "FoundReferences") -> None:
     """Say how many references there are of which kind."""
-    boxes = f", {found.boxes} of them boxes, of which SAM 2 makes masks" if found.boxes else ""
+    boxes = f"; SAM 2 makes the masks of {counted(found.boxes, 'box', 'boxes')}" if found.boxes else ""
     photos = len({one.photo for one in found.references})
-    show(f"{len(found.references)} references of {len(found.category_ids)} classes in {photos} photos{boxes}")
+    references = counted(len(found.references), "reference")
+    classes = counted(len(found.category_ids), "class", "classes")
+    show(f"{references} of {classes} in {counted(photos, 'photo')}{boxes}")
 
 
 def show_found(found: "FoundReferences") -> None:

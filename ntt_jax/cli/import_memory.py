@@ -16,8 +16,8 @@ example:
                         --out memory.safetensors
 
 The checkpoint holds no class names: they come from --references (the pickle that it was made from, or a reference file)
-or from --classes. Nothing in the checkpoint is executed. What is remarkable is printed: classes with fewer references,
-means that differ when they are made again from its features and masks, and how it compares with --compare, a memory
+or from --classes. Nothing in the checkpoint is executed. The command prints classes with fewer references,
+means that differ when they are computed again from its features and masks, and how it compares with --compare, a memory
 that `ntt-jax memory` made."""
 
 
@@ -26,11 +26,13 @@ def add_parser(commands: Any) -> None:
     parser = options.add_command(
         commands, "import-memory", run, "turn a memory.ckpt of the original PyTorch code into a memory file", EPILOG
     )
-    parser.add_argument("checkpoint", type=Path, metavar="MEMORY.ckpt", help="what --out_path named there")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="MEMORY.ckpt", help="the file that --out_path named in the original code"
+    )
     options.add_paths(parser, "dinov2", "annotations")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument(
-        "--references", type=Path, metavar="REFERENCES", help="pickle or references.json it was made of"
+        "--references", type=Path, metavar="REFERENCES", help="pickle or references.json that it was made of"
     )
     chosen.add_argument("--classes", metavar="LIST", help="its classes, as in `ntt-jax sample`")
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.images.remote import location
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.runs.masks_job import MadeMasks
@@ -18,10 +18,10 @@ examples:
   ntt-jax sample --annotations masks.json --classes all --shots 5 --out references.json
 
 boxes.json is COCO annotations without masks: each annotation has a "bbox", or "points": [[x, y], ...] on the object
-([x, y, 0]: beside it), or both. masks.json is the same file with masks, ready for the other commands; "predicted_iou"
+([x, y, 0]: not on it), or both. masks.json is the same file with masks, ready for the other commands; "predicted_iou"
 is how good SAM 2 expects each one to be. Look at the pictures: a wrong mask makes a wrong class.
 
-When stopped, the same command goes on where it was."""
+When stopped, the same command continues where it was."""
 
 
 def add_parser(commands: Any) -> None:
@@ -31,11 +31,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--boxes", type=Path, required=True, metavar="A.json", help="COCO annotations with boxes or points"
     )
-    parser.add_argument("--images", type=location, required=True, metavar="DIR", help="folder of the images it names")
+    parser.add_argument(
+        "--images", type=location, required=True, metavar="DIR", help="folder of the images that --boxes names"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="masks.json", help="file to write")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw the masks over the images, to check")
     parser.add_argument(
-        "--replace", action="store_true", help="make new masks of annotations that have one (default: keep those)"
+        "--replace",
+        action="store_true",
+        help="also replace the masks of annotations that have one (default: keep them)",
     )
     options.add_exif(parser)
     options.add_compute(parser, batches=False)
@@ -73,16 +77,16 @@ def run(args: argparse.Namespace) -> None:
 
 def report(out: Path, made: "MadeMasks") -> None:
     """Say what was made, and what was not."""
-    show(f"{out}: {len(made.made)} masks in {made.images} images")
+    show(f"{out}: {counted(len(made.made), 'mask')} in {counted(made.images, 'image')}")
     if made.kept:
-        show(f"  {made.kept} annotations keep the mask they had (--replace makes new ones)")
+        show(f"  masks kept as they are: {made.kept} (--replace makes new ones)")
     if made.crowds:
-        show(f"  {made.crowds} crowds are left as they are")
+        show(f"  crowds left as they are: {made.crowds}")
     if made.skipped:
-        models.warn(f"{made.skipped} images could not be used; their annotations have no mask")
+        models.warn(f"images that could not be used: {made.skipped}; their annotations have no mask")
     if made.empty:
         ids = [made.content["annotations"][i]["id"] for i in made.empty]
         shown = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
-        models.warn(f"{len(made.empty)} masks are empty, of annotations {shown}; check their boxes")
+        models.warn(f"empty masks: {len(made.empty)}, of annotations {shown}; check their boxes")
     if made.doubtful:
-        models.warn(f"{len(made.doubtful)} masks are rated below 0.5 by SAM 2; look at them before using them")
+        models.warn(f"masks that SAM 2 rates below 0.5: {len(made.doubtful)}; look at them before using them")

@@ -8,7 +8,7 @@ from ntt_jax.cli import options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
 from ntt_jax.images.remote import location
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.memory.bank import MemoryBank
@@ -22,9 +22,9 @@ example:
 memory.safetensors is small (no image is in it) and belongs to the DINOv2 checkpoint it was made with. Finished
 references are kept beside it until it is complete: when stopped, the same command goes on where it was.
 
---negatives names instances that look like a class and are none: COCO annotations with masks, whose category is the
-class that they are mistaken for. What looks more like them than like the class then scores lower. `ntt-jax negatives`
-chooses some among the mistakes of a first run."""
+--negatives names hard negatives, objects that look like a class but do not belong to it: COCO annotations with masks,
+whose category is the class that they are mistaken for. What looks more like them than like the class scores lower.
+`ntt-jax negatives` chooses some among the mistakes of a first run."""
 
 
 def add_parser(commands: Any) -> None:
@@ -44,7 +44,7 @@ def add_negatives(parser: Any) -> None:
         "--negatives",
         type=Path,
         metavar="N.json",
-        help="COCO annotations of what looks like a class and is none (default: no negative references)",
+        help="COCO annotations of hard negatives, objects that only look like a class (default: none)",
     )
     parser.add_argument(
         "--negative-images",
@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
 def report(out: Path, bank: "MemoryBank") -> None:
     """Say what a memory was made of."""
     negatives = sum(bank.negative_shots)
-    more = f", {negatives} negative ones" if negatives else ""
-    show(f"{out}: {len(bank.class_names)} classes, {sum(bank.shots)} references{more}, {bank.encoder.name}")
+    more = f", {counted(negatives, 'negative one')}" if negatives else ""
+    classes = counted(len(bank.class_names), "class", "classes")
+    show(f"{out}: {classes}, {counted(sum(bank.shots), 'reference')}{more}, {bank.encoder.name}")
     for name, count, negative in zip(bank.class_names, bank.shots, bank.negative_shots, strict=True):
         show(f"  {name}: {count}" + (f", {negative} negative" if negatives else ""))

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.results import ImageDetections
@@ -19,15 +19,15 @@ example: a run over images of the training set, its mistakes, and a memory that 
   ntt-jax memory    --dinov2 W --annotations instances_train2017.json --images train2017 \\
                     --references references.json --negatives negatives.json --out memory_n.safetensors
 
-A mistake is a detection that lies on no object of its class. Of each class the ones with the best scores are taken, one
-from an image. Never take them from the images that you report numbers on. Look at the pictures: where the annotations
-lack an object, what is found there is no mistake; delete its annotation from negatives.json."""
+A mistake is a detection that lies on no object of its class. The highest scoring ones of each class
+are taken, one from an image. Never use images that you report numbers on. Look at the pictures: a detection of an
+object that is not annotated is no mistake; delete its annotation from negatives.json."""
 
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(
-        commands, "negatives", run, "the worst mistakes of a run as negative references", EPILOG
+        commands, "negatives", run, "turn the worst mistakes of a run into negative references", EPILOG
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate or run")
     parser.add_argument("--out", type=Path, required=True, metavar="negatives.json", help="file to write")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     if not any(counts):
         models.warn(f"the run made no mistake that could serve; {args.out.name} lists none")
-    show(f"{args.out}: {sum(counts)} negative references in {len(chosen)} images")
+    show(f"{args.out}: {counted(sum(counts), 'negative reference')} in {counted(len(chosen), 'image')}")
     for category, count in zip(scored.ground_truth.categories, counts, strict=True):
         show(f"  {category.name}: {count}")
 

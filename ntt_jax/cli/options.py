@@ -108,8 +108,8 @@ def add_exif(parser: Any) -> None:
         "--exif",
         choices=("upright", "raw"),
         default="upright",
-        help="photos with an EXIF orientation: upright, as viewers and annotation tools show them (where the "
-        "annotations fit only the stored pixels, those), or raw, always as stored (default: upright)",
+        help="photos with an EXIF orientation: upright, as viewers and annotation tools show them (as stored where the "
+        "annotations fit only the stored pixels), or raw, always as stored (default: upright)",
     )
 
 
@@ -186,7 +186,7 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
             "--devices",
             type=whole_number(1, 2**16),
             metavar="N",
-            help="how many of the devices that this process sees to use (default: all)",
+            help="how many of the visible devices to use (default: all)",
         )
     else:
         parser.set_defaults(devices=1)
@@ -204,7 +204,7 @@ def add_compute(parser: Any, *, batch_size: int = 1, batches: bool = True, cores
         "--compilation-cache",
         default=None,
         metavar="DIR",
-        help=f"where compiled programs are kept, so that the next start is quick; {CACHE_OFF!r} keeps none "
+        help=f"folder of compiled programs, which make the next start quick; {CACHE_OFF!r} keeps none "
         "(default: ntt-jax/xla in $XDG_CACHE_HOME or ~/.cache)",
     )
 

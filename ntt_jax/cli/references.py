@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ntt_jax.cli import models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.errors import InputError
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoDataset
@@ -26,11 +26,11 @@ examples:
 Verdicts: "replace" what is likely to cost accuracy (the mask is tiny on the patch grid, box and mask lie apart, it
 looks like another class, or unlike its class's other references); "check" what may (cut off by the border, enlarged
 many times, as much like another class as like its own). own: cosine with its class's other references; other: with the
-most similar other class. Where the annotations hold a sound replacement it is proposed: put its ids into
+most similar other class. If the annotations hold a sound replacement, the command proposes it: put its ids into
 references.json, make the memory again and look again.
 
-A memory of `ntt-jax fit` or `Segmenter.save` has no annotations: its references are compared with one another, and
-named by their files; nothing is said of sizes, boxes and borders."""
+A memory of `ntt-jax fit` or `Segmenter.save` has no annotations. Its references are compared with one another and named
+by their files; sizes, boxes and borders are not examined."""
 
 
 def add_parser(commands: Any) -> None:
@@ -155,8 +155,9 @@ def show_table(cards: list[dict[str, Any]], bank: "MemoryBank", *, everything: b
             )
             for text in why:
                 show(f"    {text}")
+    classes = counted(len(bank.class_names), "class", "classes")
     show(
-        f"{len(cards)} references of {len(bank.class_names)} classes: {counts['replace']} to replace, "
+        f"{counted(len(cards), 'reference')} of {classes}: {counts['replace']} to replace, "
         f"{counts['check']} to check, {counts['good']} good"
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.cli import models, options
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 EPILOG = """\
 examples:
@@ -32,7 +32,7 @@ OPTIONS = ("annotations", "images", "memory", "references", "reference_annotatio
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
-    parser = options.add_command(commands, "report", run, "one HTML page about a finished run", EPILOG)
+    parser = options.add_command(commands, "report", run, "make one HTML page about a finished run", EPILOG)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run, demo or segment")
     parser.add_argument(
         "--out", type=Path, metavar="report.html", help="file to write (default: report.html in RUN_DIR)"
@@ -89,10 +89,12 @@ def run(args: argparse.Namespace) -> None:
     for note in report.notes:
         models.warn(note)
     size = out.stat().st_size / 1e6
-    show(f"{out}: {metrics['detections']} detections in {metrics['images']} images ({size:.1f} MB)")
+    show(
+        f"{out}: {counted(metrics['detections'], 'detection')} in {counted(metrics['images'], 'image')} ({size:.1f} MB)"
+    )
     count = len(thresholds["thresholds"])
     if count:
-        words = "1 class" if count == 1 else f"{count} classes"
+        words = counted(count, "class", "classes")
         show(f"{best}: the score threshold with the best F1 for {words}; ntt-jax segment ... --thresholds {best}")
 
 

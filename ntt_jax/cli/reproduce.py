@@ -22,17 +22,17 @@ examples:
   ntt-jax reproduce coco-30shot --data coco --shots 1,2,3,5,10,30 --seeds 10       the paper's whole table, in one pass
   ntt-jax reproduce coco20i-0 --data coco
 
-DIR is COCO 2017 in its usual layout: annotations/instances_{train,val}2017.json, val2017, train2017. --download fetches
-what is missing from COCO's own addresses, the space needed being said first: the annotations, val2017 (0.8 GB), and of
-train2017 only the images that serve as references, one by one. Interrupted at any point, whatever the reason, the same
-command goes on. It ends with a table of published and found numbers, and says what differs from the published run.
+DIR is COCO 2017 in its usual layout: annotations/instances_{train,val}2017.json, val2017, train2017. --download first
+says how much space is needed, then fetches what is missing from COCO's own servers: the annotations, val2017 (0.8 GB),
+and those images of train2017 that serve as references. After an interruption the same command goes on. It ends with a
+table of published and found numbers and says what differs from the published run.
 
 One number of shots and one seed is `ntt-jax run`, several are `ntt-jax ablate`, with the same files in --out."""
 
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
-    parser = options.add_command(commands, "reproduce", run, "a published table on this machine", EPILOG)
+    parser = options.add_command(commands, "reproduce", run, "compute a published table on this machine", EPILOG)
     parser.add_argument(
         "benchmark",
         choices=(*BENCHMARKS, *BY_HAND),

@@ -14,7 +14,7 @@ example:
               --classes novel --shots 30 --seed 33 --out runs/30shot
 
 RUN_DIR receives references.json, memory.safetensors, results.json and metrics.json, exactly as the three commands
-write them one after the other. Stopped, the same command goes on where it was."""
+write them one after the other. When stopped, the same command continues where it was."""
 
 
 def add_parser(commands: Any) -> None:

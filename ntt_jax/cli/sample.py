@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import models, options
 from ntt_jax.errors import InputError
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> None:
         "--coco",
         type=Path,
         metavar="FILE",
-        help="also write the references alone as COCO annotations, whatever the data set: for `ntt-jax masks` where it "
-        "has boxes only, or to hand them on",
+        help="also write the references as a COCO file of their own, from any data set: for `ntt-jax masks` where they "
+        "have only boxes, or for other people",
     )
 
 
@@ -71,7 +71,7 @@ def add_choice(parser: Any) -> None:
         "--lists",
         type=Path,
         metavar="PATH",
-        help="take these references instead of choosing some: a folder of cocosplit or vocsplit lists (of one seed), "
+        help="take these references and choose none: a folder of cocosplit or vocsplit lists (of one seed), "
         "or a COCO file whose annotations are all references",
     )
     parser.add_argument(
@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> None:
     save_references(args.out, references)
     total = sum(len(entry.references) for entry in references.classes)
     source = f"seed {args.seed}" if args.lists is None else f"from {args.lists}"
-    show(f"{args.out}: {total} references of {len(references.classes)} classes ({source})")
+    classes = counted(len(references.classes), "class", "classes")
+    show(f"{args.out}: {counted(total, 'reference')} of {classes} ({source})")
 
 
 def choose(args: argparse.Namespace, dataset: "CocoDataset") -> "ReferenceSet":

@@ -12,7 +12,7 @@ from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.errors import InputError
 from ntt_jax.images.remote import Address, location
 from ntt_jax.runs.paths import check_address
-from ntt_jax.text import show
+from ntt_jax.text import counted, show
 
 EPILOG = """\
 examples:
@@ -39,7 +39,7 @@ PICTURES = ("masks", "overlays")
 
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
-    parser = options.add_command(commands, "segment", run, "detections in plain images and folders", EPILOG)
+    parser = options.add_command(commands, "segment", run, "find the objects of a memory in photos and folders", EPILOG)
     parser.add_argument(
         "images",
         type=location,
@@ -221,10 +221,12 @@ def run(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Say what was found, and warn of what may have been missed."""
     if content["skipped"]:
-        models.warn(f"{len(content['skipped'])} images could not be read; detections.json lists them")
+        models.warn(f"images that could not be read: {len(content['skipped'])}; detections.json lists them")
     if not content["annotations"]:
         models.warn("no detections at all; a lower --score-threshold shows weaker ones")
-    show(f"{args.out}: {len(content['annotations'])} detections in {len(content['images'])} images")
+    show(
+        f"{args.out}: {counted(len(content['annotations']), 'detection')} in {counted(len(content['images']), 'image')}"
+    )
     names = {category["id"]: category["name"] for category in content["categories"]}
     for category_id, count in Counter(a["category_id"] for a in content["annotations"]).most_common():
         show(f"  {names[category_id]}: {count}")

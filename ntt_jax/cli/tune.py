@@ -180,7 +180,7 @@ def report(folder: Path, outcome: dict[str, Any]) -> None:
     from ntt_jax.tuning import tables
 
     if skipped := outcome["skipped"]:
-        models.warn(f"{len(skipped)} images were skipped and count as missed; tune.json lists them")
+        models.warn(f"images skipped, which count as missed: {len(skipped)}; tune.json lists them")
     images, kind = outcome["images"], outcome["metric"]
     words = {"segm": "masks", "bbox": "boxes"}[kind]
     show(f"{folder}: AP of {words} in percent, chosen on {images['choose']} images, reported on {images['report']}")

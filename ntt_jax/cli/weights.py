@@ -37,8 +37,10 @@ def add_parser(commands: Any) -> None:
         part.set_defaults(run=run)
         if name == "get":
             part.add_argument("names", nargs="+", metavar="NAME", help="names, Hub ids or checkpoints")
-            part.add_argument("--source", choices=("auto", "hub", "meta"), default="auto", help="where from")
-            part.add_argument("--again", action="store_true", help="fetch even what is here, in its newest version")
+            part.add_argument(
+                "--source", choices=("auto", "hub", "meta"), default="auto", help="where to fetch from (default: auto)"
+            )
+            part.add_argument("--again", action="store_true", help="fetch the newest version even where there is one")
         elif name == "path":
             part.add_argument("name", metavar="NAME", help="a name that was fetched before, or a checkpoint")
 

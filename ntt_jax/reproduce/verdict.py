@@ -68,7 +68,7 @@ def differences(benchmark: Benchmark, settings: dict[str, Any]) -> list[str]:
     if settings["images"] != benchmark.images:
         out.append(f"{settings['images']} images, there {benchmark.images}")
     if settings["skipped"]:
-        out.append(f"{settings['skipped']} images were skipped and count as missed")
+        out.append(f"images skipped, which count as missed: {settings['skipped']}")
     return out
 
 
