@@ -41,14 +41,14 @@ class SharedDetections:
 
     def of(self, memory: int) -> ImageDetections:
         """The detections of one memory."""
-        there = self.masks[memory] >= 0
-        masks = self.masks[memory][there]
+        filled = self.masks[memory] >= 0
+        masks = self.masks[memory][filled]
         return self.image_id, HostDetections(
             self.height,
             self.width,
             self.boxes[masks],
-            self.scores[memory][there],
-            self.labels[memory][there],
+            self.scores[memory][filled],
+            self.labels[memory][filled],
             tuple(self.rles[i] for i in masks),
         )
 

@@ -151,9 +151,9 @@ def nearest_other(memory: Memory, trusted: np.ndarray | None = None) -> tuple[np
     classes = len(cosines)
     cosines[np.arange(classes), :, np.arange(classes)] = -np.inf
     nearest = np.argmax(cosines, axis=-1)
-    there = valid & (classes > 1)
+    comparable = valid & (classes > 1)
     best = np.take_along_axis(cosines, nearest[..., None], axis=-1)[..., 0]
-    return np.where(there, nearest, -1), np.where(there, best, np.nan)
+    return np.where(comparable, nearest, -1), np.where(comparable, best, np.nan)
 
 
 def _trusted(memory: Memory) -> np.ndarray:

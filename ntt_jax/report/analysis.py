@@ -15,7 +15,7 @@ from ntt_jax.report.matching import (
     LOCALISATION,
     RIGHT,
     THRESHOLDS,
-    Rows,
+    MatchedRows,
 )
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -23,7 +23,7 @@ BINS = 50
 """Scores are counted in this many steps from 0 to 1."""
 
 
-def precision_curves(rows: Rows) -> np.ndarray:
+def precision_curves(rows: MatchedRows) -> np.ndarray:
     """Interpolated precision `[10, 101, K]` at `THRESHOLDS` and `RECALLS`, as COCOeval's; -1 for a class without
     objects. Its mean over thresholds and recalls is a class's AP."""
     curves = np.full((len(THRESHOLDS), len(RECALLS), rows.classes), -1.0)
@@ -48,13 +48,13 @@ def interpolated_precision(hits: np.ndarray, objects: int) -> np.ndarray:
     return np.append(precision, 0.0)[np.minimum(place, len(hits))]
 
 
-def _by_class(rows: Rows) -> list[np.ndarray]:
+def _by_class(rows: MatchedRows) -> list[np.ndarray]:
     """Detections of each class, in the order of the rows."""
     order = np.argsort(rows.label, kind="stable")
     return np.split(order, np.searchsorted(rows.label[order], np.arange(1, rows.classes)))
 
 
-def best_thresholds(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+def best_thresholds(rows: MatchedRows) -> tuple[np.ndarray, np.ndarray]:
     """The score threshold with the best F1 at IoU 0.5: of each class and, last, of all together.
 
     Returns thresholds `[K + 1]` float and their F1 `[K + 1]`; NaN where nothing is right.
@@ -82,7 +82,7 @@ def bins(scores: np.ndarray) -> np.ndarray:
     return np.clip((scores.astype(np.float64) * BINS).astype(int), 0, BINS - 1)
 
 
-def histograms(rows: Rows) -> np.ndarray:
+def histograms(rows: MatchedRows) -> np.ndarray:
     """Detections `[2, K, BINS]` by class and score: right ones first, then wrong ones; ignored ones do not count."""
     counts = np.zeros((2, rows.classes, BINS), int)
     counted = rows.kind != IGNORED
@@ -91,7 +91,7 @@ def histograms(rows: Rows) -> np.ndarray:
     return counts
 
 
-def confusion(rows: Rows) -> np.ndarray:
+def confusion(rows: MatchedRows) -> np.ndarray:
     """Who is taken for whom: distinct rows `[n, 4]` int of (true class, predicted class, score step, count).
 
     Each detection, best first, takes the object it overlaps most (IoU 0.5 or more) among those not taken, whatever
@@ -107,7 +107,7 @@ def confusion(rows: Rows) -> np.ndarray:
     return np.concatenate([distinct, counts[:, None]], axis=1)
 
 
-def missed(rows: Rows) -> np.ndarray:
+def missed(rows: MatchedRows) -> np.ndarray:
     """Objects `[M]` bool that no detection found, and that no localisation or classification error is about."""
     about = rows.target[np.isin(rows.kind, (LOCALISATION, CLASSIFICATION))]
     explained = np.zeros(len(rows.crowd), bool)
@@ -115,7 +115,7 @@ def missed(rows: Rows) -> np.ndarray:
     return (rows.found < 0) & ~explained & ~rows.crowd
 
 
-def error_costs(rows: Rows) -> dict[str, tuple[int, float]]:
+def error_costs(rows: MatchedRows) -> dict[str, tuple[int, float]]:
     """Number of errors of each kind, and how much AP50 would rise if they alone were mended (TIDE's delta AP).
 
     A localisation or classification error becomes a match if it is the best about an object that nothing has found,
@@ -140,7 +140,7 @@ def error_costs(rows: Rows) -> dict[str, tuple[int, float]]:
     return costs
 
 
-def _best_about_unfound(rows: Rows, wrong: np.ndarray) -> np.ndarray:
+def _best_about_unfound(rows: MatchedRows, wrong: np.ndarray) -> np.ndarray:
     """Of the detections `wrong`, the best about each object that no detection has found."""
     wrong = wrong[rows.found[rows.target[wrong]] < 0]
     wrong = wrong[np.argsort(-rows.score[wrong], kind="stable")]

@@ -15,7 +15,7 @@ from ntt_jax.evaluation import GroundTruth
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.preprocess import crop_box
 from ntt_jax.images.rle import sample_rle
-from ntt_jax.report.matching import Rows, image_rows
+from ntt_jax.report.matching import MatchedRows, image_rows
 
 PICTURE_BYTES = 36_000
 """A picture is made smaller or coarser until it has at most about this many bytes: 200 of them take 10 MB in a page."""
@@ -51,7 +51,7 @@ def picture_size(height: int, width: int, side: int = SIDE) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def choose_images(rows: Rows, images: int, limit: int) -> list[int]:
+def choose_images(rows: MatchedRows, images: int, limit: int) -> list[int]:
     """Positions of at most `limit` of the images, ascending, spread evenly over those with an object or a detection;
     images with neither come only when there is room."""
     busy = np.union1d(rows.image, rows.object_image)
@@ -62,7 +62,7 @@ def choose_images(rows: Rows, images: int, limit: int) -> list[int]:
 
 
 def scene(
-    ground_truth: GroundTruth, rows: Rows, position: int, record: HostDetections | None, height: int, width: int
+    ground_truth: GroundTruth, rows: MatchedRows, position: int, record: HostDetections | None, height: int, width: int
 ) -> dict[str, Any]:
     """Objects and detections of one image for the page, on the grid of its picture.
 

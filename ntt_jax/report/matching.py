@@ -34,7 +34,7 @@ RIGHT, LOCALISATION, CLASSIFICATION, BOTH, DUPLICATE, BACKGROUND, IGNORED = rang
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class MatchedRows:
     """All N detections and M objects of a run, by ascending image id; detections of an image by descending score.
 
     Detections: image `[N]` int32 position in the ground truth's image_ids; label `[N]` int32 class index; score `[N]`
@@ -68,7 +68,7 @@ class Rows:
         return np.bincount(self.object_label[~self.crowd], minlength=self.classes)
 
 
-def match(ground_truth: GroundTruth, detections: Mapping[int, HostDetections], kind: str) -> Rows:
+def match(ground_truth: GroundTruth, detections: Mapping[int, HostDetections], kind: str) -> MatchedRows:
     """Match the detections of every image with its objects, by the IoU of masks ("segm") or boxes ("bbox").
 
     detections: by image id; an image without an entry has none.
@@ -117,7 +117,7 @@ def match(ground_truth: GroundTruth, detections: Mapping[int, HostDetections], k
     merged = {
         name: np.concatenate([part[name] for part in parts]).astype(types.get(name, np.int32)) for name in parts[0]
     }
-    return Rows(
+    return MatchedRows(
         **merged,
         object_image=object_image,
         object_label=labels,
@@ -250,7 +250,7 @@ def _kinds(
     return kind
 
 
-def image_rows(rows: Rows, images: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def image_rows(rows: MatchedRows, images: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of the detections and of the objects of each image, given by position."""
     order = np.argsort(rows.object_image, kind="stable")
     for position in images:

@@ -29,7 +29,7 @@ from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.references import doctor
 from ntt_jax.references.sampling import ReferenceSet
 from ntt_jax.report import analysis, gallery
-from ntt_jax.report.matching import KINDS, Rows, match
+from ntt_jax.report.matching import KINDS, MatchedRows, match
 from ntt_jax.report.memory_view import memory_view
 
 SCRIPTS = (
@@ -123,7 +123,7 @@ def write_report(path: PathLike, report: Report) -> tuple[dict[str, Any], dict[s
     return metrics, threshold_file(main, names, kinds[0])
 
 
-def threshold_file(rows: Rows, names: Sequence[str], kind: str) -> dict[str, Any]:
+def threshold_file(rows: MatchedRows, names: Sequence[str], kind: str) -> dict[str, Any]:
     """The score threshold with the best F1 at IoU 0.5 of each class, as `ntt-jax segment --thresholds` reads it.
 
     kind: what was compared, "segm" or "bbox". thresholds: by class name, the score itself, so that the detection which
@@ -199,7 +199,7 @@ def class_colours(names: Sequence[str]) -> list[list[str]]:
     return [[name, "#{:02x}{:02x}{:02x}".format(*colour)] for name, colour in zip(names, colours, strict=True)]
 
 
-def _classes(per_class: Sequence[Mapping[str, Any]], rows: Rows, names: Sequence[str]) -> list[dict[str, Any]]:
+def _classes(per_class: Sequence[Mapping[str, Any]], rows: MatchedRows, names: Sequence[str]) -> list[dict[str, Any]]:
     thresholds, f1 = analysis.best_thresholds(rows)
     return [
         {
@@ -220,7 +220,7 @@ def _finite(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
-def _curves(rows: Rows) -> list[list[list[int]] | None]:
+def _curves(rows: MatchedRows) -> list[list[list[int]] | None]:
     """Per class precision at 101 recalls in thousandths, at IoU 0.5, 0.75 and the mean of all ten; None: no objects."""
     curves = analysis.precision_curves(rows)  # [10, 101, K]
     shown = np.stack([curves[0], curves[5], curves.mean(axis=0)])  # [3, 101, K]
@@ -228,14 +228,14 @@ def _curves(rows: Rows) -> list[list[list[int]] | None]:
     return [whole[:, :, k].tolist() if rows.objects[k] else None for k in range(rows.classes)]
 
 
-def _threshold(rows: Rows) -> int:
+def _threshold(rows: MatchedRows) -> int:
     """The score step to start from: where F1 over all classes is best."""
     best = analysis.best_thresholds(rows)[0][-1]
     return int(analysis.bins(np.asarray([best]))[0]) if np.isfinite(best) else analysis.BINS // 2
 
 
 def _scenes(
-    report: Report, rows: Rows, records: Mapping[int, HostDetections]
+    report: Report, rows: MatchedRows, records: Mapping[int, HostDetections]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     ids = report.ground_truth.image_ids
     scenes, pictures = [], []
