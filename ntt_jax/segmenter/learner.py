@@ -16,6 +16,7 @@ from ntt_jax.datasets.image_files import survey
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.images.prefetch import map_ahead
+from ntt_jax.images.remote import Location
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.notes import InputNote, Notes
@@ -74,7 +75,7 @@ class Learner:
             raise InputError(f"negative references: {error}") from None
 
     def from_coco(
-        self, dataset: CocoDataset, folder: Path, references: ReferenceSet, negatives: Negatives | None
+        self, dataset: CocoDataset, folder: Location, references: ReferenceSet, negatives: Negatives | None
     ) -> dict[str, ClassReferences]:
         """The classes of a reference set, and of a set of negative ones. Raises `InputError`, naming a reference."""
         dataset = self._looked_at(dataset, folder, references)
@@ -132,7 +133,7 @@ class Learner:
             "exif": self._exif,
         }
 
-    def _looked_at(self, dataset: CocoDataset, folder: Path, references: ReferenceSet) -> CocoDataset:
+    def _looked_at(self, dataset: CocoDataset, folder: Location, references: ReferenceSet) -> CocoDataset:
         ids = {reference.image_id for chosen in references.classes for reference in chosen.references}
         found = survey(dataset, folder, exif=self._exif, image_ids=ids)
         for line in found.notes[len(dataset.notes) :]:
@@ -164,7 +165,7 @@ class Learner:
         return means, tuple(origins or map(origin, given))
 
     def _read(
-        self, dataset: CocoDataset, folder: Path, references: Sequence[Reference]
+        self, dataset: CocoDataset, folder: Location, references: Sequence[Reference]
     ) -> tuple[tuple[np.ndarray, ...], tuple[Any, ...]]:
         """Means and origins of annotations."""
         size = {"input_size": self._encoder.config.input_size, "grid": self._encoder.config.grid}
