@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright  # pyright: ignore[reportMissingImports]
+from playwright.sync_api import Page, expect, sync_playwright  # pyright: ignore[reportMissingImports]
 
 import ntt_jax
 from ntt_jax.app import running
@@ -71,7 +71,9 @@ def main() -> None:
             thread = threading.Thread(target=server.run, kwargs={"sockets": [address.listener]}, daemon=True)
             thread.start()
             wait_for_warming()
-            measure(f"{address.url}/?token={address.token}", sorted(photos.iterdir()), args.clicks)
+            measure(
+                f"{address.url}/?token={address.token}", sorted(p for p in photos.iterdir() if p.is_file()), args.clicks
+            )
             server.should_exit = True
             thread.join()
 
@@ -110,7 +112,7 @@ def measure(url: str, photos: list[Path], clicks: int) -> None:
         for photo in photos:
             began = time.perf_counter()
             page.locator("#photos .open").filter(has=page.get_by_text(photo.name, exact=True)).click()
-            page.wait_for_function("document.getElementById('stage-status').textContent === 'ready for clicks'")
+            expect(page.locator("#stage-status")).to_have_text("ready for clicks", timeout=300_000)
             print(f"{photo.name}: opened and encoded in {time.perf_counter() - began:.2f} s")
             kinds.setdefault(photo.name.rsplit(" ", 1)[0], []).extend(click(page, clicks))
             page.keyboard.press("Escape")
@@ -132,7 +134,8 @@ def click(page: Page, count: int) -> list[list[float]]:
         assert at is not None
         x, y = generator.uniform(0.1, 0.9, 2)
         page.mouse.click(at["x"] + x * at["width"], at["y"] + y * at["height"])
-        page.wait_for_function(f"window.clicks.length > {number}")
+        while page.evaluate("() => window.clicks.length") <= number:
+            page.wait_for_timeout(20)
         if number % 2:  # every second click is the second one on an object
             page.click("#clear")
     return page.evaluate("() => window.clicks")
