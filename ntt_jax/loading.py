@@ -11,7 +11,13 @@ from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import port
 
 
-def load_sam2(name_or_path: str | os.PathLike[str] = DEFAULT_SAM2, dtype: str = "float32") -> Sam2:
+def load_sam2(
+    name_or_path: str | os.PathLike[str] = DEFAULT_SAM2,
+    dtype: str = "float32",
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> Sam2:
     """Load SAM 2 by name or from any checkpoint of it.
 
     Args:
@@ -20,6 +26,7 @@ def load_sam2(name_or_path: str | os.PathLike[str] = DEFAULT_SAM2, dtype: str = 
             converted once, into a cache.
         dtype: "float32" or "bfloat16": type of kernels and matrix products. Norms, position tables and the heads that
             meet thresholds stay float32. A file of float16 or bfloat16 weights is widened or rounded accordingly.
+        key, prefix: which of several models of a checkpoint, as for `weight_port.convert`; docs/weights.md.
 
     Returns:
         The model, on JAX's default device.
@@ -28,10 +35,16 @@ def load_sam2(name_or_path: str | os.PathLike[str] = DEFAULT_SAM2, dtype: str = 
         InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
             do), or tensors that do not fit their configuration.
     """
-    return cast(Sam2, _load(name_or_path, "sam2", dtype, Sam2, "load_dinov2"))
+    return cast(Sam2, _load(name_or_path, "sam2", dtype, Sam2, "load_dinov2", key, prefix))
 
 
-def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: str = "float32") -> DinoVisionTransformer:
+def load_dinov2(
+    name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2,
+    dtype: str = "float32",
+    *,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> DinoVisionTransformer:
     """Load DINOv2 by name or from any checkpoint of it.
 
     Args:
@@ -40,6 +53,7 @@ def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: st
             converted once, into a cache.
         dtype: "float32" or "bfloat16": type of kernels and matrix products. Norms, LayerScale, tokens and the position
             table stay float32. A file of float16 or bfloat16 weights is widened or rounded accordingly.
+        key, prefix: which of several models of a checkpoint, as for `weight_port.convert`; docs/weights.md.
 
     Returns:
         The model, on JAX's default device.
@@ -48,14 +62,24 @@ def load_dinov2(name_or_path: str | os.PathLike[str] = DEFAULT_DINOV2, dtype: st
         InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
             do), or tensors that do not fit their configuration.
     """
-    return cast(DinoVisionTransformer, _load(name_or_path, "dinov2", dtype, DinoVisionTransformer, "load_sam2"))
+    return cast(
+        DinoVisionTransformer, _load(name_or_path, "dinov2", dtype, DinoVisionTransformer, "load_sam2", key, prefix)
+    )
 
 
-def _load(name_or_path: str | os.PathLike[str], kind: str, dtype: str, expected: type, other: str) -> object:
+def _load(
+    name_or_path: str | os.PathLike[str],
+    kind: str,
+    dtype: str,
+    expected: type,
+    other: str,
+    key: str | None,
+    prefix: str | None,
+) -> object:
     if not isinstance(name_or_path, (str, os.PathLike)):
         found = type(name_or_path).__name__
         raise InputError(f"load_{kind}: expected the name of a model or the path of its weights, found {found}")
-    path = resolve(name_or_path, kind)
+    path = resolve(name_or_path, kind, key=key, prefix=prefix)
     weights = port.read_converted(path)
     is_sam2 = isinstance(weights.config, Sam2Config)
     if is_sam2 != (expected is Sam2):

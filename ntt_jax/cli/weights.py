@@ -11,6 +11,7 @@ examples:
   ntt-jax weights list
   ntt-jax weights get sam2_hiera_large dinov2_vitl14        before a machine loses its network
   ntt-jax weights get owner/fine-tuned-dinov2@v2            any model of the two architectures on the Hugging Face Hub
+  ntt-jax weights get epoch_20.pth --key model_ema          one of several models; the file stands for it from now on
   ntt-jax weights path dinov2_vitl14
   ntt-jax weights verify
 
@@ -40,6 +41,8 @@ def add_parser(commands: Any) -> None:
             part.add_argument(
                 "--source", choices=("auto", "hub", "meta"), default="auto", help="where to fetch from (default: auto)"
             )
+            part.add_argument("--key", help="of a checkpoint with several models: the dictionary, such as model_ema")
+            part.add_argument("--prefix", help="what all names of the model start with in it, such as module.")
             part.add_argument("--again", action="store_true", help="fetch the newest version even where there is one")
         elif name == "path":
             part.add_argument("name", metavar="NAME", help="a name that was fetched before, or a checkpoint")
@@ -72,7 +75,10 @@ def _get(args: argparse.Namespace) -> None:
         parse(name)  # a mistyped name is answered before another one is fetched
     args.resume_hint = "what has arrived is kept; the same command goes on from there"
     for name in args.names:
-        print(f"{name}  {resolve(name, source=args.source, again=args.again)}", flush=True)
+        print(
+            f"{name}  {resolve(name, source=args.source, again=args.again, key=args.key, prefix=args.prefix)}",
+            flush=True,
+        )
 
 
 def _path(args: argparse.Namespace) -> None:

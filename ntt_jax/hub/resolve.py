@@ -22,7 +22,15 @@ def meta_url() -> str:
     return os.environ.get("NTT_JAX_META_URL", "").rstrip("/") or META_URL
 
 
-def resolve(name_or_path: PathLike, kind: str | None = None, *, source: str = "auto", again: bool = False) -> Path:
+def resolve(
+    name_or_path: PathLike,
+    kind: str | None = None,
+    *,
+    source: str = "auto",
+    again: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+) -> Path:
     """The converted weight file of whatever a user names.
 
     Args:
@@ -31,6 +39,8 @@ def resolve(name_or_path: PathLike, kind: str | None = None, *, source: str = "a
         kind: "sam2" or "dinov2": a name of the other model is refused before anything is fetched.
         source: of published models: "hub", "meta", or "auto": the Hub, and Meta if that fails.
         again: fetch a name anew even if it is in the cache.
+        key, prefix: of a checkpoint with several models, which one: the dictionary, and what all names of its tensors
+            start with (`weight_port.convert`). The path or id stands for that model from then on, also without them.
 
     Returns:
         A converted file itself; of everything else the converted file in the cache. A name that was fetched once stands
@@ -40,20 +50,25 @@ def resolve(name_or_path: PathLike, kind: str | None = None, *, source: str = "a
         InputError: no such file or name, nothing that can be converted, or a download that failed: says what to do.
     """
     what = parse(name_or_path, kind)
+    reading = {name: text for name, text in (("key", key), ("prefix", prefix)) if text is not None}
     if isinstance(what, Path):
-        return _of_path(what)
-    if not again and (found := cache.named(what.name)):
+        return _of_path(what, reading)
+    if reading and isinstance(what, Published):
+        raise InputError(f"{what.name}: holds one model; there is nothing to choose with {' and '.join(reading)}")
+    if not again and not reading and (found := cache.named(what.name)):
         return found.path
-    return _of_name(what, source, again)
+    return _of_name(what, source, again, reading)
 
 
-def _of_path(path: Path) -> Path:
+def _of_path(path: Path, reading: Mapping[str, str]) -> Path:
     if _is_converted(path):
+        if reading:
+            raise InputError(f"{show_path(path)}: a converted file, which holds one model; there is nothing to choose")
         return path
-    key = cache.key_of_path(path)
+    key = None if reading else cache.key_of_path(path)
     if key is None or (found := cache.entry(key)) is None:
         stamps = cache.stamps(path)
-        key, found = _convert(path, given=_beside(path))
+        key, found = _convert(path, given=_beside(path), reading=reading)
         cache.record_path(path, stamps, key)
     return found.path
 
@@ -83,28 +98,39 @@ def _beside(path: Path) -> dict[str, Any] | None:
 
 
 def _convert(
-    path: Path, *, model: str | None = None, given: Mapping[str, Any] | None = None, expected: str | None = None
+    path: Path,
+    *,
+    model: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    expected: str | None = None,
+    reading: Mapping[str, str] | None = None,
 ) -> tuple[str, cache.Entry]:
     """The key and the converted file of a checkpoint, converted now if the cache lacks it.
 
-    expected: its sha256, if that is known. Raises `InputError` for what `weight_port.convert` refuses.
+    expected: its sha256, if that is known. reading: which of its models, `key` and `prefix`. Raises `InputError` for
+    what `weight_port.convert` refuses.
     """
     from weight_port.source import open_source
 
-    opened = open_source(path)
+    try:
+        opened = open_source(path, **(reading or {}))
+    except InputError as error:
+        if not reading and ("--key" in str(error) or "--prefix" in str(error)):
+            raise InputError(f"{error}; `ntt-jax weights get` takes them, once for this file") from None
+        raise
     if expected is not None and len(opened.files) == 1 and opened.sha256 != expected:
         raise InputError(
             f"{show_path(path)}: damaged: its sha256 is {opened.sha256[:12]}..., expected {expected[:12]}...; delete "
             f"{show_path(opened.files[0].resolve())} and start again"
         )
-    beside = {"model": model, "given": given, "hints": opened.hints}
+    beside = {"model": model, "given": given, "hints": opened.hints, **(reading or {})}
     key = cache.key_of(opened.sha256, {name: value for name, value in beside.items() if value})
 
     def write(target: Path) -> None:
         from weight_port.port import convert
 
         try:
-            convert(path, target, model=model, given=given)
+            convert(path, target, model=model, given=given, **(reading or {}))
         except InputError as error:
             if "with --config" in str(error):
                 raise InputError(f"{error} to `python -m weight_port convert`") from None
@@ -114,15 +140,15 @@ def _convert(
     return key, cache.store(key, opened.sha256, write)
 
 
-def _of_name(what: Published | Repository, source: str, again: bool) -> Path:
+def _of_name(what: Published | Repository, source: str, again: bool, reading: Mapping[str, str]) -> Path:
     lock = cache.folder() / "names" / f"{what.name.replace('/', '--')}.lock"
     cache.make_folder(lock.parent)
     with cache.locked(lock):
-        if not again and (found := cache.named(what.name)):  # another process was quicker
+        if not again and not reading and (found := cache.named(what.name)):  # another process was quicker
             return found.path
         if isinstance(what, Repository):
             path, commit = _from_hub(what, what.id, what.revision, again)
-            return _keep(what.name, path, f"{repository.endpoint()}/{what.id}", commit)
+            return _keep(what.name, path, f"{repository.endpoint()}/{what.id}", commit, reading=reading)
         reasons = []
         if source in ("auto", "hub"):
             try:
@@ -159,7 +185,14 @@ def _from_hub(what: Repository, identifier: str, revision: str | None, again: bo
         ) from None
 
 
-def _keep(name: str, path: Path, origin: str, commit: str | None, model: Published | None = None) -> Path:
+def _keep(
+    name: str,
+    path: Path,
+    origin: str,
+    commit: str | None,
+    model: Published | None = None,
+    reading: Mapping[str, str] | None = None,
+) -> Path:
     """Convert what was fetched and note what the name stands for from now on."""
     expected = None
     if commit is not None:
@@ -168,7 +201,7 @@ def _keep(name: str, path: Path, origin: str, commit: str | None, model: Publish
     elif model is not None and model.sha256 is None:
         show(f"ntt-jax: {name}: no published checksum to compare with", to=sys.stderr)
     if model is None:
-        key, found = _convert(path, expected=expected)
+        key, found = _convert(path, expected=expected, reading=reading)
     elif model.given is not None:
         key, found = _convert(path, given=model.given, expected=expected)
     else:

@@ -11,6 +11,7 @@ from hub_server import Fault
 from weight_checkpoints import DINOV2_GIVEN, TINY_DINOV2, save, state_dict
 
 import weight_port
+from ntt_jax.cli import main
 from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.errors import InputError
 from ntt_jax.hub import cache, fetch, names, resolve
@@ -39,6 +40,10 @@ def test_every_source_gives_the_same_bits(hub, checkpoints, tmp_path):
         assert list(found) == list(expected), given
         for name, value in expected.items():
             assert found[name].tobytes() == value.tobytes(), (given, name)
+    sam2 = [load_sam2(name) for name in ("sam2.1_hiera_tiny", SAM2, checkpoints / "sam2")]
+    sam2.append(load_sam2(resolve("sam2.1_hiera_tiny", source="meta", again=True)))
+    for other in sam2[1:]:
+        jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(m) for m in (sam2[0], other)))
     from_meta = load_dinov2(resolve("dinov2_vits14", source="meta", again=True))
     jax.tree.map(np.testing.assert_array_equal, *(jax.tree.leaves(m) for m in (from_meta, load_dinov2(port))))
 
@@ -124,6 +129,28 @@ def test_shards_come_with_their_index(hub, checkpoints, tmp_path):
     del hub.repositories["me/shards"]["b.safetensors"]
     with pytest.raises(InputError, match=r"names 'b\.safetensors', which is not there"):
         resolve("me/shards", again=True)
+
+
+def test_one_of_several_models_is_chosen_once(hub, checkpoints, tmp_path, capsys):
+    first, second = state_dict(TINY_DINOV2), {n: v * np.float32(0.5) for n, v in state_dict(TINY_DINOV2).items()}
+    path = tmp_path / "net.safetensors"
+    save(path, {**{f"first.{n}": v for n, v in first.items()}, **{f"second.{n}": v for n, v in second.items()}})
+    path.with_suffix(".json").write_text(json.dumps({"model": "dinov2", **DINOV2_GIVEN}))
+    config = (checkpoints / "dinov2" / "config.json").read_bytes()
+    hub.repositories["me/both"] = {"model.safetensors": path.read_bytes(), "config.json": config}
+    for given in (path, "me/both"):
+        with pytest.raises(InputError, match=r"--prefix.*`ntt-jax weights get` takes them, once for this file"):
+            load_dinov2(given)
+    with pytest.raises(InputError, match="dinov2_vits14: holds one model"):
+        resolve("dinov2_vits14", prefix="second.")
+    assert main(["weights", "get", str(path), "--prefix", "second."]) == 0 and capsys.readouterr().out
+    for model in (load_dinov2(path), load_dinov2("me/both", prefix="second."), load_dinov2("me/both")):
+        found = weight_port.export_state_dict(model)
+        assert all(found[name].tobytes() == value.tobytes() for name, value in second.items())
+    found = weight_port.export_state_dict(load_dinov2(path, prefix="first."))
+    assert all(found[name].tobytes() == value.tobytes() for name, value in first.items())
+    with pytest.raises(InputError, match="there is nothing to choose"):
+        resolve(resolve(path), key="a")
 
 
 @pytest.mark.parametrize(
