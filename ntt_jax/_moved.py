@@ -6,7 +6,6 @@ A program that says `from ntt_jax.coco import load_coco` gets `ntt_jax.datasets.
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -31,7 +30,9 @@ MOVED = {
 }
 
 
-class _Finder(MetaPathFinder, Loader):
+class _Finder:
+    """Finder and loader in one. It is none of `importlib.abc`, which brings a dozen modules with it."""
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:

@@ -18,7 +18,6 @@ from ntt_jax.files import PathLike, show_path
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import EXIF, ImageHeader, read_header
 from ntt_jax.images.remote import Address
-from ntt_jax.images.trial import headers_apart
 from ntt_jax.notes import Notes
 
 _RAW_ADVICE = "--exif raw takes the pixels as they are stored"
@@ -154,6 +153,8 @@ def _headers(
     """The headers of images; None for one that cannot be read: whoever needs it says so."""
     paths = [dataset.image_path(folder, image.id) for image in images]
     if apart and not isinstance(folder, Address):
+        from ntt_jax.images.trial import headers_apart
+
         yield from (None if isinstance(found, str) else found[1] for found in headers_apart(paths))
         return
 

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -71,6 +70,8 @@ def _messages(
     data: bytes, kind: str, pixels: int, allowed: int, more_paths: tuple[str, ...], wanted: str
 ) -> Iterator[tuple[dict[str, Any], bytes]]:
     """What the other process says: about some rows, and the rows."""
+    import subprocess  # most programs never need it
+
     from PIL import Image
 
     limit = _BASE_BYTES + 2 * len(data) + BYTES_PER_PIXEL * pixels

@@ -21,7 +21,7 @@ from ntt_jax.images.heif import can_read_heif as can_read_heif
 from ntt_jax.images.heif import heif_rows, heif_size, joined
 from ntt_jax.images.remote import Address, fetch
 from ntt_jax.images.structure import FORMATS as FORMATS
-from ntt_jax.images.structure import RAW, check_structure, format_of
+from ntt_jax.images.structure import RAW, Structure, check_structure, format_of
 
 # Endings by which a folder is searched for images.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
@@ -322,16 +322,15 @@ def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) ->
             if remote is None and kind not in RAW and has_hole(file):
                 raise InputError(f"{shown}: the image has parts that were never written; copy it again")
             file.seek(0)
-            if header and kind == "JPEG":
-                data = file.read(_HEADER_BYTES)
-                if _is_cut(data):
-                    data += file.read(MAX_IMAGE_BYTES + 1)
-            else:
-                data = file.read(MAX_IMAGE_BYTES + 1)
+            short = header and kind == "JPEG"
+            data = file.read(_HEADER_BYTES if short else MAX_IMAGE_BYTES + 1)
+            found = _whole_header(data) if short else None
+            if short and found is None:
+                data += file.read(MAX_IMAGE_BYTES + 1)
         except OSError as error:
             raise InputError(f"{shown}: cannot read the image: {reason(error)}") from error
     try:
-        found = check_structure(data)
+        found = check_structure(data) if found is None else found
         size = None if found.format in ("AVIF", "HEIF") else found.size  # theirs may be cropped
         if max_pixels is not None and size is not None:
             _check_size(*size, max_pixels)
@@ -340,12 +339,13 @@ def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) ->
     return data
 
 
-def _is_cut(data: bytes) -> bool:
-    """Whether the start of a file ends before its pixels begin."""
+def _whole_header(data: bytes) -> Structure | None:
+    """What the start of a file says, if that goes on to its pixels and is sound."""
     try:
-        return check_structure(data).cut
+        found = check_structure(data)
     except InputError:  # which the whole file will be refused for
-        return True
+        return None
+    return None if found.cut else found
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
