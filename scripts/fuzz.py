@@ -86,6 +86,8 @@ def texts() -> list[bytes]:
             for i, s in enumerate(segmentations, 1)
         ],
     }
+    kinds = {"polygon": [[1, 1], [9, 1], [9, 7]], "rectangle": [[1, 1], [9, 7]], "circle": [[5, 4], [5, 6]]}
+    shapes = [{"label": "dog", "points": p, "shape_type": k, "group_id": None} for k, p in kinds.items()]
     record = json.dumps({"image_id": 5, "boxes": [[0, 0, 1, 1]]}).encode()
     xml = (
         "<annotation><filename>000001.jpg</filename><size><width>12</width><height>8</height></size><object><name>dog"
@@ -104,6 +106,15 @@ def texts() -> list[bytes]:
         b"%08x %s\n" % (zlib.crc32(record), record),
         xml.encode(),
         b"000001\n000002\n",
+        json.dumps(
+            {"version": "5", "imagePath": "a.png", "imageHeight": 8, "imageWidth": 12, "shapes": shapes}
+        ).encode(),
+        b"0 0.5 0.5 0.2 0.2\n0 0.1 0.1 0.9 0.1 0.9 0.9\n",
+        b"names: [dog, cat]\n",
+        b"names:\n  0: dog\n  1: 'cat'\n",
+        b"dog\ncat\n",
+        json.dumps(["0" * 64, "csv", "objects.csv"]).encode() + b"\n",
+        json.dumps({**coco, "annotations": [{**coco["annotations"][0], "score": 0.5}], "skipped": []}).encode(),
     ]
 
 

@@ -6,9 +6,11 @@ Each recipe is made in a temporary folder, at full size, and read as a user's fi
 ("refused") or in a result. POSIX only: the peak is the process's and its helpers' (`resource`).
 """
 
+import base64
 import json
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,6 +24,11 @@ READ = {
     "image": "from ntt_jax.images.reading import read_image as read",
     "json": "from ntt_jax.datasets import load_dataset as read",
     "memory": "from ntt_jax.memory.bank import load_memory as read",
+    "folder": (
+        "from ntt_jax.references.folder import find_references\n"
+        "def read(path):\n"
+        "    return find_references(path.rpartition('/')[0])"
+    ),
     "masks": (
         "from ntt_jax.datasets import load_dataset\n"
         "def read(path):\n"
@@ -100,6 +107,31 @@ def triangles(count: int, side: int = 14000) -> list[list[int]]:
     return [[x, y, x + 2, y, x, y + 2] for x, y in places]
 
 
+def beside_a_photo(make: Callable[[int], str], name: str, **more: str) -> Callable[[Path], None]:
+    """A file of annotations of a large photo; the path is that of the file, its folder is what is read."""
+
+    def write(path: Path) -> None:
+        path.with_name("a.png").write_bytes(png(SIDE, SIDE, 0))
+        for stem, text in more.items():
+            path.with_name(f"{stem}.txt").write_text(text)
+        path.with_name(name).write_text(make(SIDE))
+        path.touch()
+
+    return write
+
+
+def labelme(
+    count: int, kind: str = "polygon", group: int | None = None, mask: str | None = None
+) -> Callable[[int], str]:
+    """A LabelMe file of `count` shapes."""
+    points = [[0, 0]] if mask else [[1, 1], [90, 1], [90, 90]]
+    shape = {"label": "x", "points": points, "shape_type": kind, "group_id": group, "mask": mask}
+    return lambda side: json.dumps(
+        {"imagePath": "a.png", "imageHeight": side, "imageWidth": side, "shapes": [shape] * count}
+    )
+
+
+SIDE = 14142
 GIF = b"GIF89a\x08\0\x08\0\x80\0\0" + b"\0" * 6
 RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "JPEG of 100 MB of fill bytes": ("image", whole(lambda: b"\xff\xd8" + b"\xff" * 100_000_000)),
@@ -122,6 +154,11 @@ RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
         "json",
         whole(lambda: b"{" + b",".join(b'"%d":1' % i for i in range(8_000_000)) + b"}"),
     ),
+    "JSON of 33 M numbers of two characters": ("json", whole(lambda: b"[" + b"-6," * 33_000_000 + b"0]")),
+    "JSON of 16 M numbers of five characters": (
+        "json",
+        whole(lambda: b"[" + b",".join(b"%d" % (10_000 + i % 90_000) for i in range(16_500_000)) + b"]"),
+    ),
     "JSON of integers of 4,300 digits, 100 MB": (
         "json",
         whole(lambda: b"[" + b",".join([b"9" * 4300] * 23_000) + b"]"),
@@ -137,6 +174,15 @@ RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
     ),
     "80,000 triangles in one annotation": ("masks", whole(lambda: coco(triangles(80_000), 14000))),
     "200,000 triangles in one annotation": ("masks", whole(lambda: coco(triangles(200_000), 14000))),
+    "LabelMe: 20,000 polygons in a photo of 200 M pixels": ("folder", beside_a_photo(labelme(20_000), "a.json")),
+    "LabelMe: 120 pictures of masks in such a photo": (
+        "folder",
+        beside_a_photo(labelme(120, "mask", mask=base64.b64encode(png(8, 8, 0)).decode()), "a.json"),
+    ),
+    "YOLO: 10,000 polygons in such a photo": (
+        "folder",
+        beside_a_photo(lambda side: "0 .1 .1 .2 .1 .2 .2\n" * 10_000, "a.txt", classes="x\n"),
+    ),
     "a mistyped class among a million": ("class", whole(lambda: coco([[0, 0, 1, 0, 0, 1]], 9, 1_000_000))),
     "memory file, 1 GB, sparse": ("memory", sparse(struct.pack("<Q", 100), 2**30)),
 }
@@ -145,7 +191,8 @@ RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
 def measure(name: str, folder: Path) -> str:
     """One line of the table."""
     kind, make = RECIPES[name]
-    path = folder / "file"
+    (folder / "input").mkdir()
+    path = folder / "input" / "file"
     make(path)
     read, write = os.pipe()
     started = time.monotonic()
@@ -165,8 +212,8 @@ def measure(name: str, folder: Path) -> str:
     outcome, peak, lines = json.loads(os.read(read, 4096))
     os.close(read)
     os.close(write)
-    size = path.stat().st_size
-    path.unlink()
+    size = sum(file.stat().st_size for file in path.parent.iterdir())
+    shutil.rmtree(path.parent)
     if lines:
         outcome += f", {lines} lines on stderr"
     return f"| {name} | {size / 1e6:,.1f} MB | {outcome} | {seconds:.1f} s | {peak:,} MB |"

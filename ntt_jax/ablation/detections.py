@@ -18,7 +18,7 @@ from ntt_jax.images.rle import Rle
 _WHOLE = ("image_id", "height", "width", "boxes", "counts")  # as in the record of one memory with every mask once
 _KEYS = (*_WHOLE, "shape", "masks", "labels", "scores")
 _TYPES = {"masks": "<i4", "labels": "<i4", "scores": "<f4"}
-_MAX_ROWS = 2**28
+_MAX_ROWS = 2**24
 
 
 @dataclass(frozen=True, eq=False)

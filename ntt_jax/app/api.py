@@ -223,8 +223,8 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
         if mask is not None:
             given = await uploads.decoded(await mask.read(), "mask", as_mask)
         else:
-            numbers = _json(points, "points") if points else []
-            given = Prompt(_json(box, "box") if box else None, tuple(numbers))
+            numbers = _json(points, "points") if points else ()
+            given = Prompt(_json(box, "box") if box else None, numbers)
         await asyncio.to_thread(_add, service, name, pixels, given, kind)
         changed()
         return await asyncio.to_thread(service.classes)  # it waits while another reference is encoded

@@ -12,7 +12,7 @@ One program at a time holds the folder's lock. Every change is on the disk befor
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -131,9 +131,9 @@ class Project:
         if not rle_areas([mask])[0]:
             raise InputError("the mask is empty")
         with self._changing:
-            self._categories.setdefault(name, max(self._categories.values(), default=0) + 1)
-            self._images.setdefault(photo.name, max(self._images.values(), default=0) + 1)
-            reference = Reference(max(self._references, default=0) + 1, kind, photo.name, name, mask)
+            self._categories.setdefault(name, _next(self._categories.values()))
+            self._images.setdefault(photo.name, _next(self._images.values()))
+            reference = Reference(_next(self._references), kind, photo.name, name, mask)
             self._references[reference.id] = reference
             try:
                 self._save(kind)
@@ -236,6 +236,12 @@ class Project:
                 for reference, area, box in zip(references, areas, boxes, strict=True)
             ],
         }
+
+
+def _next(ids: Collection[int]) -> int:
+    """One more than the largest id; the first that is free, if that would be larger than JSON's numbers."""
+    after = max(ids, default=0) + 1
+    return after if 0 < after < 2**53 else next(i for i in range(1, len(ids) + 2) if i not in set(ids))
 
 
 def _photo(folder: Path, path: Path) -> Photo:

@@ -47,7 +47,9 @@ class Search:
         self._known: dict[str, dict[str, Any]] = {}  # without the masks, which stay on the disk
         self._versions = 0
         for number in self._records:
-            self._note(self._records.read(number))
+            record = self._records.read(number)
+            if _is_sound(record):  # of another program otherwise: the photo counts as not searched
+                self._note(record)
         self.revision = 0
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -112,6 +114,8 @@ class Search:
         detections = HostDetections.from_json(record["detections"], show_path(photo.path))
         ids = self._bench.project.categories
         names = tuple(record["classes"])
+        if not all(0 <= label < len(names) for label in detections.labels):
+            raise InputError(f"{show_path(photo.path)}: what was found in it is damaged; search it again")
         return Prediction(detections, names, tuple(ids.get(name, 0) for name in names), photo.path)
 
     def export(self, formats: Sequence[str]) -> str:
@@ -128,7 +132,10 @@ class Search:
             least = np.array([project.threshold(name) for name in found.class_names], np.float32)
             kept = found.detections.select(found.scores >= least)
             # Records of several memories may number the classes differently.
-            labels = [names.index(found.classes[label]) for label in kept.labels]
+            kept_names = [found.classes[label] for label in kept.labels]
+            if not set(kept_names) <= set(names):
+                raise InputError(f"{show_path(photo.path)}: holds a class that is not here any more; search it again")
+            labels = [names.index(name) for name in kept_names]
             photos.append(
                 FormatPhoto(
                     photo.name,
@@ -215,6 +222,22 @@ class Search:
     def _is_current(self, photo: Photo, memory: str) -> bool:
         known = self._known.get(photo.id)
         return known is not None and known["memory"] == memory and known["stamp"] == _stamp(photo)
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether a record is one of `Search`, masks and boxes aside, which are checked when they are asked for."""
+    if not isinstance(record.get("memory"), str) or not isinstance(record.get("stamp"), list):
+        return False
+    if "skipped" in record:
+        return isinstance(record["skipped"], str)
+    classes, found = record.get("classes"), record.get("detections")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return False
+    labels, scores = (found.get(key) if isinstance(found, dict) else None for key in ("labels", "scores"))
+    if not isinstance(labels, list) or not isinstance(scores, list) or len(labels) != len(scores):
+        return False
+    numbers = all(type(score) in (int, float) and 0 <= score <= 1 for score in scores)
+    return numbers and all(type(label) is int and 0 <= label < len(classes) for label in labels)
 
 
 def _progress(done: int, total: int) -> dict[str, Any]:

@@ -273,7 +273,7 @@ class Workbench:
         """Ids by class and kind of the memory file in order; nothing if it is not the one that `_keep` wrote down."""
         path = self.project.home / _LEARNED
         try:
-            content = parse_json(read_bytes(path, max_bytes=2**28, what="list"), path, what="list of references")
+            content = parse_json(read_bytes(path, max_bytes=2**26, what="list"), path, what="list of references")
             if content["memory"] != sha256(self.project.memory):
                 return {}
             bank, known = load_memory(self.project.memory), self.project.references

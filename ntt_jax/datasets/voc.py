@@ -51,7 +51,10 @@ class VocMask:
     bbox: tuple[float, float, float, float]
 
     def __call__(self) -> np.ndarray:
-        numbers = read_index_image(self.path)
+        return self.of(read_index_image(self.path))
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """The mask in object numbers `[H, W]` that have been read; as calling it, and with its errors."""
         if numbers.shape != (self.height, self.width):
             found, expected = f"{numbers.shape[1]} x {numbers.shape[0]}", f"{self.width} x {self.height}"
             raise InputError(f"{show_path(self.path)}: is {found} pixels, the annotation says {expected}")

@@ -136,7 +136,7 @@ def number_array(value: Any, kinds: str, rank: int, where: str) -> np.ndarray:
     """
     try:
         array = np.asarray(value) if type(value) is list else np.zeros((), np.bool_)
-    except ValueError:  # ragged
+    except (ValueError, OverflowError):  # ragged; an integer beyond every float
         array = np.zeros((), np.bool_)
     if type(value) is list and array.size == 0 and array.ndim == 1:
         return array.reshape((0, 4) if rank == 2 else (0,))

@@ -14,11 +14,21 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import check_output, make_folder, open_in_place, open_input, read_bytes, show_path, write_bytes
+from ntt_jax.files import (
+    check_output,
+    make_folder,
+    open_in_place,
+    open_input,
+    parse_json,
+    read_bytes,
+    show_path,
+    write_bytes,
+)
 from ntt_jax.notes import Notes
 
 LIST = "formats.list"
 _MAX_LIST_BYTES = 256 * 1024**2
+_MAX_LINE_BYTES = 2**16
 _KEPT = "files that were made or changed by others, left as they are"
 _ADVICE = "move them away to have them written anew"
 _CHUNK = 2**20
@@ -99,7 +109,7 @@ class Output:
             os.path.realpath(self.root), *_folders(name)
         ):
             return  # not what we wrote: a link lies on the way
-        if path.is_symlink() or not path.is_file():
+        if os.path.islink(path) or not os.path.isfile(path):
             return
         if _checksum(path) not in checksums:
             self.notes.add(_KEPT, show_path(path), _ADVICE)
@@ -112,6 +122,10 @@ class Output:
 
 def _inside(name: str) -> bool:
     path = PurePosixPath(name)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # a lone surrogate, which no name of a file has
+        return False
     odd = path.is_absolute() or ".." in path.parts or "\0" in name or not path.name
     return not odd and not os.path.isabs(name) and not os.path.splitdrive(name)[0]
 
@@ -142,9 +156,10 @@ def _read_list(path: Path) -> dict[str, dict[str, set[str]]]:
         return known
     for line in read_bytes(path, max_bytes=_MAX_LIST_BYTES, what="list of written files").splitlines():
         try:
-            checksum, format_name, name = json.loads(line)
-        except (ValueError, TypeError, RecursionError):
+            row = parse_json(line, path, what="line") if len(line) <= _MAX_LINE_BYTES else None
+        except InputError:
             continue
-        if all(type(text) is str for text in (checksum, format_name, name)) and _inside(name):
+        if type(row) is list and len(row) == 3 and all(type(text) is str for text in row) and _inside(row[2]):
+            checksum, format_name, name = row
             known.setdefault(format_name, {}).setdefault(name, set()).add(checksum)
     return known

@@ -9,11 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ntt_jax.files import PathLike, write_bytes
 from ntt_jax.images.captions import place_captions, touches
+from ntt_jax.text import one_line
 
 _GAP = 6
 _PAPER = (255, 255, 255)
 _INK = (20, 20, 20)
 _TEXT_SHARE, _LINE_SHARE = 52, 640
+_LONGEST = 200
+"""Characters of a caption before it is fitted; names come from files."""
 """Text and lines are this share of the longest side, and never smaller than 11 pixels and 1."""
 
 
@@ -191,7 +194,7 @@ def _captioned(image: np.ndarray, rows: Sequence[tuple[str, tuple[int, int, int,
     draw = ImageDraw.Draw(picture)
     size = max(11, round(max(picture.size) / _TEXT_SHARE))
     font, edge = _font(size), max(2, size // 5)
-    texts = [_fitting(text, font, picture.width - 2 * edge) for text, _, _ in rows]
+    texts = [_fitting(one_line(text, _LONGEST), font, picture.width - 2 * edge) for text, _, _ in rows]
     height = round(1.3 * size)
     sizes = [(int(np.ceil(font.getlength(text))) + 2 * edge, height) for text in texts]
     places = place_captions([box for _, box, _ in rows], sizes, picture.size)

@@ -11,7 +11,7 @@ from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.datasets.coco import parse_coco
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoDataset
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, parse_json, read_bytes, show_path, write_bytes
+from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.images.reading import EXIF
 from ntt_jax.images.rle import rle_areas, sample_rle
 from ntt_jax.report import analysis, gallery
@@ -55,11 +55,14 @@ def read_found(
             scores[id] = float(score)
     if any(id not in scores for id in dataset.annotations):
         raise InputError(f'{show_path(path)}: a detection has no "score" from 0 to 1; it is not what segment writes')
+    left_out = content.get("skipped")
     skipped = [
         (str(one.get("file_name", "")), str(one.get("reason", "")))
-        for one in content.get("skipped") or ()
+        for one in (left_out if isinstance(left_out, list) else ())
         if isinstance(one, dict)
     ]
+    if sizeless := next((one for one in dataset.images.values() if not one.height * one.width), None):
+        raise InputError(f"{show_path(path)}: image {describe(sizeless.file_name)} has no size; segment writes one")
     notes = list(dataset.notes)
     if images is None:
         notes.append("The photos' folder is not known: --images shows them.")

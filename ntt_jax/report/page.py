@@ -180,7 +180,9 @@ def render(data: Mapping[str, Any], pictures: Mapping[str, Any]) -> bytes:
     }
     # Split once, so that nothing which is filled in is searched for placeholders.
     pieces = (folder / "page.html").read_text("utf-8").split("%%")
-    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces)).encode("utf-8")
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces)).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _hash(text: str) -> str:

@@ -77,7 +77,7 @@ class Proposals:
         keys = {*_SIZES, "counts", *_ARRAYS}
         if type(data) is not dict or set(data) != keys:
             raise InputError(f"{where}: expected an object with the keys {', '.join(sorted(keys))}")
-        limits = (2**63 - 1, 10**6, 10**6, MAX_CANDIDATES, 2**16)
+        limits = (2**63 - 1, 10**6, 10**6, MAX_CANDIDATES, 2**13)
         for name, limit in zip(_SIZES, limits, strict=True):
             if type(data[name]) is not int or not 0 <= data[name] <= limit:
                 raise InputError(

@@ -111,7 +111,12 @@ def test_references_come_and_go(segmenter):
         boxed = {"box": json.dumps([5, 5, 30, 30]), "kind": "negative"}
         added = client.post("/v1/classes/bird/references", files={"image": png(image)}, data=boxed)
         assert added.status_code in (200, 400)  # a random model may make an empty mask of a box
-        for data in ({}, {"box": "[1, 2"}, {"box": "[1, 2, 3]"}, {"points": "[[1e999, 2]]"}, {"points": "{}"}):
+        odd = [
+            {"points": text}
+            for text in ("5", "null", '"ab"', '{"a": 1}', "[[NaN, 1]]", f"[[{10**400}, 1]]", "[" * 9999)
+        ]
+        odd += [{"box": text} for text in ("7", '"abcd"', "[1, 2, 3, Infinity]", "true")]
+        for data in ({}, {"box": "[1, 2"}, {"box": "[1, 2, 3]"}, {"points": "[[1e999, 2]]"}, {"points": "{}"}, *odd):
             refused = client.post("/v1/classes/bird/references", files={"image": png(image)}, data=data)
             assert refused.status_code == 400, data
             assert "\n" not in refused.json()["detail"]

@@ -1,5 +1,6 @@
 """The project's plain files: written as things happen, read by other commands, never mixed."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -88,3 +89,29 @@ def test_a_spoiled_file_is_named(photos, content):
     with pytest.raises(InputError, match=name):
         Project(photos)
     (photos / "ntt-jax" / name).write_text(json.dumps({"thresholds": {}}) if "thresholds" in name else content)
+
+
+def test_ids_that_cannot_grow(photos):
+    """The largest id that is read has none after it: the first free one is taken, and the file can be read again."""
+    last = 2**63 - 1
+    content = {
+        "images": [{"id": last, "file_name": "elsewhere.png", "height": 40, "width": 60}],
+        "categories": [{"id": last, "name": "bird"}],
+        "annotations": [
+            {
+                "id": last,
+                "image_id": last,
+                "category_id": last,
+                "bbox": [1, 1, 9, 9],
+                "segmentation": [[1, 1, 9, 1, 9, 9]],
+            }
+        ],
+    }
+    (photos / "ntt-jax").mkdir()
+    (photos / "ntt-jax" / "references.json").write_text(json.dumps(content))
+    with contextlib.closing(Project(photos)) as project:
+        photo = next(iter(project.photos.values()))
+        added = project.add("reference", photo, "boat", mask())
+        assert added.id == 1 and project.categories == {"bird": last, "boat": 1}
+    with contextlib.closing(Project(photos)) as project:
+        assert list(project.references) == [1, last]

@@ -187,3 +187,30 @@ def test_search_stops_resumes_and_knows_what_is_stale(opened, photos):
     entries = load_coco(next((bench.project.home / "exports").rglob("instances*.json")))
     counted = sum(len(search.found(p).chosen(score_threshold=least)) for p in all_photos if search.found(p))
     assert len(entries.annotations) == counted > 0 and folder.endswith("exports")
+
+
+def test_records_of_somebody_else_are_passed_over(opened, photos):
+    """A record may be whole and hold anything: its photo counts as not searched, or says that it is damaged."""
+    bench, search = opened()
+    photo = next(iter(bench.project.photos.values()))
+    number = int(photo.id, 16)
+    stamp = [photo.path.stat().st_size, photo.path.stat().st_mtime_ns]
+    found = {"height": 4, "width": 4, "boxes": [[0, 0, 1, 1]], "scores": [0.5], "labels": [0], "counts": ["`0"]}
+    whole = {"photo": number, "memory": "x", "stamp": stamp, "classes": ["dog"], "detections": found}
+    unsound: list[dict] = [{"photo": number}, whole | {"memory": 5}, whole | {"skipped": [1]}, whole | {"classes": {}}]
+    unsound += [whole | {"detections": found | {key: value}} for key, value in (("labels", [7]), ("scores", ["a"]))]
+    unsound += [whole | {"detections": 5}, whole | {"classes": [[]]}, whole | {"detections": found | {"labels": [-1]}}]
+    for record in unsound:
+        search._records.append([record])
+        bench, search = opened()
+        assert search.photo_status(photo) == {"searched": False, "current": False}, record
+    for damaged in (found | {"counts": ["~"]}, found | {"boxes": [[10**400, 0, 1, 0.5]]}):
+        search._records.append([whole | {"detections": damaged}])
+        bench, search = opened()
+        with pytest.raises(InputError, match=r"record|run lengths|boxes|counts|numbers"):
+            search.found(photo)
+    search._records.append([whole])
+    bench, search = opened()
+    assert len(search.found(photo)) == 1
+    with pytest.raises(InputError, match="holds a class that is not here any more"):
+        search.export(["csv"])

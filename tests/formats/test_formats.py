@@ -262,3 +262,19 @@ def test_a_list_from_somebody_else_removes_nothing_outside(out, photos, tmp_path
     )
     write_formats(out, ["csv"], photos, CLASSES)
     assert precious.read_text() == "x"
+
+
+def test_a_poisoned_list_says_nothing(out, photos):
+    names = ["\ud800/a", "a" * 300 + "/b", "a" * 70_000, "a\0b", ".", "x/" * 5000 + "y"]
+    lines = [json.dumps(["0" * 64, "csv", name]) for name in names]
+    lines += [
+        "[" * 200_000,
+        "[" + "[]," * 100_000 + "0]",
+        "[NaN, 1e999, -Infinity]",
+        "9" * 5000,
+        '{"a": 1, "b": 2, "c": 3}',
+    ]
+    (out / "formats.list").write_text("\n".join(lines) + "\n")
+    write_formats(out, ["csv"], photos, CLASSES)
+    assert files_below(out) == {"formats.list", "objects.csv"}
+    assert len((out / "formats.list").read_text().splitlines()) == 1

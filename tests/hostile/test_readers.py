@@ -24,10 +24,7 @@ from ntt_jax.errors import InputError
 ROOT = Path(__file__).parents[2]
 OPENING = {"open_input", "read_bytes", "parse_json", "open_in_place", "read_text"}
 """Names by which a module opens or parses files that may be anybody's."""
-FOLDER = ("coco", "found", "labelme", "masks", "voc", "yolo")
 OTHERS = {
-    # What a folder of references holds is left out where it cannot be read, each file with its reason.
-    **{f"ntt_jax/references/folder/{name}.py": "tests/references/test_folder.py" for name in FOLDER},
     "ntt_jax/app/api.py": "the package's own files",
     "ntt_jax/app/workbench.py": "its own list; another's is passed over: tests/app/test_workbench.py",
     "ntt_jax/cli/app.py": "the token that its user wrote",
@@ -37,9 +34,7 @@ OTHERS = {
     "ntt_jax/cli/reproduce.py": "what its own commands wrote a moment ago",
     "ntt_jax/demo/demo.py": "the package's own files",
     "ntt_jax/demo/training/loop.py": "files of the training that makes the package's small models",
-    "ntt_jax/formats/output.py": "its own list of written files: tests/formats",
     "ntt_jax/hub/system.py": "the kernel's own files",
-    "ntt_jax/report/found.py": "COCO's reader, and scores of the same file: tests/report/test_found.py",
     "ntt_jax/report/page.py": "the package's own files",
     "ntt_jax/runs/copies.py": "its own list, of which unknown lines are passed over: tests/runs/test_copies.py",
     "ntt_jax/runs/lock.py": "the lock of a run folder, whose content nobody reads: tests/hostile/test_outputs.py",

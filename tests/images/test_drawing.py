@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,6 +91,14 @@ def test_a_long_name_is_cut_in_its_middle():
         for end in ("red", "green")
     ]
     assert not np.array_equal(*drawn) and drawn[0].shape == image.shape
+
+
+@pytest.mark.parametrize("name", ["a" * 300_000, "\ud800\x00", "\x1b[2J\u202e", "\n" * 999, " "], ids=range(5))
+def test_captions_of_any_text(name):
+    image = np.zeros((90, 120, 3), np.uint8)
+    start = time.monotonic()
+    drawn = visualize.overlay(image, np.ones((1, 90, 120), bool), [0], [name])
+    assert drawn.shape == image.shape and time.monotonic() - start < 2
 
 
 def test_what_is_crossed_out_is_marked_inside_its_outline_only():

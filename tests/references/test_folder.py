@@ -452,6 +452,31 @@ def test_every_poison_is_left_out_at_once(tmp_path, name):
         assert all(line.isprintable() and len(line) < 1200 for line in found.reasons()), poison
 
 
+def test_thousands_of_shapes_in_a_large_photo_take_seconds(tmp_path):
+    """Each is looked at by its run lengths; a picture of the whole photo for each would take minutes."""
+    side = 6000
+    Image.new("1", (side, side)).save(tmp_path / "a.png")
+    shape = {"label": "bus", "points": [[9, 9], [90, 9], [90, 90]], "shape_type": "polygon"}
+    content = {"imagePath": "a.png", "imageHeight": side, "imageWidth": side, "shapes": [shape] * 1500}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    start = time.monotonic()
+    assert len(find_references(tmp_path).references) == 1500
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "a.txt").write_text("0 .1 .1 .2 .1 .2 .2\n" * 1500)
+    (tmp_path / "classes.txt").write_text("bus\n")
+    assert len(find_references(tmp_path).references) == 1500
+    assert time.monotonic() - start < 8
+    mask = base64.b64encode(b"\x89PNG").decode()
+    shape |= {"shape_type": "mask", "points": [[0, 0]], "mask": mask}
+    (tmp_path / "a.json").write_text(json.dumps(content | {"shapes": [shape] * 101}))
+    assert "101 masks of shapes in a photo of 6000 x 6000 pixels" in reasons(find_references(tmp_path))
+    large = io.BytesIO()
+    Image.new("1", (side, side + 2)).save(large, "PNG")
+    shape["mask"] = base64.b64encode(large.getvalue()).decode()
+    (tmp_path / "a.json").write_text(json.dumps(content | {"shapes": [shape]}))
+    assert "a mask that leaves its photo" in reasons(find_references(tmp_path))
+
+
 # Another reader
 
 

@@ -97,3 +97,18 @@ def test_what_segment_does_not_write_is_refused(folder, score, capsys):
     assert main(["report", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "detections.json" in said and said.count("\n") == 1 and not (folder / "report.html").exists()
+
+
+def test_what_is_none_of_segments(folder, tmp_path, capsys):
+    path = folder / "detections.json"
+    content = json.loads(path.read_text())
+    for skipped in (5, "abc", {"a": 1}, [5, None]):
+        path.write_text(json.dumps(content | {"skipped": skipped}))
+        assert main(["report", str(folder)]) == 0
+        assert data_of(folder / "report.html")["skipped"] == []
+    content["images"][1] = {"id": 2, "file_name": "\x1b[2J.png"}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 2]
+    path.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["report", str(folder)]) == 2
+    assert "has no size" in capsys.readouterr().err

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from ntt_jax.app.project import NAME, Project
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.coco import load_coco
@@ -18,16 +20,20 @@ from ntt_jax.datasets.voc import load_voc, parse_xml
 from ntt_jax.detection.thresholds import read_thresholds
 from ntt_jax.evaluation.results import read_results
 from ntt_jax.files import parse_json, read_bytes
+from ntt_jax.formats import output
 from ntt_jax.hub import cache, fetch, repository
 from ntt_jax.hub.resolve import _beside
 from ntt_jax.images.mask_files import read_mask
 from ntt_jax.images.photos import read_list
 from ntt_jax.images.reading import open_image, open_image_size, read_image, read_index_image
 from ntt_jax.memory.bank import load_memory
+from ntt_jax.references.folder import find_references
+from ntt_jax.references.folder.found import Lazy
 from ntt_jax.references.prompted import load_prompted
 from ntt_jax.references.published_lists import read_reference_lists
 from ntt_jax.references.sampling import load_references
 from ntt_jax.report import run_files
+from ntt_jax.report.found import read_found
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.inputs import read_references
 from ntt_jax.runs.lock import FolderLock
@@ -133,6 +139,48 @@ def hints(path: Path) -> Any:
     return source._read_hints(path)
 
 
+def beside_a_photo(name: str, **more: str) -> Callable[[Path], Any]:
+    """Reads the file as NAME in a folder of references, with a photo and further files (name without its ending)."""
+
+    def read(path: Path) -> Any:
+        folder = _beside_of(path, f"photos of {name}")
+        if not (folder / "a.png").exists():
+            Image.new("RGB", (12, 8)).save(folder / "a.png")
+            for stem, content in more.items():
+                (folder / f"{stem}.txt").write_text(content)
+        _place(path, folder / name)
+        found = find_references(folder)
+        for one in found.references:
+            np.asarray(one.mask if isinstance(one.mask, Lazy) else 0)
+        return found
+
+    return read
+
+
+def project(path: Path) -> None:
+    """The file as the references of a project of `ntt-jax app`."""
+    folder = _beside_of(path, "project")
+    if not (folder / "a.png").exists():
+        Image.new("RGB", (12, 8)).save(folder / "a.png")
+        (folder / NAME).mkdir()
+    _place(path, folder / NAME / "references.json")
+    if not path.exists() and not path.is_symlink():
+        raise _missing(path)
+    Project(folder).close()
+
+
+def found_photos(path: Path) -> Any:
+    """The file as what `ntt-jax segment` found."""
+    folder = _beside_of(path, "found")
+    _place(path, folder / "detections.json")
+    return read_found(folder, None, {}, title="found", max_images=3)
+
+
+def written_files(path: Path) -> Any:
+    """The file as the list of a folder of formats; None if it names nothing."""
+    return output._read_list(path) or None if path.exists() else None
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "load_dataset": load_dataset,
     "load_coco": coco_with_masks,
@@ -163,6 +211,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "index of shards": index_of_shards,
     "index of shards, Hub": repository._shards,
     "hints": hints,
+    "annotations beside a photo": beside_a_photo("a.json"),
+    "labels beside a photo": beside_a_photo("a.txt", classes="dog\n"),
+    "list of classes": beside_a_photo("data.yaml", a="0 0.5 0.5 0.2 0.2\n"),
+    "XML beside a photo": beside_a_photo("a.xml"),
+    "mask beside a photo": beside_a_photo("a_dog.png"),
+    "project": project,
+    "found photos": found_photos,
     "configuration": lambda path: _read_given(str(path)),
     "json": lambda path: parse_json(read_bytes(path, max_bytes=2**30, what="file"), path, what="file"),
 }
@@ -170,17 +225,19 @@ FORGIVING: dict[str, Callable[[Path], Any]] = {
     "records": records,
     "record of the cache": cache._read,
     "note of a download": lambda path: fetch._validator(path.with_name(path.name[: -len(".json")]), "http://a"),
+    "list of written files": written_files,
     "configuration beside a checkpoint": lambda path: _beside(path.with_suffix(".pt")),
 }
 """Readers of what only saves time, given NAME.json: content that cannot be read is as if it were not there (None)."""
 MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/config.py": ("method",),
     "ntt_jax/datasets/__init__.py": ("load_dataset",),
-    "ntt_jax/datasets/coco.py": ("load_coco",),
+    "ntt_jax/datasets/coco.py": ("load_coco", "project"),
     "ntt_jax/datasets/voc.py": ("voc annotation", "voc list", "parse_xml"),
     "ntt_jax/detection/thresholds.py": ("thresholds",),
     "ntt_jax/evaluation/results.py": ("read_results",),
     "ntt_jax/files.py": ("json",),
+    "ntt_jax/formats/output.py": ("list of written files",),
     "ntt_jax/hub/cache.py": ("record of the cache",),
     "ntt_jax/hub/fetch.py": ("note of a download",),
     "ntt_jax/hub/repository.py": ("index of shards, Hub",),
@@ -188,9 +245,15 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/images/photos.py": ("list of addresses",),
     "ntt_jax/images/reading.py": ("read_image", "read_index_image", "open_image", "open_image_size", "read_mask"),
     "ntt_jax/memory/bank.py": ("load_memory",),
+    "ntt_jax/references/folder/coco.py": ("annotations beside a photo",),
+    "ntt_jax/references/folder/found.py": ("mask beside a photo",),
+    "ntt_jax/references/folder/labelme.py": ("annotations beside a photo",),
+    "ntt_jax/references/folder/voc.py": ("XML beside a photo",),
+    "ntt_jax/references/folder/yolo.py": ("labels beside a photo", "list of classes"),
     "ntt_jax/references/prompted.py": ("load_prompted",),
     "ntt_jax/references/published_lists.py": ("published list", "published VOC list"),
     "ntt_jax/references/sampling.py": ("load_references",),
+    "ntt_jax/report/found.py": ("found photos",),
     "ntt_jax/report/run_files.py": ("description of a run",),
     "ntt_jax/runs/folder.py": ("run.json",),
     "ntt_jax/runs/inputs.py": ("load references or pickle",),

@@ -11,7 +11,7 @@ import base64
 import binascii
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, parse_json, read_bytes
 from ntt_jax.images.reading import MAX_PIXELS, decode_image, decoded_size
-from ntt_jax.images.rle import decode_rle, segmentation_to_rle
+from ntt_jax.images.rle import decode_rle, rle_areas, segmentation_to_rle
 from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import Box, FoundReference, Lazy, Part
 
@@ -29,6 +29,8 @@ MAX_BYTES = 512 * 1024**2
 _MAX_SHAPES = 100_000
 _MAX_POINTS = 100_000
 _MAX_COORDINATE = 1e6
+_MAX_PAINTED = 10 * MAX_PIXELS
+"""Pixels of a photo, times its masks that are pictures of their own; a hundred are read whatever its size."""
 _CIRCLE_POINTS = 128
 """A circle becomes a polygon of this many points: off by less than a tenth of a pixel up to a radius of 300."""
 _AREAS = ("polygon", "rectangle", "circle", "mask", "oriented_rectangle")
@@ -67,6 +69,9 @@ def _read_file(file: Path, content: dict[str, Any], tree: Tree, part: Part) -> N
     if not shapes:
         return
     photo, image, height, width = _photo(file, content, tree)
+    painted = sum(isinstance(shape, dict) and shape.get("shape_type") == "mask" for shape in shapes)
+    if painted > 100 and painted * height * width > _MAX_PAINTED:
+        raise InputError(f"{painted:,} masks of shapes in a photo of {width} x {height} pixels, too many to be read")
     groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for number, shape in enumerate(shapes, 1):
         try:
@@ -183,7 +188,10 @@ def _check(shape: dict[str, Any], kind: str, height: int, width: int) -> None:
     if kind in ("rectangle", "oriented_rectangle"):
         if min(_box(shape)[2:]) <= 0:
             raise InputError("a rectangle without a size")
-    elif not _mask([shape], height, width).any():
+    elif kind == "mask":
+        if not _painted(shape, height, width).any():
+            raise InputError("a mask without a pixel in the photo")
+    elif not rle_areas([segmentation_to_rle([_ring(shape)], height, width, kind)])[0]:
         raise InputError(f"a {kind} without a pixel in the photo")
 
 
@@ -194,29 +202,35 @@ def _box(shape: dict[str, Any]) -> Box:
 
 def _mask(shapes: Sequence[dict[str, Any]], height: int, width: int) -> np.ndarray:
     """The pixels of all shapes together, bool `[H, W]`."""
-    result = np.zeros((height, width), np.bool_)
+    rings = [_ring(shape) for shape in shapes if _kind(shape) != "mask"]
+    drawn = decode_rle(segmentation_to_rle(rings, height, width, "shapes")) if rings else None
+    result = np.zeros((height, width), np.bool_) if drawn is None else drawn
     for shape in shapes:
-        result |= _PIXELS[_kind(shape)](shape, height, width)
+        if _kind(shape) == "mask":
+            result |= _painted(shape, height, width)
     return result
 
 
-def _polygon(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
-    flat = [value for point in _points(shape) for value in point]
-    return decode_rle(segmentation_to_rle([flat], height, width, "polygon"))
-
-
-def _circle(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """A circle by its centre and a point on it."""
-    (x, y), (edge_x, edge_y) = _points(shape)
-    radius = math.hypot(edge_x - x, edge_y - y)
-    angles = 2 * np.pi * np.arange(_CIRCLE_POINTS) / _CIRCLE_POINTS
-    ring = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
-    return decode_rle(segmentation_to_rle([ring.ravel().tolist()], height, width, "circle"))
+def _ring(shape: dict[str, Any]) -> list[float]:
+    """The outline of a shape that is no mask: x, y of each point."""
+    points = _points(shape)
+    if _kind(shape) == "rectangle":
+        x, y, w, h = _box(shape)
+        return [x, y, x + w, y, x + w, y + h, x, y + h]
+    if _kind(shape) == "circle":  # by its centre and a point on it
+        (x, y), (edge_x, edge_y) = points
+        radius = math.hypot(edge_x - x, edge_y - y)
+        angles = 2 * np.pi * np.arange(_CIRCLE_POINTS) / _CIRCLE_POINTS
+        return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1).ravel().tolist()
+    return [value for point in points for value in point]
 
 
 def _painted(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
     """A mask as a PNG of its own, whose first pixel lies at the shape's first point."""
     data = _decoded(shape.get("mask"), '"mask"')
+    size = decoded_size(data, "a mask")
+    if size[0] > height + 1 or size[1] > width + 1:
+        raise InputError("a mask that leaves its photo")
     pixels = decode_image(data, "a mask")[:, :, 0] != 0
     left, top = (round(value) for value in _points(shape)[0])
     if left < 0 or top < 0 or top + pixels.shape[0] > height + 1 or left + pixels.shape[1] > width + 1:
@@ -225,18 +239,3 @@ def _painted(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
     pixels = pixels[: height - top, : width - left]
     result[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return result
-
-
-_PIXELS: dict[str, Callable[[dict[str, Any], int, int], np.ndarray]] = {
-    "polygon": _polygon,
-    "rectangle": lambda shape, height, width: _filled(_box(shape), height, width),
-    "oriented_rectangle": _polygon,
-    "circle": _circle,
-    "mask": _painted,
-}
-
-
-def _filled(box: Box, height: int, width: int) -> np.ndarray:
-    x, y, w, h = box
-    corners = [x, y, x + w, y, x + w, y + h, x, y + h]
-    return decode_rle(segmentation_to_rle([corners], height, width, "rectangle"))

@@ -8,10 +8,12 @@ A box's corners are inclusive and count from 1, as in VOC. Objects marked diffic
 
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
+
 from ntt_jax.datasets.voc import MAX_XML_BYTES, VocMask, parse_xml, voc_objects
 from ntt_jax.errors import InputError
 from ntt_jax.files import read_bytes
-from ntt_jax.images.mask_files import read_mask
+from ntt_jax.images.reading import read_index_image
 from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part
 
@@ -55,9 +57,8 @@ def _read_file(file: Path, tree: Tree, part: Part) -> None:
     tree.check_size(photo, height, width)
     masks = [f for f in _masks(tree) if f.stem == file.stem and f.parent.name.lower() == _MASK_FOLDERS[0]]
     masks = [f for f in masks if f.parent.parent in (file.parent.parent, file.parent)]
-    there: set[int] = set()
-    if masks:
-        there = set(read_mask(masks[0]).values.ravel().tolist())
+    numbers = read_index_image(masks[0]) if masks else np.zeros((1, 1), np.uint8)
+    there = set(np.unique(numbers).tolist())
     for number, one in enumerate(objects, 1):
         if one.difficult:
             part.leave_out(file, "marked difficult", number)
@@ -68,7 +69,7 @@ def _read_file(file: Path, tree: Tree, part: Part) -> None:
         else:
             mask = VocMask(masks[0], number, height, width, one.bbox)
             try:
-                mask()
+                mask.of(numbers)
             except InputError as error:
                 part.leave_out(file, str(error).removeprefix(f"{masks[0]}: "), number)
                 continue

@@ -20,7 +20,7 @@ import yaml
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, read_bytes
-from ntt_jax.images.rle import decode_rle, segmentation_to_rle
+from ntt_jax.images.rle import decode_rle, rle_areas, segmentation_to_rle
 from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part
 
@@ -98,12 +98,12 @@ def _yaml_names(file: Path) -> list[str]:
                 raise ValueError
             table = {int(key): value for key, value in names.items()}
             names = [table.get(i, "") for i in range(top + 1)]
+        if isinstance(names, list) and all(isinstance(name, (str, int)) for name in names):
+            return [str(name).strip() for name in names]  # ValueError: a number of thousands of digits
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(getattr(error, "problem", None) or error or "names").split())[:100]
         raise InputError(f"a list of classes that cannot be read: {reason}") from None
-    if not isinstance(names, list) or not all(isinstance(name, (str, int)) for name in names):
-        raise InputError(f"names: expected a list of names, found {describe(names)}")
-    return [str(name).strip() for name in names]
+    raise InputError(f"names: expected a list of names, found {describe(names)}")
 
 
 def _text(file: Path, limit: int) -> str:
@@ -193,7 +193,7 @@ def _object(
     points = [
         min(max(share, 0.0), 1.0) * size for share, size in zip(shares, (width, height) * len(shares), strict=False)
     ]
-    if not _mask(points, height, width).any():
+    if not rle_areas([segmentation_to_rle([points], height, width, "polygon")])[0]:
         raise InputError("a polygon without a pixel")
     lazy = Lazy(partial(_mask, points, height, width), {"annotations": file.name, "line": number})
     return FoundReference(names[index], photo, file, photo, lazy, number=number)
