@@ -228,6 +228,8 @@ def _is_sound(record: dict[str, Any]) -> bool:
     """Whether a record is one of `Search`, masks and boxes aside, which are checked when they are asked for."""
     if not isinstance(record.get("memory"), str) or not isinstance(record.get("stamp"), list):
         return False
+    if type(record.get("image_id", 0)) is not int:
+        return False
     if "skipped" in record:
         return isinstance(record["skipped"], str)
     classes, found = record.get("classes"), record.get("detections")
