@@ -11,6 +11,7 @@ One program at a time holds the folder's lock. Every change is on the disk befor
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -182,7 +183,7 @@ class Project:
         return self._ids.get(reference.photo)
 
     def _load(self, kind: Kind, path: Path) -> None:
-        if not path.exists():
+        if not os.path.lexists(path):  # a link that leads nowhere is refused when it is read
             return
         dataset = load_coco(path)
         for category in dataset.categories.values():
@@ -205,7 +206,7 @@ class Project:
 
     def _load_thresholds(self) -> dict[str, float]:
         path = self.home / "thresholds.json"
-        if not path.exists():
+        if not os.path.lexists(path):
             return {}
         return {name: value for name, value in read_thresholds(path).items() if name in self._categories}
 

@@ -26,7 +26,7 @@ from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import Box, FoundReference, Lazy, Part
 
 MAX_BYTES = 512 * 1024**2
-_MAX_SHAPES = 100_000
+_MAX_SHAPES = 20_000
 _MAX_POINTS = 100_000
 _MAX_COORDINATE = 1e6
 _MAX_PAINTED = 10 * MAX_PIXELS

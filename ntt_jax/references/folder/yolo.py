@@ -25,7 +25,7 @@ from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part
 
 MAX_BYTES = 16 * 1024**2
-MAX_YAML_BYTES = 256 * 1024
+MAX_YAML_BYTES = 128 * 1024
 _MAX_CLASSES = 100_000
 _MAX_OBJECTS = 10_000
 _MAX_NUMBERS = 100_000
