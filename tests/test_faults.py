@@ -39,7 +39,7 @@ def test_every_promise_stands_beside_tests_that_exist() -> None:
             )
             assert looks or raises or "check_message" in called, f"{file}::{name} looks at nothing"
             marks = "".join(ast.unparse(mark) for mark in found[name].decorator_list)
-            assert "mark.skip(" not in marks and "xfail" not in marks and "large" not in marks, (
+            assert "mark.skip(" not in marks and "xfail" not in marks and "mark.large" not in marks, (
                 f"{file}::{name}: {marks}"
             )
 
