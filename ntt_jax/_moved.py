@@ -37,7 +37,9 @@ class _Finder:
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == "ntt_jax" and name in MOVED else None
+        if package != "ntt_jax" or name not in MOVED:
+            return None
+        return ModuleSpec(fullname, self)  # pyright: ignore[reportArgumentType]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(f"ntt_jax.{MOVED[spec.name.partition('.')[2]]}")
