@@ -3,6 +3,7 @@
     python scripts/ray_overhead.py --images 200    # `evaluate` with --ray local against without
     python scripts/ray_overhead.py --growth        # 1 to 64 workers that sleep 0.05 s for each image
     python scripts/ray_overhead.py --memory 1000000    # the driver's memory, with synthetic records
+    python scripts/ray_overhead.py --written 100000    # the same while `segment` writes what was found
 
 The first uses made scenes and tiny models with random weights, and one worker with all cores. Its rate is that of the
 images after the first ten, between the records as they reach the disk; start-up (until the first record) is shown by
@@ -145,6 +146,42 @@ def memory(count: int) -> None:
     )
 
 
+def written(count: int) -> None:
+    """Peak memory while `segment` writes detections.json and Parquet of photos with ten synthetic detections each."""
+    import resource
+
+    import numpy as np
+
+    from ntt_jax.detection.on_host import HostDetections
+    from ntt_jax.evaluation.results import image_record
+    from ntt_jax.images.rle import encode_masks
+    from ntt_jax.runs.folder import RunFolder
+    from ntt_jax.runs.lock import FolderLock
+    from ntt_jax.runs.observer import SILENT
+    from ntt_jax.runs.segment_output import Found, Shown, write_output
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    masks = np.random.default_rng(0).random((10, 480, 640)) < np.linspace(0, 0.001, 10)[:, None, None]
+    boxes, scores = np.tile(np.float32([10, 20, 30, 40]), (10, 1)), np.linspace(1, 0.5, 10, dtype=np.float32)
+    one = HostDetections(480, 640, boxes, scores, np.zeros(10, np.int32), tuple(encode_masks(masks)))
+    record = image_record(0, one)
+    bank: Any = argparse.Namespace(class_names=("bird",), category_ids=(1,))
+    with tempfile.TemporaryDirectory() as folder, FolderLock(Path(folder)) as lock, RunFolder(lock, {}) as run:
+        for start in range(0, count, 250):
+            run.records.append([{**record, "image_id": number} for number in range(start, start + 250)])
+        photos: dict[str, Any] = {f"folder/{n:08}.jpg": (Path(f"/photos/folder/{n:08}.jpg"), n) for n in range(count)}
+        before, begun = peak(), time.monotonic()
+        shown = Shown(np.zeros(1, np.float32), None, (), ("parquet",))
+        write_output(Path(folder), Found(run, photos, {}, "upright"), bank, shown, SILENT, whole=False)
+        size = (Path(folder) / "detections.json").stat().st_size
+    print(
+        f"{count} photos: {before:.0f} MB with photos and records listed, {peak():.0f} MB when all is written "
+        f"(detections.json {size / 1e9:.1f} GB, {count / (time.monotonic() - begun):.0f} photos/s)"
+    )
+
+
 def main() -> None:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,8 +192,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, metavar="S", help="that they sleep for each image")
     parser.add_argument("--each", type=int, default=300, metavar="N", help="images for each of them")
     parser.add_argument("--memory", type=int, metavar="N", help="the driver's memory for N images that have records")
+    parser.add_argument("--written", type=int, metavar="N", help="its memory while N photos are written")
     args = parser.parse_args()
-    if args.memory:
+    if args.written:
+        written(args.written)
+    elif args.memory:
         memory(args.memory)
     elif args.growth:
         growth(args.workers, args.seconds, args.each)

@@ -213,6 +213,7 @@ def run(args: argparse.Namespace) -> None:
         exif=args.exif,
         restart=args.restart,
         copy_to=args.copy_to,
+        whole=False,
         observer=Progress(),
     )
     report(args, content)
@@ -222,11 +223,10 @@ def report(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Say what was found, and warn of what may have been missed."""
     if content["skipped"]:
         models.warn(f"images that could not be read: {len(content['skipped'])}; detections.json lists them")
-    if not content["annotations"]:
+    if not content["counts"]:
         models.warn("no detections at all; a lower --score-threshold shows weaker ones")
-    show(
-        f"{args.out}: {counted(len(content['annotations']), 'detection')} in {counted(len(content['images']), 'image')}"
-    )
+    found, photos = sum(content["counts"].values()), len(content["images"])
+    show(f"{args.out}: {counted(found, 'detection')} in {counted(photos, 'image')}")
     names = {category["id"]: category["name"] for category in content["categories"]}
-    for category_id, count in Counter(a["category_id"] for a in content["annotations"]).most_common():
+    for category_id, count in Counter(content["counts"]).most_common():
         show(f"  {names[category_id]}: {count}")

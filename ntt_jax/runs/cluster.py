@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ STORE_BYTES = 2**28
 _REACHED_WITHIN = 5  # seconds
 
 
-def map_groups(work: GroupWork, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[list[dict[str, Any]]]:
+def map_groups(
+    work: GroupWork, groups: Sequence[Sequence[Any]], compute: Compute
+) -> Generator[list[dict[str, Any]], None, None]:
     """The records of every group, in whatever order the workers finish.
 
     compute: `ray` says which cluster; `batch_size`, `dtype` and the number of cores that divide an image's points are

@@ -59,6 +59,7 @@ def segment(
     exif: str = "upright",
     restart: bool = False,
     copy_to: Address | None = None,
+    whole: bool = True,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Segment photos and write what is found; called again after a stop, whatever the reason, it goes on where it was.
@@ -76,6 +77,8 @@ def segment(
         polygons may be from the borders of masks.
       config, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier run.
       copy_to: where else to put what is written, each file whole (`copies.copy_out`).
+      whole: return all annotations; otherwise their number by category id in their place, under "counts", and memory
+        does not grow with what is found.
 
     Returns:
       The content of detections.json.
@@ -129,7 +132,7 @@ def segment(
             first = next(unread[name] for name in names)
             raise InputError(f"none of the {len(names)} images could be read; the first: {first}")
         found = Found(run, {name: (path, ids.get(name, -1)) for name, path in names.items()}, unread, exif)
-        content = write_output(folder, found, bank, shown, observer)
+        content = write_output(folder, found, bank, shown, observer, whole=whole)
         if copy_to is not None:
             copy_out(folder, written(folder, (*pictures, *formats), "detections.json"), copy_to, observer)
         return content

@@ -1,8 +1,10 @@
 """What `ntt-jax segment` writes of its records: one COCO file, a PNG per mask, an overlay per photo, and formats."""
 
 import functools
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +15,7 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import choose
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results, parse_record
-from ntt_jax.files import TEMPORARY, make_folder, remove_temporaries, show_path, write_json
+from ntt_jax.files import TEMPORARY, make_folder, remove_temporaries, show_path, write_bytes
 from ntt_jax.formats import FORMATS, Classes, Photo, write_formats
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.polygons import POLYGON_ERROR
@@ -70,42 +72,80 @@ class Found:
                 yield name, path, choose(found, shown.thresholds, shown.classes)
 
 
-def write_output(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> dict[str, Any]:
-    """Write pictures, formats and detections.json, whose content is returned. All of it depends on the records alone.
+def write_output(
+    out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer, *, whole: bool = True
+) -> dict[str, Any]:
+    """Write pictures, formats and detections.json. All of it depends on the records alone.
+
+    What is found passes through, one photo after the other, however many there are. Returns the content of
+    detections.json; whole: with its "annotations", otherwise with "counts" in their place, by category id.
 
     Raises `InputError` if a file cannot be written, or a photo that is to be drawn cannot be read any more.
     """
     _remove_temporaries(out)
-    content: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i, "name": n} for i, n in zip(bank.category_ids, bank.class_names, strict=True)],
-        "skipped": [{"file_name": name, "reason": found.unread[name]} for name in found.photos if name in found.unread],
-    }
+    images: list[dict[str, Any]] = []
 
-    def counted() -> Iterator[tuple[str, Location, HostDetections]]:
+    def listed() -> Iterator[tuple[str, Location, HostDetections]]:
         for image_id, (name, path, detections) in enumerate(found.detections(shown), 1):
             size = {"height": detections.height, "width": detections.width}
-            content["images"].append({"id": image_id, "file_name": name, **size})
-            for entry in coco_results(detections, image_id, bank.category_ids):
-                area = int(rle_areas([entry["segmentation"]])[0])
-                number = len(content["annotations"]) + 1
-                content["annotations"].append({"id": number, **entry, "area": area, "iscrowd": 0})
+            images.append({"id": image_id, "file_name": name, **size})
             yield name, path, detections
 
     if shown.pictures:
         draw = functools.partial(_draw, out, bank.class_names, shown.pictures, found.exif)
         with work(observer, "pictures", len(found.photos) - len(found.unread)):
-            for _ in map_ahead(draw, counted(), ahead=8):
+            for _ in map_ahead(draw, listed(), ahead=8):
                 observer.step()
     else:
-        for _ in counted():
+        for _ in listed():
             pass
     if shown.formats:
-        with work(observer, "formats", len(shown.formats) * len(content["images"])):
+        with work(observer, "formats", len(shown.formats) * len(images)):
             _write_formats(out, found, bank, shown, observer)
-    write_json(out / "detections.json", content)
+    counts: Counter[int] = Counter()
+    kept: list[dict[str, Any]] = []
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        entries = (
+            entry
+            for image_id, (_, _, detections) in enumerate(found.detections(shown), 1)
+            for entry in coco_results(detections, image_id, bank.category_ids)
+        )
+        for number, entry in enumerate(entries, 1):
+            area = int(rle_areas([entry["segmentation"]])[0])
+            counts[entry["category_id"]] += 1
+            made = {"id": number, **entry, "area": area, "iscrowd": 0}
+            if whole:
+                kept.append(made)
+            yield made
+
+    content: dict[str, Any] = {
+        "images": images,
+        "annotations": annotations(),
+        "categories": [{"id": i, "name": n} for i, n in zip(bank.category_ids, bank.class_names, strict=True)],
+        "skipped": [{"file_name": name, "reason": found.unread[name]} for name in found.photos if name in found.unread],
+    }
+    write_bytes(out / "detections.json", _json_of_lists(content))
+    if whole:
+        content["annotations"] = kept
+    else:
+        del content["annotations"]
+        content["counts"] = dict(counts)
     return content
+
+
+def _json_of_lists(content: Mapping[str, Iterable[dict[str, Any]]]) -> Iterator[bytes]:
+    """The bytes of `files.write_json`, entry by entry."""
+    begin = "{"
+    for name, entries in content.items():
+        yield f"{begin}\n  {json.dumps(name)}: ".encode()
+        begin, mark = ",", "["
+        for entry in entries:
+            text = json.dumps(entry, indent=2, allow_nan=False).replace("\n", "\n    ")
+            yield f"{mark}\n    {text}".encode()
+            mark = ","
+        yield b"[]" if mark == "[" else b"\n  ]"
+    yield b"\n}\n"
 
 
 def _write_formats(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> None:

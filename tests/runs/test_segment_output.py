@@ -1,6 +1,7 @@
 """What `ntt-jax segment` writes of its records, without models."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import by_class
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import image_record
+from ntt_jax.files import write_json
 from ntt_jax.images.photos import find_photos
 from ntt_jax.images.reading import open_image_size, read_image
 from ntt_jax.memory.aggregate import memory_from_instance_means
@@ -56,8 +58,9 @@ def write(out, names, bank, *, unread=(), threshold: float | dict[str, float] = 
             run.records.append([image_record(ids[name], detections(*open_image_size(names[name], exif=exif)))])
         found = Found(run, {name: (names[name], ids[name]) for name in names}, dict(unread), exif)
         observer = shown.pop("observer", SILENT)
+        whole = shown.pop("whole", True)
         chosen = Shown(by_class(threshold, NAMES), **{"classes": None, "pictures": (), **shown})
-        return write_output(out, found, bank, chosen, observer)
+        return write_output(out, found, bank, chosen, observer, whole=whole)
 
 
 @pytest.mark.parametrize("pictures", [("masks", "overlays"), ("masks",), ("overlays",), ()])
@@ -65,7 +68,8 @@ def test_pictures_are_those_asked_for(frames, tmp_path, bank, pictures):
     out = tmp_path / "found"
     names = find_photos([frames])
     content = write(out, names, bank, pictures=pictures)
-    assert json.loads((out / "detections.json").read_text()) == content
+    write_json(tmp_path / "same.json", content)
+    assert (out / "detections.json").read_bytes() == (tmp_path / "same.json").read_bytes()
     assert [image["file_name"] for image in content["images"]] == list(names)
     assert len(content["annotations"]) == 6 and content["annotations"][0]["category_id"] == 9
     run_files = {"finished.records", "run.json", "lock"}
@@ -96,7 +100,13 @@ def test_classes_thresholds_and_earlier_pictures(frames, tmp_path, bank):
 
 
 def test_what_cannot_be_read_is_listed(frames, tmp_path, bank):
-    content = write(tmp_path / "found", find_photos([frames]), bank, unread={"frame10.png": "why"}.items())
+    names, out = find_photos([frames]), tmp_path / "found"
+    content = write(out, names, bank, unread={"frame10.png": "why"}.items())
+    written = (out / "detections.json").read_bytes()
+    counted = write(out, names, bank, unread={"frame10.png": "why"}.items(), whole=False)
+    assert counted.pop("counts") == Counter(entry["category_id"] for entry in content["annotations"])
+    assert {**counted, "annotations": content["annotations"]} == content
+    assert (out / "detections.json").read_bytes() == written
     assert content["skipped"] == [{"file_name": "frame10.png", "reason": "why"}]
     assert [(image["id"], image["file_name"]) for image in content["images"]] == [
         (1, "frame9.png"),
