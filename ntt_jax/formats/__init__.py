@@ -14,11 +14,11 @@ from pathlib import Path
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.formats import coco, csv, labelme, parquet, png, voc, yolo
-from ntt_jax.formats.output import Output
+from ntt_jax.formats.output import Output, files_of
 from ntt_jax.formats.photo import Classes, Format, Photo
 from ntt_jax.notes import Notes
 
-__all__ = ["FORMATS", "Classes", "Format", "Output", "Photo", "check_formats", "write_formats"]
+__all__ = ["FORMATS", "Classes", "Format", "Output", "Photo", "check_formats", "files_of", "write_formats"]
 
 FORMATS: dict[str, Format] = {
     one.name: one for one in (csv.CSV, coco.COCO, labelme.LABELME, yolo.YOLO, yolo.YOLO_BOXES, voc.VOC, png.PNG)

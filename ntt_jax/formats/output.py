@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -147,6 +147,13 @@ def _checksum(path: Path) -> str | None:
 
 def _line(format_name: str, name: str, checksum: str) -> bytes:
     return f"{json.dumps([checksum, format_name, name])}\n".encode("ascii")
+
+
+def files_of(root: Path, formats: Iterable[str]) -> list[str]:
+    """Names of the files that these formats wrote below a folder, by its list, and that are there."""
+    known = _read_list(root / LIST) if (root / LIST).exists() else {}
+    names = (name for one in formats for name in sorted(known.get(one, ())))
+    return [name for name in names if _inside(name) and (root / name).is_file() and not (root / name).is_symlink()]
 
 
 def _read_list(path: Path) -> dict[str, dict[str, set[str]]]:

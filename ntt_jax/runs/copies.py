@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import open_in_place, show_path
+from ntt_jax.formats import files_of
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.remote import PAUSE, TRIES, Address, put
 from ntt_jax.runs.observer import Observer, work
@@ -50,15 +51,14 @@ def copy_out(folder: Path, names: Iterable[str], address: Address, observer: Obs
     return count
 
 
-def written(folder: Path, parts: Iterable[str], last: str) -> Iterator[str]:
-    """Names of the files in these folders of a folder, links aside, and at last that of `last`."""
-    for part in parts:
-        top = folder / part
-        if top.is_symlink():
-            continue
-        for file in sorted(top.rglob("*") if top.is_dir() else [top]):
-            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
-                yield file.relative_to(folder).as_posix()
+def written(folder: Path, pictures: Iterable[str], formats: Iterable[str], last: str) -> Iterator[str]:
+    """Names of the files in these folders of a folder, links aside, of those that formats wrote there, and `last`."""
+    for part in pictures:
+        if not (top := folder / part).is_symlink():
+            for file in sorted(top.rglob("*")):
+                if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
+                    yield file.relative_to(folder).as_posix()
+    yield from files_of(folder, formats)
     yield last
 
 

@@ -134,7 +134,7 @@ def segment(
         found = Found(run, {name: (path, ids.get(name, -1)) for name, path in names.items()}, unread, exif)
         content = write_output(folder, found, bank, shown, observer, whole=whole)
         if copy_to is not None:
-            copy_out(folder, written(folder, (*pictures, *formats), "detections.json"), copy_to, observer)
+            copy_out(folder, written(folder, pictures, formats, "detections.json"), copy_to, observer)
         return content
 
 

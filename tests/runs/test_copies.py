@@ -3,6 +3,7 @@
 import pytest
 
 from ntt_jax.errors import InputError
+from ntt_jax.formats import Output
 from ntt_jax.images import remote
 from ntt_jax.images.remote import location
 from ntt_jax.runs import copies
@@ -10,7 +11,6 @@ from ntt_jax.runs.copies import NOTE, check_target, copy_out, written
 from ntt_jax.runs.observer import SILENT
 
 fsspec = pytest.importorskip("fsspec")
-PARTS = ("masks", "parquet", "csv")
 
 
 @pytest.fixture
@@ -37,14 +37,16 @@ def store(monkeypatch):
 
 @pytest.fixture
 def made(tmp_path):
-    for name in ("masks/a b/001_dog.png", "parquet/part-00000.parquet", "detections.json", "run.json"):
+    for name in ("masks/a b/001_dog.png", "detections.json", "run.json", "parquet/mine.parquet"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode() * 9)
+    with Output(tmp_path) as output, output.of("parquet"):
+        output.write("parquet/part-00000.parquet", b"rows")
     return tmp_path
 
 
 def copy(made, to="memory://made/out"):
-    return copy_out(made, written(made, PARTS, "detections.json"), location(to), SILENT)
+    return copy_out(made, written(made, ("masks",), ("parquet", "csv"), "detections.json"), location(to), SILENT)
 
 
 def test_files_arrive_once_and_detections_last(made, store):
