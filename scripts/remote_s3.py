@@ -22,7 +22,9 @@ from PIL import Image
 from ntt_jax.errors import InputError
 from ntt_jax.images.photos import find_photos
 from ntt_jax.images.reading import read_image
-from ntt_jax.images.remote import location
+from ntt_jax.images.remote import Address, location
+from ntt_jax.runs.copies import copy_out
+from ntt_jax.runs.observer import SILENT
 from ntt_jax.runs.segment_job import as_dataset
 
 
@@ -75,6 +77,13 @@ def main() -> None:
         store.pipe("photos/0/a b #0.jpg", (Path(folder) / "1/a b #1.jpg").read_bytes())
         after = as_dataset(find_photos([location("s3://photos")]), "upright")[1]
         print(f"photos with another id after one was replaced: {sum(before[n] != after[n] for n in before)}")
+        (Path(folder) / "detections.json").write_text("{}")
+        names = [f"{number % 3}/a b #{number}.jpg" for number in range(200)]
+        target = location("s3://photos/found")
+        assert isinstance(target, Address)
+        counts = [copy_out(Path(folder), [*names, "detections.json"], target, SILENT) for _ in range(2)]
+        same = all(store.cat(f"photos/found/{name}") == (Path(folder) / name).read_bytes() for name in names)
+        print(f"copied {counts[0]} files, again {counts[1]}; {'equal' if same else 'NOT EQUAL'}")
     store.pipe("photos/notes.jpg", b"no image")
     fails("no image", location("s3://photos/notes.jpg"))
     fails("no such key", location("s3://photos/none.jpg"))
