@@ -93,8 +93,8 @@ def connected(ray: Any, address: str) -> Iterator[None]:
             with warnings.catch_warnings():  # Ray starts its processes by fork and exec, which is safe
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(address=address, configure_logging=True, **quiet, **more)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        except Exception as error:  # a cluster that does not start in time is no more than an Exception
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise InputError(
                 f"--ray: no cluster at {address!r} ({reason}); `ray start --head` starts one, `--ray local` needs none"
             ) from None
