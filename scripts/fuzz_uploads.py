@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10_000, help="requests (default: 10000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=6, help="requests at the same time (default: 6)")
+    parser.add_argument(
+        "--seconds", type=float, default=7200, help="after which no further one is sent (default: 7200)"
+    )
     parser.add_argument("--only", type=int, help="one case, whose answer is printed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +76,11 @@ def fuzz(folder: Path, args: argparse.Namespace) -> int:
         files = {name: program.open_files for name, program in programs.items()}
         statuses: collections.Counter[str] = collections.Counter()
         wrong: list[str] = []
-        lock = threading.Lock()
+        lock, began = threading.Lock(), time.monotonic()
 
         def case(number: int) -> None:
+            if time.monotonic() - began > args.seconds:
+                return
             request = bad_request(random.Random(f"{args.seed} {number}"), ids, sound)
             try:
                 status, problem = send(programs[request.program], request)
@@ -89,7 +94,6 @@ def fuzz(folder: Path, args: argparse.Namespace) -> int:
                 if sum(statuses.values()) % 1000 == 0:
                     print(f"{sum(statuses.values())} sent; memory {memories(programs)}", flush=True)
 
-        began = time.monotonic()
         with concurrent.futures.ThreadPoolExecutor(args.clients) as pool:
             list(pool.map(case, range(args.cases) if args.only is None else [args.only]))
         seconds = time.monotonic() - began

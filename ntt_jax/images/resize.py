@@ -21,6 +21,7 @@ from jax import Array, lax
 from ntt_jax.errors import InputError
 
 _PIL_PRECISION_BITS = 22
+_HOST_CHUNK = 2**15  # numbers of a result worked on at once: 256 KiB
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -124,11 +125,14 @@ def resize_host(array: np.ndarray, size: tuple[int, int], method: str, antialias
     for axis, length in ((1, size[1]), (0, size[0])):
         indices, weights = resize_taps(length, array.shape[axis], method, antialias)
         shape = [1] * array.ndim
-        shape[axis] = length
-        parts = zip(indices.T, weights.T, strict=True)
+        shape[axis] = -1
         total = np.zeros((*array.shape[:axis], length, *array.shape[axis + 1 :]))
-        for index, weight in parts:
-            total += np.take(array, index, axis=axis) * weight.reshape(shape)
+        rows = max(1, _HOST_CHUNK // max(1, total[:1].size))
+        for start in range(0, len(total), rows):  # a few rows at a time, which stay in the cache
+            part = slice(start, start + rows)
+            source, own = (array, part) if axis == 0 else (array[part], slice(None))
+            for index, weight in zip(indices[own].T, weights[own].T, strict=True):
+                total[part] += np.take(source, index, axis=axis) * weight.reshape(shape)
         array = total
     return array
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.images.resize import antialias_resize, pil_resize_bicubic, resize_matrix, resize_taps
+from ntt_jax.images import resize
+from ntt_jax.images.resize import antialias_resize, pil_resize_bicubic, resize_host, resize_matrix, resize_taps
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "in_size"))
@@ -57,3 +58,14 @@ def test_bad_arguments():
         resize_taps(3, 5, "cubic")
     with pytest.raises(InputError, match="uint8"):
         pil_resize_bicubic(jnp.zeros((4, 4, 3)), (2, 2))
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 2**20])
+def test_how_many_rows_are_resized_at_once_is_of_no_consequence(monkeypatch, chunk):
+    """Bit for bit."""
+    image = np.random.default_rng(0).standard_normal((60, 50, 3)).astype(np.float32)
+    cases = [((90, 200), "bilinear", False), ((31, 20), "bilinear", True), ((70, 33), "bicubic", False)]
+    expected = [resize_host(image, *case) for case in cases]
+    monkeypatch.setattr(resize, "_HOST_CHUNK", chunk)
+    for case, want in zip(cases, expected, strict=True):
+        np.testing.assert_array_equal(resize_host(image, *case), want)
