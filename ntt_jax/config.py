@@ -193,6 +193,15 @@ class DetectConfig:
     of graph diffusion; diffusion_transition: "overlaps" or "normalised".
     class_thresholds: by class index, the score below which a detection is left out.
 
+    Prompts and masks that the paper does not have, off by default (docs/proposals.md):
+    proposals: "replace": boxes from elsewhere are SAM 2's prompts, and no points; "join": both; "none": points alone.
+    proposal_threshold: boxes with a lower objectness are left out; max_proposals: boxes of an image at most, the best.
+    proposal_mask: a box gets the "single" mask, as with Meta's predictor, or the "best" of three.
+    proposal_order: NMS and merge go by a box's "objectness" or by its mask's "predicted_iou".
+    report_boxes: the box of a detection is that of its "mask" or, where a box made it, that "proposal".
+    refine: detections are decoded once more, prompted by their "box", their "mask" or "mask_and_box"; "none": not.
+    extra_points: points beside the grid where patches look most like a prototype, at most so many.
+
     Raises `InputError`, naming the constant, for a value that is no number of its kind or outside its `limits`.
     """
 
@@ -217,6 +226,14 @@ class DetectConfig:
     diffusion_power: float = _constant(0.5, Limits(float, 0, 100))
     diffusion_transition: str = _constant("overlaps", Choices(("overlaps", "normalised")))
     class_thresholds: tuple[float, ...] = _constant((), Several(Limits(float, 0)))
+    proposals: str = _constant("none", Choices(("none", "replace", "join")))
+    proposal_threshold: float = _constant(0.01, Limits(float, -1e9, 1e9))
+    max_proposals: int = _constant(100, Limits(int, 1, 2**14))
+    proposal_mask: str = _constant("single", Choices(("single", "best")))
+    proposal_order: str = _constant("objectness", Choices(("objectness", "predicted_iou")))
+    report_boxes: str = _constant("mask", Choices(("mask", "proposal")))
+    refine: str = _constant("none", Choices(("none", "box", "mask", "mask_and_box")))
+    extra_points: int = _constant(0, Limits(int, 0, 64))
 
     def __post_init__(self) -> None:
         for constant in dataclasses.fields(self):
@@ -257,6 +274,17 @@ class DetectConfig:
         default = dataclasses.asdict(DetectConfig())
         changed = {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+    def require_plain_points(self, what: str) -> None:
+        """Raise `InputError`, starting with `what`, if a constant asks for more than the grid of points, decoded once:
+        what was proposed then depends on the memory or on boxes, and not on the image alone."""
+        default = DetectConfig()
+        for name in ("proposals", "refine", "extra_points"):
+            if (value := getattr(self, name)) != getattr(default, name):
+                raise InputError(
+                    f"{what}: {name}={value} is not supported here, only in evaluate, run, segment and Segmenter; "
+                    f"leave {name} out"
+                )
 
     @classmethod
     def limits(cls, name: str) -> Any:

@@ -1,9 +1,11 @@
 """Target images to detections (METHOD stage 3) as pure functions; `predictor` compiles them for long runs.
 
 `segment` is the whole of stage 3 for one image. Its parts: `encode_images`, `propose_masks` (what depends on no
-memory), `merge_proposals`, `draw_masks`.
+memory), `merge_proposals`, `draw_masks`. Boxes as prompts, more points and finer masks are in `finish_image` and
+`all_points`; the published method has none of them.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +15,11 @@ import numpy as np
 from jax import Array
 
 from ntt_jax.config import DetectConfig
+from ntt_jax.detection.boxes import propose_from_boxes, with_own_boxes
+from ntt_jax.detection.extra_points import similar_points
 from ntt_jax.detection.full_size import resize_masks
 from ntt_jax.detection.merge import Candidates, Detections, Merged, describe_candidates, merge_candidates
+from ntt_jax.detection.refine import refine_masks
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import encoder_input, sam_input
 from ntt_jax.images.resize import pil_resize_bicubic
@@ -22,6 +27,9 @@ from ntt_jax.memory.aggregate import Memory
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 from ntt_jax.models.sam2.point_grid.decode_grid import decode_grid, grid_points
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
+
+Proposals = tuple[Candidates, Array, Array]
+"""What an image's P prompts propose: candidates, their logits `[P, m, m]` and predicted IoUs `[P]`."""
 
 
 def propose_masks(
@@ -31,10 +39,10 @@ def propose_masks(
     config: DetectConfig,
     points: Array | None = None,
     **sizes: int,
-) -> tuple[Candidates, Array, Array]:
+) -> Proposals:
     """Steps 4 to 6 for one encoded image: what does not depend on any memory. Pure.
 
-    grid: rows and columns of DINOv2's patches. points: some `[P, 2]` of the image's grid of points, all of it if None.
+    grid: rows and columns of DINOv2's patches. points: `[P, 2]`, the image's whole grid of points if None.
     sizes: as for `decode_grid`. Returns the candidates (not `valid`: empty, or a predicted IoU that does
     not pass), their logits `[P, m, m]` and predicted IoUs `[P]`.
     """
@@ -54,22 +62,91 @@ def _merge_image(
     width: int | Array,
     config: DetectConfig,
     negatives: Array | None,
+    boxes: Array | None = None,
 ) -> tuple[Merged, Array]:
-    """Steps 4 to 10 for one encoded image -> detections without masks, and the candidates' logits `[P, m, m]`."""
-    proposals = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config)
-    return merge_proposals(patches, proposals, prototypes, height, width, config, negatives), proposals[1]
+    """Steps 4 to 10 for one encoded image -> detections without masks, and their logits `[D, m, m]`."""
+    proposals = None
+    if config.proposals != "replace":
+        points, there = None, None
+        if config.extra_points:
+            grid = jnp.asarray(grid_points(sam2.config.image_size, config.points_per_side))
+            points, there = all_points(grid, patches, prototypes, config, sam2.config.image_size)
+        proposals = propose_masks(sam2, features, (patches.shape[0], patches.shape[1]), config, points)
+        proposals = proposals if there is None else only_there(proposals, there)
+    return finish_image(sam2, features, patches, proposals, prototypes, height, width, config, negatives, boxes)
 
 
-def merge_proposals(
+def all_points(
+    grid: Array, patches: Array, prototypes: Array, config: DetectConfig, image_size: int
+) -> tuple[Array, Array]:
+    """The grid's points `[G, 2]` and `config.extra_points` more: `[P, 2]`, and which are there, `[P]` bool. Pure."""
+    extra, there = similar_points(patches, prototypes, config.extra_points, image_size)
+    return jnp.concatenate([grid, extra]), jnp.concatenate([jnp.ones(len(grid), bool), there])
+
+
+def only_there(proposals: Proposals, there: Array) -> Proposals:
+    """What `propose_masks` returned of points of which some, `there` `[P]` bool, are meant."""
+    candidates, logits, ious = proposals
+    return dataclasses.replace(candidates, valid=candidates.valid & there), logits, ious
+
+
+def finish_image(
+    sam2: Sam2 | PromptDecoder,
+    features: ImageFeatures,
     patches: Array,
-    proposals: tuple[Candidates, Array, Array],
+    proposals: Proposals | None,
     prototypes: Array,
     height: int | Array,
     width: int | Array,
     config: DetectConfig,
     negatives: Array | None,
+    boxes: Array | None,
+) -> tuple[Merged, Array]:
+    """Steps 6 to 10 for what points have proposed (None: nothing), and what `config` adds to them. Pure.
+
+    boxes: `[N, 5]` if the configuration takes `proposals` (`detection.boxes`).
+
+    Returns:
+      Detections without masks, and their logits `[D, m, m]`.
+    """
+    order_by, first, boxed = None, 0, None
+    if config.proposals != "none":
+        if boxes is None:
+            raise InputError('proposals: the configuration takes boxes as prompts; give them, or set proposals="none"')
+        grid = patches.shape[0], patches.shape[1]
+        boxed = propose_from_boxes(sam2, features, grid, boxes, height, width, config)
+        order_by, found = boxed.order, (boxed.candidates, boxed.logits, boxed.predicted_ious)
+        if proposals is not None:
+            first = proposals[2].shape[0]
+            order_by = jnp.concatenate([proposals[2], order_by])
+            found = jax.tree.map(lambda *both: jnp.concatenate(both), proposals, found)
+        proposals = found
+    if proposals is None:
+        raise InputError("finish_image: expected proposals of points, or boxes")
+    merged = merge_proposals(patches, proposals, prototypes, height, width, config, negatives, order_by)
+    logits = proposals[1][merged.source]
+    if config.refine != "none":
+        ious = proposals[2][merged.source]
+        merged, logits = refine_masks(sam2, features, merged, logits, ious, height, width, config)
+    if boxed is not None and config.report_boxes == "proposal":
+        merged = with_own_boxes(merged, boxed.boxes, first)
+    return merged, logits
+
+
+def merge_proposals(
+    patches: Array,
+    proposals: Proposals,
+    prototypes: Array,
+    height: int | Array,
+    width: int | Array,
+    config: DetectConfig,
+    negatives: Array | None,
+    order_by: Array | None = None,
 ) -> Merged:
-    """Steps 6 to 10 for what `propose_masks` returned of an image with these patches `[h, w, C]`. Pure."""
+    """Steps 6 to 10 for what `propose_masks` returned of an image with these patches `[h, w, C]`. Pure.
+
+    order_by: as for `merge.label_rows`.
+    """
     candidates, logits, ious = proposals
     return merge_candidates(
         patches.astype(jnp.float32),
@@ -81,6 +158,7 @@ def merge_proposals(
         width=width,
         config=config,
         negatives=negatives,
+        order_by=order_by,
     )
 
 
@@ -94,10 +172,14 @@ def map_images(
     dinov2: DinoVisionTransformer,
     images: Array,
     sizes: Array,
-    one: Callable[[ImageFeatures, Array, Array], Any],
+    one: Callable[..., Any],
+    *more: Array,
 ) -> Any:
-    """Encode images `[B, S, S, 3]` together, then `one(features, patches, size)` for each in turn, stacked. Pure."""
-    return jax.lax.map(lambda image: one(*image), (*encode_images(sam2, dinov2, images), sizes))
+    """Encode images `[B, S, S, 3]` together, then `one(features, patches, size)` for each in turn, stacked. Pure.
+
+    more: arrays `[B, ...]` of which `one` gets each image's part as well.
+    """
+    return jax.lax.map(lambda image: one(*image), (*encode_images(sam2, dinov2, images), sizes, *more))
 
 
 def segment(
@@ -108,6 +190,8 @@ def segment(
     config: DetectConfig | None = None,
     *,
     negatives: Array | None = None,
+    boxes: Array | None = None,
+    box_scores: Array | None = None,
 ) -> Detections:
     """Segment every instance of the prototypes' classes in one image: the whole of METHOD stage 3.
 
@@ -119,6 +203,8 @@ def segment(
       image: `[H, W, 3]` uint8 RGB.
       config: constants; the default is the published ones.
       negatives: `[K, N, C]`, what looks like a class and is none (`match.similarities`).
+      boxes: `[N, 4]` x1, y1, x2, y2 in pixels: prompts in place of the points, or beside them, as `config.proposals`
+        says. Boxes without a size are passed over. box_scores: `[N]`, their objectness, 1 each if None.
 
     Returns:
       `Detections` with D = config.max_detections: masks `[D, H, W]`, boxes in pixels, best first.
@@ -134,12 +220,30 @@ def segment(
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != jnp.uint8:
         raise InputError(f"segment: expected an image uint8 [H, W, 3], found {image.dtype} {list(image.shape)}")
     prototypes, negatives = as_classes(prototypes, negatives, [dinov2.config.embed_dim])
+    config, rows = _with_boxes(config, boxes, box_scores)
     height, width = image.shape[:2]
     size = sam2.config.image_size
     features, patches = encode_images(sam2, dinov2, pil_resize_bicubic(jnp.asarray(image), (size, size))[None])
-    merged, logits = _merge_image(sam2, features[0], patches[0], prototypes, height, width, config, negatives)
-    masks = resize_masks(logits, merged.source, jnp.sum(merged.valid), height, width, (height, width))
+    merged, logits = _merge_image(sam2, features[0], patches[0], prototypes, height, width, config, negatives, rows)
+    rows = jnp.arange(logits.shape[0], dtype=jnp.int32)
+    masks = resize_masks(logits, rows, jnp.sum(merged.valid), height, width, (height, width))
     return Detections(masks, merged.boxes, merged.scores, merged.labels, merged.valid)
+
+
+def _with_boxes(config: DetectConfig, boxes: Any, scores: Any) -> tuple[DetectConfig, Array | None]:
+    """The configuration and rows `[N, 5]` of boxes `[N, 4]` and scores `[N]`, which may be traced."""
+    if boxes is None:
+        if scores is not None:
+            raise InputError("box_scores: given without boxes")
+        return config, None
+    if np.ndim(boxes) != 2 or np.shape(boxes)[1] != 4 or not np.shape(boxes)[0]:
+        raise InputError(f"boxes: expected [N, 4] of x1, y1, x2, y2 in pixels, found {list(np.shape(boxes))}")
+    rows = jnp.asarray(boxes, jnp.float32)
+    scores = jnp.ones(len(rows), jnp.float32) if scores is None else jnp.asarray(scores, jnp.float32)
+    if scores.shape != rows.shape[:1]:
+        raise InputError(f"box_scores: expected [{len(rows)}], one for each box, found {list(scores.shape)}")
+    config = dataclasses.replace(config, proposals="replace") if config.proposals == "none" else config
+    return config, jnp.concatenate([rows, scores[:, None]], axis=1)
 
 
 def detect_images(
@@ -150,22 +254,24 @@ def detect_images(
     sizes: Array,
     config: DetectConfig,
     negatives: Array | None = None,
+    boxes: Array | None = None,
 ) -> tuple[Merged, Array]:
     """Stage 3 but for drawing the masks, for a batch of images of any sizes. Pure.
 
     Args:
       prototypes: `[K, C]`. images: `[B, S, S, 3]` uint8, resized by `resize_for_sam`.
       sizes: `[B, 2]` int32, height and width of the original images. negatives: `[K, N, C]`.
+      boxes: `[B, N, 5]` float32, if the configuration takes `proposals`: corners in pixels of the original images and
+        the objectness, 0 where there is none (`detection.boxes`).
 
     Returns:
       `Merged` with a leading batch axis, and the logits of its rows, `[B, D, m, m]`.
     """
 
-    def one(features: ImageFeatures, patches: Array, size: Array) -> tuple[Merged, Array]:
-        merged, logits = _merge_image(sam2, features, patches, prototypes, size[0], size[1], config, negatives)
-        return merged, logits[merged.source]
+    def one(features: ImageFeatures, patches: Array, size: Array, *boxes: Array) -> tuple[Merged, Array]:
+        return _merge_image(sam2, features, patches, prototypes, size[0], size[1], config, negatives, *boxes)
 
-    return map_images(sam2, dinov2, images, sizes, one)
+    return map_images(sam2, dinov2, images, sizes, one, *(() if boxes is None else (boxes,)))
 
 
 def detect_shard(

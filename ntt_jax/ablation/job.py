@@ -93,9 +93,9 @@ def ablate(
     Returns:
       The content of ablation.json: `{"by_shots", "memories"}` or `{"whole", "without"}`, and "skipped", "provenance".
     """
-    target = Targets(
-        sam2, dinov2, annotations, images, config or DetectConfig(), compute or Compute(), exif, restart, scorer
-    )
+    config = config or DetectConfig()
+    config.require_plain_points("ablate")
+    target = Targets(sam2, dinov2, annotations, images, config, compute or Compute(), exif, restart, scorer)
     make_output_folder(out)
     with FolderLock(out) as lock:
         if restart:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ntt_jax.config import DetectConfig
@@ -62,7 +63,39 @@ def add_detection(parser: Any) -> None:
         )
 
 
+def add_proposals(parser: Any) -> None:
+    """`--proposals` and `--proposals-mode`: boxes from elsewhere as prompts."""
+    group = parser.add_argument_group(
+        "boxes of a detector or a proposal network as SAM 2's prompts (docs/proposals.md)"
+    )
+    group.add_argument(
+        "--proposals",
+        type=Path,
+        metavar="FILE",
+        help="boxes in COCO's results format: image_id or file_name, bbox, score (objectness)",
+    )
+    group.add_argument(
+        "--proposals-mode",
+        choices=("replace", "join"),
+        help="in place of the grid of points, or beside it (default: replace, or what --method says)",
+    )
+
+
 def detect_config(args: argparse.Namespace) -> DetectConfig:
-    """The configuration that the options of `add_detection` describe."""
+    """The configuration that the options of `add_detection` and `add_proposals` describe.
+
+    Raises `InputError` if a method takes boxes and there are none, or the command does not take any.
+    """
     given = {name: value for name in _OPTIONS if (value := getattr(args, name)) is not None}
-    return dataclasses.replace(args.method or DetectConfig(), **given)
+    config = dataclasses.replace(args.method or DetectConfig(), **given)
+    if not hasattr(args, "proposals"):
+        if config.proposals != "none":
+            raise InputError(f"--method: takes boxes as prompts (proposals={config.proposals}); this command has none")
+        return config
+    if args.proposals is None:
+        if args.proposals_mode is not None or config.proposals != "none":
+            why = "--proposals-mode" if args.proposals_mode else f"--method (proposals={config.proposals})"
+            raise InputError(f"{why}: needs boxes; give --proposals FILE")
+        return config
+    mode = args.proposals_mode or ("replace" if config.proposals == "none" else config.proposals)
+    return dataclasses.replace(config, proposals=mode)

@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     add_scorer(parser)
     options.add_exif(parser)
     options.add_detection(parser)
+    options.add_proposals(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -54,6 +55,9 @@ def add_scorer(parser: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory", "annotations", "images")
+    options.detect_config(args)
+    if args.proposals is not None:
+        options.check_file(args.proposals, "--proposals")
     options.make_output_folder(args.out)
 
 
@@ -76,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        proposals=args.proposals,
         scorer=args.scorer,
         observer=Progress(),
     )

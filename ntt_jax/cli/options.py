@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ntt_jax.cli.detection_options import add_detection as add_detection
+from ntt_jax.cli.detection_options import add_proposals as add_proposals
 from ntt_jax.cli.detection_options import detect_config as detect_config
 from ntt_jax.config import DTYPES
 from ntt_jax.errors import InputError

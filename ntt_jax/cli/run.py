@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
     evaluate.add_scorer(parser)
     options.add_exif(parser)
     options.add_detection(parser)
+    options.add_proposals(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -38,6 +39,9 @@ def check(args: argparse.Namespace) -> None:
     options.check_paths(args, "sam2", "dinov2", "reference_annotations", "annotations", "images", "reference_images")
     sample.check_choice(args)
     memory.check_negatives(args)
+    options.detect_config(args)
+    if args.proposals is not None:
+        options.check_file(args.proposals, "--proposals")
     options.make_output_folder(args.out)
 
 
@@ -64,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
         compute=compute,
         exif=args.exif,
         restart=args.restart,
+        proposals=args.proposals,
         scorer=args.scorer,
         observer=Progress(),
         told=lambda bank: memory.report(args.out / "memory.safetensors", bank),

@@ -107,6 +107,7 @@ def add_parser(commands: Any) -> None:
     )
     options.add_exif(parser)
     options.add_detection(parser)
+    options.add_proposals(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -170,6 +171,9 @@ def check(args: argparse.Namespace) -> None:
             check_target(args.copy_to)
         except InputError as error:
             raise InputError(f"--copy-to: {error}") from None
+    options.detect_config(args)
+    if args.proposals is not None:
+        options.check_file(args.proposals, "--proposals")
     options.make_output_folder(args.out)
 
 
@@ -214,6 +218,7 @@ def run(args: argparse.Namespace) -> None:
         restart=args.restart,
         copy_to=args.copy_to,
         whole=False,
+        proposals=args.proposals,
         observer=Progress(),
     )
     report(args, content)

@@ -28,6 +28,7 @@ from ntt_jax.compiled.devices import choose_devices, published_numbers
 from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.compiled.point_parallel import PointParallel
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig
+from ntt_jax.detection.boxes import BoxedImage, choose_boxes
 from ntt_jax.detection.merge import Merged
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
@@ -65,20 +66,20 @@ def _detect_batch(
     classes: tuple[Array, Array | None],
     images: Array,
     sizes: Array,
-    *,
+    *boxes: Array,
     detect: Callable[..., Any],
     definitions: Any,
     config: DetectConfig,
     mesh: Mesh,
 ) -> Any:
-    """`detect` (`detect_images` or its like) over the images of a mesh."""
+    """`detect` (`detect_images` or its like) over the images of a mesh. boxes: of the images, if it takes them."""
     note_compilation(detect.__name__)
 
-    def shard(shared: Any, images: Array, sizes: Array) -> Any:
+    def shard(shared: Any, images: Array, sizes: Array, *boxes: Array) -> Any:
         state, (prototypes, negatives) = shared
-        return detect(*nnx.merge(definitions, state), prototypes, images, sizes, config, negatives)
+        return detect(*nnx.merge(definitions, state), prototypes, images, sizes, config, negatives, *boxes)
 
-    return over_mesh(shard, mesh)((state, classes), images, sizes)
+    return over_mesh(shard, mesh)((state, classes), images, sizes, *boxes)
 
 
 @functools.partial(jax.jit, static_argnames=("canvas", "rows", "packed"))
@@ -143,11 +144,13 @@ class Predictor:
         self._program: Callable[..., Any] = functools.partial(
             _detect_batch, detect=detect_images, definitions=definitions, config=self.config, mesh=mesh
         )
-        if divide == "points" and len(devices) > 1:
+        if divide == "points" and len(devices) > 1 and self.config.proposals != "replace":
             self._program = PointParallel(sam2, dinov2, self.config, definitions, devices)
 
-    def __call__(self, images: Iterable[np.ndarray]) -> Iterator[HostDetections]:
+    def __call__(self, images: Iterable[np.ndarray | BoxedImage]) -> Iterator[HostDetections]:
         """Detections of each image `[H, W, 3]` uint8 RGB, lazily and in order.
+
+        Where the configuration takes `proposals`, every image is a `BoxedImage`.
 
         At most three batches are in memory. An exception from `images` is raised after the detections of the images
         before it have been given out. Raises `InputError` for an image of another shape or type.
@@ -158,14 +161,17 @@ class Predictor:
             failure: BaseException | None = None
             while failure is None:
                 batch: list[np.ndarray] = []
+                boxes: list[np.ndarray] = []
                 try:
-                    for image in islice(images, self.batch_size):
-                        batch.append(_check_image(image))
+                    for given in islice(images, self.batch_size):
+                        image, own = self._with_boxes(given)
+                        batch.append(image)
+                        boxes += own
                 except Exception as error:
                     failure = error
                 if not batch:
                     break
-                pending.append(self._start(batch, workers, collector))
+                pending.append(self._start(batch, boxes, workers, collector))
                 while len(pending) > 2:
                     yield from pending.popleft().result()
             while pending:
@@ -173,21 +179,26 @@ class Predictor:
             if failure is not None:
                 raise failure
 
-    def group(self, images: Sequence[np.ndarray]) -> list[HostDetections]:
+    def group(self, images: Sequence[np.ndarray | BoxedImage]) -> list[HostDetections]:
         """Detections of at most `batch_size` images, as `__call__`, when they are there.
 
         Threads may call it at the same time: what one has found is drawn while the devices work for another.
         """
-        batch = [_check_image(image) for image in images]
-        return self._start(batch, _resizers(), _collectors()).result() if batch else []
+        given = [self._with_boxes(image) for image in images]
+        batch, boxes = [image for image, _ in given], [rows for _, own in given for rows in own]
+        return self._start(batch, boxes, _resizers(), _collectors()).result() if batch else []
 
     def _start(
-        self, batch: list[np.ndarray], workers: ThreadPoolExecutor, collector: ThreadPoolExecutor
+        self,
+        batch: list[np.ndarray],
+        boxes: list[np.ndarray],
+        workers: ThreadPoolExecutor,
+        collector: ThreadPoolExecutor,
     ) -> Future[list[HostDetections]]:
         sizes = [(image.shape[0], image.shape[1]) for image in batch]
         resized = list(workers.map(functools.partial(resize_for_sam, size=self.image_size), batch))
         with _dispatching:  # every device gets the work of all threads in one order
-            outputs = self._dispatch(resized, sizes)
+            outputs = self._dispatch(resized, sizes, boxes)
         return collector.submit(self._collect, outputs, sizes)
 
     def with_prototypes(self, prototypes: Any, negatives: Any = None) -> "Predictor":
@@ -201,12 +212,28 @@ class Predictor:
         with published_numbers(self._precision):
             return jax.device_put(as_classes(prototypes, negatives, size), self._shared)
 
-    def _dispatch(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> tuple[Merged, Array]:
+    def _with_boxes(self, given: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The image, and, where the configuration takes them, the one array of its boxes."""
+        if self.config.proposals == "none":
+            if isinstance(given, BoxedImage):
+                raise InputError('an image with boxes: the configuration takes none; set proposals="replace" or "join"')
+            return _check_image(given), []
+        if not isinstance(given, BoxedImage):
+            raise InputError(
+                f'the configuration takes boxes as prompts (proposals="{self.config.proposals}"), but images came'
+                " without them"
+            )
+        return _check_image(given.image), [choose_boxes(given.boxes, self.config)]
+
+    def _dispatch(
+        self, images: list[np.ndarray], sizes: list[tuple[int, int]], boxes: list[np.ndarray]
+    ) -> tuple[Merged, Array]:
         missing = self.batch_size - len(images)
         batch = np.stack(images + [images[-1]] * missing)
         shape = np.array(sizes + [(1, 1)] * missing, np.int32)
+        rows = [np.stack(boxes + [np.zeros_like(boxes[-1])] * missing)] if boxes else []
         with published_numbers(self._precision):
-            return self._program(self._state, self._classes, *jax.device_put((batch, shape), self._sharded))
+            return self._program(self._state, self._classes, *jax.device_put((batch, shape, *rows), self._sharded))
 
     def _collect(self, outputs: tuple[Merged, Array], sizes: list[tuple[int, int]]) -> list[HostDetections]:
         merged, logits = outputs

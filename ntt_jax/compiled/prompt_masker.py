@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -22,12 +21,12 @@ from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ntt_jax.images.resize import resize_host
+from ntt_jax.models.sam2.box_prompts import without_memory
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
+from ntt_jax.models.sam2.single_mask import STABILITY_OFFSET, STABILITY_THRESHOLD, choose_mask
 
 PROMPTS_AT_ONCE = 16
 """Prompts decoded together; fewer are filled up, so that one program serves any number."""
-_STABILITY_OFFSET = 0.05
-_STABILITY_THRESHOLD = 0.98
 _BOX_LABELS = (2, 3)
 _LARGEST = 1e9
 
@@ -75,8 +74,8 @@ def _numbers(rows: Any, size: int, what: str) -> list[Any]:
 
 def _is_stable(logits: np.ndarray) -> bool:
     """As `decode_prompts` decides it, of one mask `[m, m]` on the host."""
-    inner, outer = (int(np.count_nonzero(logits > offset)) for offset in (_STABILITY_OFFSET, -_STABILITY_OFFSET))
-    return outer == 0 or bool(np.float32(inner) / np.float32(outer) >= np.float32(_STABILITY_THRESHOLD))
+    inner, outer = (int(np.count_nonzero(logits > offset)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+    return outer == 0 or bool(np.float32(inner) / np.float32(outer) >= np.float32(STABILITY_THRESHOLD))
 
 
 def decode_prompts(
@@ -93,22 +92,13 @@ def decode_prompts(
     Returns:
       logits `[P, m, m]` and predicted_ious `[P]`, float32.
     """
-    logits, ious = sam2.decode(features, points, labels)
-    rows = jnp.arange(logits.shape[0])
-    best = 1 + jnp.argmax(ious[:, 1:], axis=1)
-    inner = jnp.sum(logits[:, 0] > _STABILITY_OFFSET, axis=(1, 2))
-    outer = jnp.sum(logits[:, 0] > -_STABILITY_OFFSET, axis=(1, 2))
-    stability = jnp.where(outer > 0, inner / jnp.maximum(outer, 1), 1.0)
-    chosen = jnp.where((stability >= _STABILITY_THRESHOLD) & (not ambiguous), 0, best)
-    return logits[rows, chosen], ious[rows, chosen]
+    return choose_mask(*sam2.decode(features, points, labels), ambiguous=ambiguous)
 
 
 @functools.partial(jax.jit, static_argnames=("definition",), compiler_options=COMPILER_OPTIONS)
 def _encode(state: Any, image: Array, *, definition: Any) -> ImageFeatures:
     sam2 = nnx.merge(definition, state)
-    features = sam2.encode_image(image[None])
-    embedding = features.embedding + sam2.no_mem_embed[...].astype(features.embedding.dtype).reshape(1, 1, 1, -1)
-    return ImageFeatures(embedding, features.high_res)
+    return without_memory(sam2.no_mem_embed[...], sam2.encode_image(image[None]))
 
 
 @functools.partial(jax.jit, static_argnames=("definition", "ambiguous"), compiler_options=COMPILER_OPTIONS)

@@ -135,12 +135,14 @@ def label_rows(
     config: DetectConfig,
     negatives: Array | None = None,
     extras: Extras | None = None,
+    order_by: Array | None = None,
 ) -> Rows:
     """Steps 6 and 7: classes of the candidates, then NMS.
 
     Args:
       objects `[P, C]`, boxes `[P, 4]`, valid `[P]`, predicted_ious `[P]`: of the candidates. prototypes `[K, C]`,
-        negatives `[K, N, C]`: as `match.similarities`. extras: of `describe_extras`.
+        negatives `[K, N, C]`: as `match.similarities`. extras: of `describe_extras`. order_by `[P]`: what NMS and merge
+        go by in place of the predicted IoU.
 
     Returns:
       `Rows` with M = config.max_candidates, or all (candidate, class) pairs if there are fewer.
@@ -150,11 +152,11 @@ def label_rows(
     similarity = rules.class_similarities(objects, valid, prototypes, negatives, config)  # [P, K]
     labels, scores = assign_labels(similarity, config.classes_per_mask)  # [P, n]
     valid = valid & jnp.all(jnp.isfinite(scores), axis=1)
-    rank_by = predicted_ious
+    rank_by = predicted_ious if order_by is None else order_by
     if config.order_area_power or config.order_similarity_power:
-        areas = predicted_ious if extras is None else extras.areas
+        areas = rank_by if extras is None else extras.areas
         powers = config.order_area_power, config.order_similarity_power
-        rank_by = rules.ranking(predicted_ious, areas, scores[:, 0], *powers)
+        rank_by = rules.ranking(rank_by, areas, scores[:, 0], *powers)
     stability = None if extras is None else extras.stability
     scores = rules.weighted_scores(scores, labels, similarity, predicted_ious, prototypes, config, stability)
 
@@ -243,12 +245,16 @@ def merge_candidates(
     width: int | Array,
     config: DetectConfig,
     negatives: Array | None = None,
+    order_by: Array | None = None,
 ) -> Merged:
-    """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values."""
+    """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values.
+
+    order_by: as for `label_rows`.
+    """
     objects, has_direction = object_features(candidates.weights, features)
     valid = candidates.valid & has_direction
     extras = describe_extras(candidates, mask_logits, config)
-    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config, negatives, extras)
+    rows = label_rows(objects, candidates.boxes, valid, predicted_ious, prototypes, config, negatives, extras, order_by)
     slots = min(config.max_candidates, mask_logits.shape[0])
     overlaps = overlap_rows(rows, mask_logits, prototypes.shape[0], slots, height=height, width=width)
     return best_rows(rows, objects, overlaps, config)

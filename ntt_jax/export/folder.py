@@ -53,6 +53,7 @@ def export_folder(
     """
     check_models(sam2, dinov2)
     config = DetectConfig() if config is None else config
+    config.require_plain_points("export")
     if unknown := [name for name in platforms if name not in BACKENDS]:
         raise InputError(f"platforms: expected {' and '.join(BACKENDS)}, found {unknown[0]!r:.40}")
     place = pathlib.Path(folder)

@@ -37,6 +37,7 @@ def evaluate(
     restart: bool = False,
     scorer: str = "hotcoco",
     files: dict[str, Location | None] | None = None,
+    proposals: Path | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Evaluate a memory on a data set; called again after a stop, whatever the reason, it goes on where it was.
@@ -50,6 +51,8 @@ def evaluate(
       restart: throw away what the folder holds of an earlier run.
       scorer: library that applies COCO's rules, "hotcoco" or "pycocotools"; the numbers are the same.
       files: more files for run.json, by the names of their options, where `ntt-jax report` finds them.
+      proposals: boxes that are SAM 2's prompts (`datasets.box_proposals`), as `config.proposals` says, or in place of
+        the points.
       observer: hears of progress, skipped images and warnings.
 
     Returns:
@@ -58,7 +61,8 @@ def evaluate(
     Raises:
       InputError: an input is unfit, or the folder is in use or holds another run; nothing in it has changed then.
     """
-    config, compute = config or DetectConfig(), compute or Compute()
+    config, given_boxes = inputs.read_boxes(proposals, config or DetectConfig())
+    compute = compute or Compute()
     if isinstance(out, Path):
         make_output_folder(out)
     bank = load_memory(memory)
@@ -67,12 +71,14 @@ def evaluate(
     bank, dataset, categories = inputs.match_bank(bank, dataset, observer)
     dataset = inputs.look_at_images(dataset, images, exif, observer, apart=compute.ray is not None)
     check_images(dataset, images)
+    boxes = inputs.boxes_by_image(given_boxes, config, dataset, observer)
     ground_truth = prepare_ground_truth(dataset, categories)
     for note in ground_truth.notes:
         warn(observer, note)
     identity = target_identity(
         sam2, dinov2, {"memory": sha256(memory)}, dataset, categories, config, compute.dtype, exif
     )
+    identity |= {} if given_boxes is None else {"proposals": given_boxes.sha256}
     with durable(out, identity, observer, restart=restart) as run:
         if todo := unfinished(run.records, dataset, images):
             negatives = bank.memory.negatives
@@ -86,7 +92,7 @@ def evaluate(
             )
             given: dict[str, Location | None]
             given = {"sam2": sam2, "dinov2": dinov2, "memory": memory, "annotations": annotations, "images": images}
-            given |= files or {}
+            given |= {**(files or {}), **({} if proposals is None else {"proposals": proposals})}
             segment_left(
                 run,
                 dataset,
@@ -97,6 +103,7 @@ def evaluate(
                 compute=compute,
                 files=given,
                 observer=observer,
+                boxes=boxes,
             )
         return write_outcome(run, dataset, ground_truth, scorer)
 

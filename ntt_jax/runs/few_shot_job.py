@@ -38,6 +38,7 @@ def run_few_shot(
     exif: str = "upright",
     restart: bool = False,
     scorer: str = "hotcoco",
+    proposals: Path | None = None,
     observer: Observer = SILENT,
     told: Callable[[MemoryBank], None] = lambda bank: None,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def run_few_shot(
     `build_memory`. `out` also receives references.json and memory.safetensors.
     """
     compute = compute or Compute()
+    inputs.read_boxes(proposals, config or DetectConfig())  # before any work is done
     make_output_folder(out)
     references_file, memory_file = out / "references.json", out / "memory.safetensors"
     with FolderLock(out) as lock:
@@ -98,6 +100,7 @@ def run_few_shot(
                 "reference_annotations": reference_annotations,
                 "reference_images": reference_images,
             },
+            proposals=proposals,
             observer=observer,
         )
 

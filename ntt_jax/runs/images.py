@@ -9,7 +9,7 @@ import errno
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import numpy as np
 
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage
+from ntt_jax.detection.boxes import NONE, BoxedImage
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
@@ -46,8 +47,11 @@ _LOOKS = 8
 
 Item = TypeVar("Item")
 
-Predict = Callable[[Iterable[np.ndarray]], Iterator[HostDetections]]
+Predict = Callable[[Iterable[Any]], Iterator[HostDetections]]
 """The target pass: images uint8 `[H, W, 3]` in, their detections out, in order (`pipeline.Predictor`)."""
+
+Boxes = Mapping[int, np.ndarray]
+"""Rows `[n, 5]` of boxes that are prompts, by image id (`detection.boxes`)."""
 
 
 def check_images(dataset: CocoDataset, folder: Location) -> None:
@@ -116,13 +120,14 @@ def segment_images(
     window: int,
     observer: Observer,
     record: Callable[[int, Any], dict[str, Any]] = image_record,
+    boxes: Boxes | None = None,
 ) -> None:
     """Segment the images that are in `todo` and append one record for each to `run.records`.
 
     predict: the target pass; gives one result per image, in order. images: whole groups (`groups_to_do`). window:
     images worked on at once, by all devices. An image that is missing, broken, or not of the size that the annotation
     file says is recorded as skipped with the reason. Whatever ends this early, what is finished is saved.
-    record: makes the record of an image, by its id, of what `predict` found.
+    record: makes the record of an image, by its id, of what `predict` found. boxes: if `predict` takes them.
     """
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
@@ -130,7 +135,7 @@ def segment_images(
         ahead = map_ahead(lambda image: read_checked(dataset, folder, image), images, ahead=window)
         for image, read in zip(images, ahead, strict=True):
             fed.append((image, read if isinstance(read, str) else None))
-            yield _BLANK if isinstance(read, str) else read
+            yield _prompted(image, read, boxes)
 
     finished: list[dict[str, Any]] = []
 
@@ -159,13 +164,14 @@ def segment_images(
 class ImageWork:
     """Groups of images as work that another process can be sent (`cluster.map_groups`): `segment_images` without files.
 
-    target: makes the target pass for a `Compute`. dataset, folder, record: as `segment_images`.
+    target: makes the target pass for a `Compute`. dataset, folder, record, boxes: as `segment_images`.
     """
 
     target: Any
     dataset: CocoDataset
     folder: Location
     record: Callable[[int, Any], dict[str, Any]]
+    boxes: Boxes | None = None
 
     def load(self, compute: Any) -> Predictor:
         """The target pass."""
@@ -180,7 +186,7 @@ class ImageWork:
         self, models: Predictor, group: Sequence[CocoImage], read: Sequence[np.ndarray | str]
     ) -> list[dict[str, Any]]:
         """One record for each image of a group."""
-        found = models.group([_BLANK if isinstance(one, str) else one for one in read])
+        found = models.group([_prompted(image, one, self.boxes) for image, one in zip(group, read, strict=True)])
         return [
             _skipped(image, one) if isinstance(one, str) else self.record(image.id, detections)
             for image, one, detections in zip(group, read, found, strict=True)
@@ -192,6 +198,12 @@ class ImageWork:
             _skipped(image, Fatal(f"{show_path(self.dataset.image_path(self.folder, image.id))}: {reason}"))
             for image in group
         ]
+
+
+def _prompted(image: CocoImage, read: np.ndarray | str, boxes: Boxes | None) -> np.ndarray | BoxedImage:
+    """An image as the target pass takes it, with its boxes if there are any to take."""
+    pixels = _BLANK if isinstance(read, str) else read
+    return pixels if boxes is None else BoxedImage(pixels, boxes.get(image.id, NONE))
 
 
 def _skipped(image: CocoImage, reason: str) -> dict[str, Any]:

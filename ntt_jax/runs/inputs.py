@@ -1,13 +1,18 @@
 """What jobs read before they begin: annotations, references, negative references, and whether they fit each other."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.bank_classes import match_classes
+from ntt_jax.datasets.box_proposals import BoxProposals, load_box_proposals
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.datasets.image_files import survey
+from ntt_jax.detection.boxes import best_boxes
 from ntt_jax.errors import InputError
 from ntt_jax.files import read_bytes, show_path
 from ntt_jax.images.remote import Location
@@ -58,6 +63,42 @@ def sendable(dataset: CocoDataset, annotation_ids: Collection[int] = ()) -> Coco
         image_ids={},
         category_ids={},
     )
+
+
+def read_boxes(path: Path | None, config: DetectConfig) -> tuple[DetectConfig, BoxProposals | None]:
+    """The boxes of a file as prompts, and the configuration that takes them: in place of the points, unless it says
+    "join". Raises `InputError` if there is no file and the configuration asks for one."""
+    if path is None:
+        if config.proposals != "none":
+            raise InputError(f"proposals={config.proposals}: the method takes boxes as prompts; give --proposals FILE")
+        return config, None
+    config = dataclasses.replace(config, proposals="replace") if config.proposals == "none" else config
+    return config, load_box_proposals(path)
+
+
+def boxes_by_image(
+    boxes: BoxProposals | None,
+    config: DetectConfig,
+    dataset: CocoDataset,
+    observer: Observer,
+    names: Mapping[str, int] | None = None,
+) -> dict[int, np.ndarray] | None:
+    """The boxes of each image of a data set that are used, for `segment_images`; None if there are none to take.
+
+    names: image ids by file name, those of the data set if None. The observer hears what was left out.
+    """
+    if boxes is None:
+        return None
+    entries = dataset.images.values()
+    sizes = {image.id: (image.height, image.width) for image in entries}
+    if names is None:
+        names = {name: image.id for image in entries for name in (image.file_name, image.written) if name is not None}
+    ids: dict[int | str, int] = {image_id: image_id for image_id in sizes}
+    ids |= {written: image_id for image_id, written in dataset.image_ids.items()}
+    found, lines = boxes.of_images(sizes, names, ids)
+    for line in lines:
+        warn(observer, line)
+    return {image_id: best_boxes(rows, config) for image_id, rows in found.items()}
 
 
 def exif_identity(exif: str) -> dict[str, str]:

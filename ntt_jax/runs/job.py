@@ -19,7 +19,7 @@ from ntt_jax.images.remote import Location
 from ntt_jax.runs.cluster import map_groups
 from ntt_jax.runs.cluster_worker import GroupWork
 from ntt_jax.runs.folder import RunFolder
-from ntt_jax.runs.images import ImageWork, groups_to_do, image_record, segment_images
+from ntt_jax.runs.images import Boxes, ImageWork, groups_to_do, image_record, segment_images
 from ntt_jax.runs.inputs import sendable
 from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute, TargetPass, describe_start
@@ -56,10 +56,12 @@ def segment_left(
     files: Mapping[str, Location | None],
     observer: Observer,
     record: Callable[[int, Any], dict[str, Any]] = image_record,
+    boxes: Boxes | None = None,
 ) -> None:
     """Segment the images `todo` and record what is found; note the start in run.json.
 
-    what: the work in words. files: what the job was given, by the names of its options. record: as `segment_images`.
+    what: the work in words. files: what the job was given, by the names of its options. record, boxes: as for
+    `segment_images`.
     """
     started, before = time.time(), run.records.added
     groups = groups_to_do(list(dataset.images.values()), lambda image: image.id in todo, compute.batch_size)
@@ -68,7 +70,7 @@ def segment_left(
     with work(observer, what, total, done=total - len(todo)):
         try:
             if predictor is None:
-                sent = ImageWork(target, sendable(dataset), images, record)
+                sent = ImageWork(target, sendable(dataset), images, record, boxes)
                 record_from_cluster(run, sent, groups, todo, compute, observer)
                 return
             segment_images(
@@ -81,6 +83,7 @@ def segment_left(
                 window=compute.batch_size * len(compute.used()),
                 observer=observer,
                 record=record,
+                boxes=boxes,
             )
         finally:
             run.note_start(describe_start(compute, started, run.records.added - before, files))

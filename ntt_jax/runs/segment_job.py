@@ -60,6 +60,7 @@ def segment(
     restart: bool = False,
     copy_to: Address | None = None,
     whole: bool = True,
+    proposals: Path | None = None,
     observer: Observer = SILENT,
 ) -> dict[str, Any]:
     """Segment photos and write what is found; called again after a stop, whatever the reason, it goes on where it was.
@@ -79,6 +80,7 @@ def segment(
       copy_to: where else to put what is written, each file whole (`copies.copy_out`).
       whole: return all annotations; otherwise their number by category id in their place, under "counts", and memory
         does not grow with what is found.
+      proposals: as for `evaluate`; the boxes name photos by their file_name.
 
     Returns:
       The content of detections.json.
@@ -87,7 +89,8 @@ def segment(
       InputError: an input is unfit, no photo can be read, or the folder is in use or holds the run of another memory,
         other models or other constants; nothing in it has changed then.
     """
-    config, compute = config or DetectConfig(), compute or Compute()
+    config, given_boxes = inputs.read_boxes(proposals, config or DetectConfig())
+    compute = compute or Compute()
     if copy_to is not None:
         check_target(copy_to)
     if isinstance(out, Path):
@@ -110,18 +113,30 @@ def segment(
     )
     names = find_photos(photos, folder, lambda line: warn(observer, line))
     identity = run_identity(sam2, dinov2, bank, config, compute.dtype, exif)
+    identity |= {} if given_boxes is None else {"proposals": given_boxes.sha256}
     with durable(out, identity, observer, restart=restart) as run:
         dataset, ids, unread = as_dataset(names, exif, apart=compute.ray is not None)
         for reason in unread.values():
             observer.note(f"skipped: {reason}")
+        boxes = inputs.boxes_by_image(given_boxes, config, dataset, observer, ids)
         if todo := unfinished(run.records, dataset, Path()):
             memories = bank.memory.prototypes, bank.memory.negatives
             arrays = [None if array is None else np.asarray(array) for array in memories]
             target = TargetPass(sam2, dinov2, arrays[0], arrays[1], config, largest_side=640)
             files: dict[str, Location | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
             files["images"] = photos[0] if len(photos) == 1 and _is_folder(photos[0]) else None
+            files |= {} if proposals is None else {"proposals": proposals}
             segment_left(
-                run, dataset, Path(), target, todo, what="segment", compute=compute, files=files, observer=observer
+                run,
+                dataset,
+                Path(),
+                target,
+                todo,
+                what="segment",
+                compute=compute,
+                files=files,
+                observer=observer,
+                boxes=boxes,
             )
         unread |= {
             name: str(run.records.read(image_id)["skipped"])

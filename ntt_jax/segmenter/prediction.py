@@ -15,11 +15,12 @@ from PIL import Image
 
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DEFAULT_THRESHOLD
+from ntt_jax.detection.boxes import BoxedImage
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import by_class, choose, class_indices
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results
-from ntt_jax.files import show_path
+from ntt_jax.files import describe, show_path
 from ntt_jax.formats import Photo, labelme, yolo
 from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.polygons import POLYGON_ERROR
@@ -27,7 +28,8 @@ from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle
 from ntt_jax.notes import Notes
 from ntt_jax.runs.segment_output import draw_overlay
-from ntt_jax.segmenter.inputs import images_ahead
+from ntt_jax.segmenter.boxed import boxed_image
+from ntt_jax.segmenter.inputs import images_ahead, is_image
 
 _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
 
@@ -230,21 +232,38 @@ def predict_lazily(
     images: Iterable[Any],
     exif: str = "upright",
     skipped: Notes | None = None,
+    boxes: Iterator[np.ndarray] | None = None,
 ) -> Iterator[Prediction]:
     """What `predictor` finds in each image that people hand over, in order; `ahead` images are read in advance.
 
     finish: makes a `Prediction` of `HostDetections` and its `source`. exif: as for `read_image`. skipped: as for
-    `images_ahead`. Raises `InputError` at the turn of an image that cannot be used.
+    `images_ahead`. boxes: of each image (`boxed.boxes_beside`). Raises `InputError` at the turn of an image that cannot
+    be used.
     """
     sources: deque[Any] = deque()
 
-    def pixels() -> Iterator[np.ndarray]:
+    def pixels() -> Iterator[np.ndarray | BoxedImage]:
         for source, image in images_ahead(images, ahead, exif, skipped):
             sources.append(source)
-            yield image
+            yield image if boxes is None else boxed_image(image, boxes, predictor.config)
 
     for found in predictor(pixels()):
         yield finish(found, source=sources.popleft())
+
+
+def predict_any(run: Callable[..., Iterator[Prediction]], images: Any) -> Any:
+    """What `run` (`predict_lazily`) finds in images in any of the forms that `Segmenter.predict` takes."""
+    if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+        return predict_folder(run, Path(images))
+    if is_image(images):
+        (found,) = run([images])
+        return found
+    if isinstance(images, (list, tuple)):
+        return list(run(images))
+    if isinstance(images, Iterable):
+        # A camera may write each image over the one before, which has not been used by then: copies.
+        return run(np.array(image) if isinstance(image, np.ndarray) else image for image in images)
+    raise InputError(f"predict: expected images, a folder or an iterable of images, found {describe(images)}")
 
 
 def predict_folder(run: Callable[..., Iterator[Prediction]], folder: Path) -> list[Prediction]:

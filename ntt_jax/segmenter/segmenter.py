@@ -33,6 +33,7 @@ from ntt_jax.references.build import Negatives
 from ntt_jax.references.folder import FoundReferences, find_references
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import ReferenceSet, load_references
+from ntt_jax.segmenter.boxed import boxes_beside, with_boxes
 from ntt_jax.segmenter.classes import (
     ClassReferences,
     from_bank,
@@ -44,9 +45,9 @@ from ntt_jax.segmenter.classes import (
     without,
     without_negative,
 )
-from ntt_jax.segmenter.inputs import as_image, as_prompt, is_image, merged_config
+from ntt_jax.segmenter.inputs import as_image, as_prompt, merged_config
 from ntt_jax.segmenter.learner import Learner
-from ntt_jax.segmenter.prediction import Prediction, detection_limit, predict_folder, predict_lazily
+from ntt_jax.segmenter.prediction import Prediction, detection_limit, predict_any, predict_lazily
 
 
 class Segmenter:
@@ -112,7 +113,7 @@ class Segmenter:
         self._exif = exif
         self._learner = Learner(sam2, dinov2, devices=devices, matmul_precision=matmul_precision, exif=exif)
         self._ahead = max(2, batch_size)
-        self._predictor: Predictor | None = None
+        self._predictors: dict[DetectConfig, Predictor] = {}
         self._classes: dict[str, ClassReferences] = {}
         self._memory: Memory | None = None
         self._provenance: dict[str, Any] = {}
@@ -290,6 +291,8 @@ class Segmenter:
         score_threshold: float | Mapping[str, float] | None = None,
         max_detections: int | None = None,
         classes: Iterable[str] | None = None,
+        boxes: Any = None,
+        box_scores: Any = None,
     ) -> Any:
         """Find the instances of all classes.
 
@@ -304,6 +307,9 @@ class Segmenter:
           classes: names of the classes to return, all by default. The others compete all the same: what looks more like
             one of them is not found.
             None of the three compiles anything anew.
+          boxes: what SAM 2 is asked for in place of its grid of points (or beside it: `config.proposals`), from a
+            detector or a proposal network: of one image `[N, 4]` x1, y1, x2, y2 in pixels, of several one array for
+            each. box_scores: `[N]` for each, their objectness, 1 if None (docs/proposals.md).
 
         The first call compiles; afterwards neither number nor sizes of images do, except that the drawing of the masks
         is compiled once for each of the sides 640 (or `canvas`), 1024, 2048, ... that a larger image needs. Classes may
@@ -312,7 +318,8 @@ class Segmenter:
         Raises:
           InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
         """
-        predictor = self._ready_predictor()
+        rows = boxes_beside(images, boxes, box_scores)
+        predictor = self._ready_predictor(self.config if rows is None else with_boxes(self.config))
         ids = tuple(one.category_id for one in self._classes.values())
         finish = functools.partial(
             Prediction.select,
@@ -323,22 +330,12 @@ class Segmenter:
             wanted=None if classes is None else indices_of(self._classes, classes),
             exif=self._exif,
         )
-        run = functools.partial(predict_lazily, predictor, finish, self._ahead, exif=self._exif)
-        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            return predict_folder(run, Path(images))
-        if is_image(images):
-            (found,) = run([images])
-            return found
-        if isinstance(images, (list, tuple)):
-            return list(run(images))
-        if isinstance(images, Iterable):
-            # A camera may write each image over the one before, which has not been used by then: copies.
-            return run(np.array(image) if isinstance(image, np.ndarray) else image for image in images)
-        raise InputError(f"predict: expected images, a folder or an iterable of images, found {describe(images)}")
+        run = functools.partial(predict_lazily, predictor, finish, self._ahead, exif=self._exif, boxes=rows)
+        return predict_any(run, images)
 
     def snapshot(self) -> "Segmenter":
         """This one as it is now; models and programs are shared. Raises `InputError` if nothing has been learned."""
-        self._ready_predictor()
+        self._ready_predictor(self.config)
         return copy.copy(self)
 
     # Keeping
@@ -387,14 +384,15 @@ class Segmenter:
             kept = ("encoder_sha256", "annotations_sha256", "thresholds")
             provenance = {key: self._provenance[key] for key in kept if key in self._provenance}
         self._classes, self._memory, self._provenance = classes, memory, provenance
-        if self._predictor is not None and memory is not None:
+        if self._predictors and memory is not None:
             with published_numbers():
                 padded = padded_classes(memory, self.config.classes_per_mask)
-            self._predictor = self._predictor.with_prototypes(*padded)
+            self._predictors = {key: one.with_prototypes(*padded) for key, one in self._predictors.items()}
 
-    def _ready_predictor(self) -> Predictor:
+    def _ready_predictor(self, config: DetectConfig) -> Predictor:
         with published_numbers():
-            prototypes, negatives = padded_classes(self.memory, self.config.classes_per_mask)
-        if self._predictor is None:
-            self._predictor = Predictor(*self._models, prototypes, self.config, negatives=negatives, **self._options)
-        return self._predictor
+            prototypes, negatives = padded_classes(self.memory, config.classes_per_mask)
+        if config not in self._predictors:
+            made = Predictor(*self._models, prototypes, config, negatives=negatives, **self._options)
+            self._predictors = {**self._predictors, config: made}
+        return self._predictors[config]

@@ -84,6 +84,8 @@ def tune(
       The content of tune.json.
     """
     config, plan, compute = config or DetectConfig(), plan or Plan(), compute or Compute()
+    for one in (config, *plan.methods.values()):
+        one.require_plain_points("tune")
     if config.points_per_side**2 > MAX_CANDIDATES:
         raise InputError(f"points_per_side: {config.points_per_side}, but at most {MAX_CANDIDATES} points are recorded")
     target = Targets(sam2, dinov2, annotations, images, config, compute, exif, restart)

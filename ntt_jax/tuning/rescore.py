@@ -92,6 +92,7 @@ def rescore(candidates: Candidates, prototypes: Array, negatives: Array | None, 
 
 def check_config(config: DetectConfig, recorded: DetectConfig) -> None:
     """Raise `InputError` unless detections of `config` follow from what was recorded with `recorded`."""
+    config.require_plain_points("tune")
     if config.points_per_side != recorded.points_per_side:
         raise InputError(
             f"points_per_side: {config.points_per_side}, but proposals were recorded with {recorded.points_per_side}; "

@@ -163,7 +163,10 @@ def grid_of(data: Any, where: str) -> dict[str, tuple[Change, ...]]:
     rules = {}
     for name, values in data.items():
         try:
-            rules[name] = tuple({name: getattr(DetectConfig.from_dict({name: value}), name)} for value in values)
+            tried = [DetectConfig.from_dict({name: value}) for value in values]
+            for config in tried:
+                config.require_plain_points("tune")
+            rules[name] = tuple({name: getattr(config, name)} for config in tried)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     return rules

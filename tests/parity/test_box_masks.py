@@ -1,10 +1,14 @@
 """Masks from boxes and points against Meta's modules put together as its `SAM2ImagePredictor` does."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import sam2_weights
 
 from ntt_jax.compiled.prompt_masker import Prompt, PromptMasker
+from ntt_jax.models.sam2.box_prompts import decode_masks
+from ntt_jax.models.sam2.sam2_base import ImageFeatures
 from weight_port import convert_state_dict
 
 torch = pytest.importorskip("torch")
@@ -76,3 +80,39 @@ def test_equals_metas_predictor():
         assert 0.001 < mask.mean() < 0.999
         assert not np.any((mask != (logits > 0)) & (np.abs(logits) > 1e-3 * np.abs(logits).max()))
         assert np.mean(mask != (logits > 0)) < 1e-3
+
+
+@pytest.mark.parametrize("with_box", [True, False])
+@torch.no_grad()
+def test_mask_prompts_equal_metas_predictor(with_box):
+    """An earlier mask's logits as the prompt (`mask_input`), with a box and without, on one image's features."""
+    oracle = ImagePath(CONFIG, 0)
+    model = convert_state_dict(oracle.state_dict(), CONFIG)
+    rng = np.random.default_rng(4)
+    side, dim = CONFIG.embedding_size, CONFIG.d_model
+    shapes = ((side, dim), (4 * side, dim // 8), (2 * side, dim // 4))
+    image = [rng.standard_normal((1, size, size, channels)).astype(np.float32) for size, channels in shapes]
+    embedding, *high_res = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in image)
+    decoder = oracle.sam_mask_decoder
+    earlier = rng.normal(0, 5, (3, CONFIG.mask_size, CONFIG.mask_size)).astype(np.float32)
+    boxes = np.array([[20, 30, 150, 160], [0, 0, 255, 255], [90, 5, 130, 200]], np.float32)
+    points = None
+    if with_box:  # corners as points, which a padding point joins, as `_predict` does
+        points = torch.from_numpy(boxes).reshape(-1, 2, 2), torch.tensor([[2, 3]] * 3)
+    sparse, dense = oracle.sam_prompt_encoder(points, None, torch.from_numpy(earlier)[:, None])
+    decoder.dynamic_multimask_via_stability = True
+    decoder.dynamic_multimask_stability_delta, decoder.dynamic_multimask_stability_thresh = 0.05, 0.98
+    wanted, rated, _, _ = decoder(
+        image_embeddings=embedding,
+        image_pe=oracle.sam_prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=False,
+        repeat_image=True,
+        high_res_features=high_res,
+    )
+    with jax.default_matmul_precision("highest"):
+        features = ImageFeatures(jnp.asarray(image[0]), (jnp.asarray(image[1]), jnp.asarray(image[2])))
+        logits, ious = jax.jit(decode_masks)(model, features, earlier, np.ones(3, bool), boxes if with_box else None)
+    np.testing.assert_allclose(ious, rated[:, 0].numpy(), atol=1e-5)
+    assert np.abs(np.asarray(logits) - wanted[:, 0].numpy()).max() < 1e-4 * np.abs(wanted.numpy()).max()

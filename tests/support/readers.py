@@ -14,6 +14,7 @@ from PIL import Image
 from ntt_jax.app.project import NAME, Project
 from ntt_jax.config import DetectConfig
 from ntt_jax.datasets import load_dataset
+from ntt_jax.datasets.box_proposals import load_box_proposals
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import CocoCategory, CocoDataset
 from ntt_jax.datasets.voc import load_voc, parse_xml
@@ -198,6 +199,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "read_results": lambda path: read_results(path, DATA, []),
     "list of addresses": read_list,
     "thresholds": read_thresholds,
+    "boxes": load_box_proposals,
     "method": DetectConfig.from_file,
     "read_image": lambda path: read_image(path, max_pixels=1_000_000),
     "read_index_image": lambda path: read_index_image(path, max_pixels=1_000_000),
@@ -232,6 +234,7 @@ FORGIVING: dict[str, Callable[[Path], Any]] = {
 MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/config.py": ("method",),
     "ntt_jax/datasets/__init__.py": ("load_dataset",),
+    "ntt_jax/datasets/box_proposals.py": ("boxes",),
     "ntt_jax/datasets/coco.py": ("load_coco", "project"),
     "ntt_jax/datasets/voc.py": ("voc annotation", "voc list", "parse_xml"),
     "ntt_jax/detection/thresholds.py": ("thresholds",),

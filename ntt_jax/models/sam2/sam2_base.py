@@ -6,7 +6,7 @@ three, no stability rule, no gating by the object score, and `encode_image` does
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,7 @@ class PromptDecoder(NamedTuple):
     config: Sam2Config
     sam_prompt_encoder: PromptEncoder
     sam_mask_decoder: MaskDecoder
+    no_mem_embed: Any = None  # the parameter of `Sam2`, where prompts are boxes or masks
 
 
 def one_image(config: Sam2Config, features: ImageFeatures) -> ImageFeatures:

@@ -154,11 +154,23 @@ def prepare(
 
     Returns the image `[h, w, C]` (dense prompt embedding added), what is computed of it once, and tokens `[P, T, C]`.
     """
+    labels = jnp.ones((points.shape[0], 1), jnp.int32)
+    return prepare_prompts(grid, sam2, features, points[:, None], labels, block)
+
+
+def prepare_prompts(
+    grid: GridDecoder,
+    sam2: Sam2 | PromptDecoder,
+    features: ImageFeatures,
+    points: Array,
+    labels: Array,
+    block: int | None,
+) -> tuple[Array, ImageSide, Array]:
+    """`prepare` for prompts of several points each, `[P, N, 2]` with labels `[P, N]`, as for `Sam2.decode`."""
     features = one_image(sam2.config, features)
     h, w = features.embedding.shape[1:3]
     pe = sam2.sam_prompt_encoder.get_dense_pe()
-    labels = jnp.ones((points.shape[0], 1), jnp.int32)
-    sparse, dense = sam2.sam_prompt_encoder(points[:, None], labels)
+    sparse, dense = sam2.sam_prompt_encoder(points, labels)
     image = features.embedding[0].astype(jnp.float32) + dense[0].astype(jnp.float32)
     feat_s0, feat_s1 = features.high_res
     tokens_together = block or h * w
