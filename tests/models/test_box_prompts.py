@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sam2_weights import SMALL, recipe_model
+from sam2_weights import recipe_model
 
+from ntt_jax.config import HieraConfig, Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.models.sam2 import single_mask
 from ntt_jax.models.sam2.box_prompts import corner_points, decode_boxes, decode_masks, without_memory
 from ntt_jax.models.sam2.sam2_base import ImageFeatures
 from ntt_jax.models.sam2.single_mask import choose_mask
 
+SMALL = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
 SIDE = SMALL.image_size
 
 

