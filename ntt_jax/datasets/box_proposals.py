@@ -43,8 +43,8 @@ class BoxProposals:
         """The boxes of each image that has any, and in words what was left out or changed.
 
         Args:
-          sizes: height and width of every image, by its id. names: its id by the name of its file. ids: by the id that
-            the file has, where that is another.
+          sizes: height and width of every image, by its id, 0 if not known yet. names: its id by the name of its file.
+          ids: by the id that the file has, where that is another.
 
         Returns:
           By image id rows float32 `[n, 5]`: x1, y1, x2, y2 in pixels, cut at the image's border, and the score. Lines
@@ -75,7 +75,8 @@ class BoxProposals:
             height, width = sizes[image_id]
             whole = np.concatenate(parts)
             corners = np.concatenate([whole[:, :2], whole[:, :2] + whole[:, 2:4]], axis=1)
-            cut = np.clip(corners, 0, [width, height, width, height])
+            known_size = [width, height] * 2 if height else [np.inf] * 4  # cut when it is known, on the device
+            cut = np.clip(corners, 0, known_size)
             there = (cut[:, 2:] > cut[:, :2]).all(axis=1)
             outside += int((~there).sum())
             # Rounded numbers of a file may lie a pixel beyond the border.

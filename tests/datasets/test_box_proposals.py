@@ -32,6 +32,14 @@ def test_by_id_and_by_name(tmp_path):
     assert found[7].dtype == np.float32 and not lines
 
 
+def test_an_image_whose_size_is_not_known_yet(tmp_path):
+    """One elsewhere, which is fetched when it is its turn: its boxes are cut then."""
+    found, lines = load_box_proposals(write(tmp_path / "b.json", [entry(7, (-5, 5, 900, 10))])).of_images(
+        {7: (0, 0)}, {}
+    )
+    assert found[7].tolist() == [[0, 5, 895, 15, 0.5]] and len(lines) == 1
+
+
 def test_ids_as_a_file_has_them(tmp_path):
     given = [{"image_id": "left", "bbox": [1, 1, 2, 2], "score": 1}]
     found, _ = load_box_proposals(write(tmp_path / "b.json", given)).of_images(SIZES, {}, {"left": 9, 7: 7})
