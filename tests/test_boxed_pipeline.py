@@ -106,6 +106,7 @@ def test_a_program_for_any_number_of_boxes_and_the_box_reported():
     assert single.masks.shape == (12, 50, 60)
 
 
+@pytest.mark.large  # half a minute of compiling
 def test_everything_at_once_with_points_shared_among_devices():
     """Boxes joined with the grid and extra points, refined: one device, and three that share the points."""
     divided = Predictor(*models(), prototypes(), EVERYTHING, batch_size=2, devices=jax.devices()[:3], divide="points")

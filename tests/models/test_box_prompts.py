@@ -49,7 +49,9 @@ def close(found, wanted, valid):
     assert not logits[~valid].any() and not ious[~valid].any()
 
 
-@pytest.mark.parametrize(("chunk", "mask_chunk", "ambiguous"), [(4, 1, False), (3, 2, True)])
+@pytest.mark.parametrize(
+    ("chunk", "mask_chunk", "ambiguous"), [(3, 2, False), pytest.param(4, 1, True, marks=pytest.mark.large)]
+)
 def test_boxes_equal_the_plain_decoder(monkeypatch, chunk, mask_chunk, ambiguous):
     """7 boxes in chunks that do not divide them; some keep the single mask, some do not."""
     model, image = recipe_model(SMALL), features()

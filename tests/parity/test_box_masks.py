@@ -82,7 +82,7 @@ def test_equals_metas_predictor():
         assert np.mean(mask != (logits > 0)) < 1e-3
 
 
-@pytest.mark.parametrize("with_box", [True, False])
+@pytest.mark.parametrize("with_box", [True, pytest.param(False, marks=pytest.mark.large)])
 @torch.no_grad()
 def test_mask_prompts_equal_metas_predictor(with_box):
     """An earlier mask's logits as the prompt (`mask_input`), with a box and without, on one image's features."""

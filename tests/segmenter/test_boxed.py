@@ -40,6 +40,7 @@ def test_boxes_that_do_not_fit_are_one_line(images, boxes, scores, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.large  # a dozen seconds of compiling; commands with boxes run at every test run
 def test_one_image_several_and_a_stream():
     models = sam2_weights.recipe_model(cli_files.SAM2, 3), dinov2_weights.recipe_model(cli_files.DINOV2, 3)
     generator = np.random.default_rng(5)
