@@ -14,6 +14,7 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
+from ntt_jax.text import counted
 
 MAX_PROPOSALS_BYTES = 2**30
 """Size limit of a file of boxes: some eight million of them."""
@@ -67,8 +68,8 @@ class BoxProposals:
         if not images:
             how = "by image_id" if self.by_id else "by file_name"
             raise InputError(
-                f"{show_path(self.path)}: none of its {elsewhere:,} boxes is of one of the {len(sizes):,} images; "
-                f"it names images {how}"
+                f"{show_path(self.path)}: {counted(elsewhere, 'box', 'boxes')}, none of one of the "
+                f"{counted(len(sizes), 'image')}; it names images {how}"
             )
         outside, beyond, kept = 0, 0, {}
         for image_id, parts in images.items():
@@ -82,14 +83,15 @@ class BoxProposals:
             # Rounded numbers of a file may lie a pixel beyond the border.
             beyond += int((np.abs(cut - corners)[there] > 1).any(axis=1).sum())
             kept[image_id] = np.concatenate([cut, whole[:, 4:]], axis=1)[there].astype(np.float32)
+        empty = sum(1 for image_id in sizes if not len(kept.get(image_id, ())))
         lines = [
-            f"{count:,} {what}"
-            for count, what in (
-                (self.unsound, "boxes left out: a number is not finite, or a side is not above 0"),
-                (outside, "boxes left out: outside their image"),
-                (beyond, "boxes that leave their image, cut at its border"),
-                (elsewhere, "boxes are of other images"),
-                (sum(1 for i in sizes if not len(kept.get(i, ()))), "images have no box: nothing is proposed there"),
+            said.format(counted(count, noun, plural))
+            for count, noun, plural, said in (
+                (self.unsound, "box", "boxes", "{} left out: a number is not finite, or a side is not above 0"),
+                (outside, "box", "boxes", "{} left out: outside the image"),
+                (beyond, "box", "boxes", "{} cut at the border of the image"),
+                (elsewhere, "box", "boxes", "{} of other images, not used"),
+                (empty, "image", None, "{} without a box: nothing is proposed there"),
             )
             if count
         ]

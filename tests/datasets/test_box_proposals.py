@@ -64,10 +64,10 @@ def test_what_no_image_can_have_is_left_out_and_counted(tmp_path):
     counts = [line.rpartition("json: ")[2] for line in lines]
     assert counts == [
         "5 boxes left out: a number is not finite, or a side is not above 0",
-        "1 boxes left out: outside their image",
-        "1 boxes that leave their image, cut at its border",
-        "1 boxes are of other images",
-        "1 images have no box: nothing is proposed there",
+        "1 box left out: outside the image",
+        "1 box cut at the border of the image",
+        "1 box of other images, not used",
+        "1 image without a box: nothing is proposed there",
     ]
 
 
@@ -96,5 +96,5 @@ def test_what_is_no_file_of_boxes_is_one_line(tmp_path, content, said):
 
 def test_boxes_of_other_images_alone(tmp_path):
     boxes = load_box_proposals(write(tmp_path / "b.json", [entry("z.jpg"), entry("w.jpg")]))
-    with pytest.raises(InputError, match="none of its 2 boxes is of one of the 2 images; it names images by file_name"):
+    with pytest.raises(InputError, match="2 boxes, none of one of the 2 images; it names images by file_name"):
         boxes.of_images(SIZES, NAMES)

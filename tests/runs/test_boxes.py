@@ -42,7 +42,7 @@ def test_evaluate_with_boxes(world, method, tmp_path, capsys):
     boxes, out = boxes_of(world, tmp_path / "boxes.json"), tmp_path / "run"
     command = world.evaluate(out, proposals=boxes, method=method)
     assert main(command) == 0
-    assert "1 boxes are of other images" in capsys.readouterr().err
+    assert "1 box of other images" in capsys.readouterr().err
     given = {(a["image_id"], *map(float, a["bbox"])) for a in json.loads(world.val.read_text())["annotations"]}
     found = json.loads((out / "results.json").read_text())
     assert found and {(r["image_id"], *map(float, r["bbox"])) for r in found} == given
@@ -74,7 +74,7 @@ def test_segment_with_boxes_by_file_name(world, method, tmp_path, capsys):
     boxes.write_text('[{"file_name": "elsewhere.png", "bbox": [1, 1, 5, 5], "score": 1}]')
     capsys.readouterr()
     assert main([*command[: command.index("--out")], "--out", str(tmp_path / "other")]) == 2
-    assert "none of its 1 boxes is of one of the 3 images" in capsys.readouterr().err
+    assert "1 box, none of one of the 3 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
