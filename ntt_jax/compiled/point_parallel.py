@@ -105,10 +105,10 @@ def _finish(
     prototypes, negatives = classes
     proposals = _join(shards, count)
     proposals = proposals if there is None else only_there(proposals, there)
-    decoder, features, boxes = prompting or ((None, None, None), None, None)
-    sam2: Any = PromptDecoder(sam2_config, *decoder)
-    image: Any = features
-    return finish_image(sam2, image, patches, proposals, prototypes, size[0], size[1], config, negatives, boxes)
+    nothing: Any = ((None, None, None), None, None)
+    decoder, features, boxes = prompting or nothing
+    sam2 = PromptDecoder(sam2_config, *decoder)
+    return finish_image(sam2, features, patches, proposals, prototypes, size[0], size[1], config, negatives, boxes)
 
 
 def _join(shards: Sequence[Proposals], count: int) -> Proposals:

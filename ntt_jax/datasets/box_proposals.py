@@ -115,7 +115,8 @@ def load_box_proposals(path: PathLike) -> BoxProposals:
     for i, entry in enumerate(content):
         if type(entry) is not dict:
             raise InputError(f"{name}: [{i}]: expected an object, found {describe(entry)}")
-        box, score = entry.get("bbox"), entry.get("score")
+        box: Any = entry.get("bbox")
+        score: Any = entry.get("score")
         if type(box) is not list or len(box) != 4 or not all(type(v) in (int, float) for v in box):
             raise InputError(f"{name}: [{i}]: bbox: expected x, y, width, height, found {describe(box)}")
         if type(score) not in (int, float):

@@ -131,7 +131,7 @@ def segment_images(
     """
     fed: deque[tuple[CocoImage, str | None]] = deque()  # filled ahead of the results, perhaps by another thread
 
-    def pixels() -> Iterator[np.ndarray]:
+    def pixels() -> Iterator[np.ndarray | BoxedImage]:
         ahead = map_ahead(lambda image: read_checked(dataset, folder, image), images, ahead=window)
         for image, read in zip(images, ahead, strict=True):
             fed.append((image, read if isinstance(read, str) else None))
