@@ -1,13 +1,15 @@
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
+import shape_checks
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+shape_checks.install()  # before the package is imported
 
 TESTS = pathlib.Path(__file__).resolve().parent
 # Begun first, the longest before the others, so that two processes that take file after file end together.
@@ -30,12 +32,22 @@ LONG = (
     "report/test_page.py",
 )
 
+# Where types may not be promoted in silence: what computes. Training is left out, where optax counts on promotion.
+STRICT = ("models", "detection", "memory", "images", "golden", "parity", "test_pipeline.py")
+
 SHARED = pathlib.Path(os.environ.get("NTT_SHARED", TESTS.parents[1] / "shared"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {TESTS / name: index for index, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    strict = request.path.relative_to(TESTS).parts[0] in STRICT
+    with jax.numpy_dtype_promotion("strict" if strict else "standard"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,8 @@ from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh, pad_rows
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig, Sam2Config
 from ntt_jax.detection.merge import Merged
 from ntt_jax.models.dinov2 import DinoVisionTransformer
-from ntt_jax.models.sam2.point_grid.decode_grid import ONE_CORE, grid_points
+from ntt_jax.models.platform import ONE_CORE_GRID
+from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
 from ntt_jax.pipeline import (
     Proposals,
@@ -66,7 +67,7 @@ def _propose(
 ) -> Proposals:
     """`propose_masks` of one image, every device for its share of the points."""
     note_compilation("propose")
-    sizes = ONE_CORE if mesh.devices.flat[0].platform == "cpu" else {}
+    sizes = ONE_CORE_GRID._asdict() if mesh.devices.flat[0].platform == "cpu" else {}
 
     def shard(shared: tuple[Decoder, ImageFeatures], points: Array) -> Proposals:
         decoder, features = shared

@@ -8,29 +8,18 @@ int32 values, so that one compiled program can serve images of every size.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int32
 
 from ntt_jax.images.resize import antialias_resize
+from ntt_jax.models.platform import ACCELERATOR_TILING, CPU_TILING, Tiling
 
 Size = int | Array
 
-
-class Tiling(NamedTuple):
-    """How the full-size sweep cuts its work: pixels of a tile, masks resized together, masks multiplied together."""
-
-    rows: int
-    columns: int
-    chunk: int
-    block: int
-
-
-# Cache-sized pieces where loops are cheap; few large ones where every iteration costs a launch.
-CPU_TILING = Tiling(rows=512, columns=128, chunk=8, block=32)
-ACCELERATOR_TILING = Tiling(rows=512, columns=256, chunk=128, block=256)
 _WORD = 32  # rows of a tile that one word holds, one bit each
 
 
@@ -104,8 +93,13 @@ def _count_accelerator(first: Array, second: Array) -> Array:
 
 
 def full_size_overlaps(
-    mask_logits: Array, candidates: Array, count: Array, partners: Array, height: Size, width: Size
-) -> tuple[Array, Array]:
+    mask_logits: Float[Array, "P m n"],
+    candidates: Int32[Array, " M"],
+    count: Array,
+    partners: Bool[Array, "M M"],
+    height: Size,
+    width: Size,
+) -> tuple[Int32[Array, "M M"], Int32[Array, "M 4"]]:
     """Pixel counts of all wanted pairs of full-size masks, and the masks' extents.
 
     Args:
@@ -208,8 +202,13 @@ _NOWHERE = -(2**30)
 
 
 def resize_masks(
-    mask_logits: Array, candidates: Array, count: Array, height: Size, width: Size, canvas: tuple[int, int]
-) -> Array:
+    mask_logits: Float[Array, "P m n"],
+    candidates: Int32[Array, " D"],
+    count: Array,
+    height: Size,
+    width: Size,
+    canvas: tuple[int, int],
+) -> Bool[Array, "D H W"]:
     """Full-size masks of candidates[:count]: logits resized by torch's antialiased bilinear, > 0.
 
     Args:

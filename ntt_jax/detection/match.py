@@ -12,6 +12,7 @@ so the mask is pushed down to the patch grid by the adjoint instead of the featu
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int32
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
@@ -22,7 +23,7 @@ from ntt_jax.memory.aggregate import normalise
 _ALL_CLASSES_FLOOR = 0.6
 
 
-def mask_weights(masks: Array, grid: tuple[int, int]) -> Array:
+def mask_weights(masks: Bool[Array, "P m n"], grid: tuple[int, int]) -> Float32[Array, "P h w"]:
     """Push 0/1 masks through the adjoint of the bilinear upsampling from the patch grid.
 
     Args:
@@ -39,7 +40,9 @@ def mask_weights(masks: Array, grid: tuple[int, int]) -> Array:
     return jnp.einsum("yh,pyw->phw", rows, weights, precision="highest")
 
 
-def object_features(weights: Array, features: Array) -> tuple[Array, Array]:
+def object_features(
+    weights: Float[Array, "P h w"], features: Float[Array, "h w C"]
+) -> tuple[Float32[Array, "P C"], Bool[Array, " P"]]:
     """Mean patch feature under each mask, L2-normalised.
 
     Args:
@@ -57,8 +60,11 @@ def object_features(weights: Array, features: Array) -> tuple[Array, Array]:
 
 
 def similarities(
-    objects: Array, prototypes: Array, negatives: Array | None = None, sigma: float = DetectConfig.negative_sigma
-) -> Array:
+    objects: Float[Array, "P C"],
+    prototypes: Float[Array, "K C"],
+    negatives: Float[Array, "K N C"] | None = None,
+    sigma: float = DetectConfig.negative_sigma,
+) -> Float[Array, "P K"]:
     """Similarity of every object to every class: the cosine with its prototype, clamped at 0 from below.
 
     With negative references (METHOD section 4) it is lowered where the object looks more like one of the class's
@@ -88,7 +94,9 @@ def similarities(
     return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / sigma)
 
 
-def assign_labels(similarity: Array, classes_per_mask: int) -> tuple[Array, Array]:
+def assign_labels(
+    similarity: Float[Array, "P K"], classes_per_mask: int
+) -> tuple[Int32[Array, "P n"], Float[Array, "P n"]]:
     """Choose the classes of every candidate.
 
     Args:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection import rules
@@ -14,6 +15,7 @@ from ntt_jax.detection.match import assign_labels, mask_weights, object_features
 from ntt_jax.detection.nms import class_aware_nms, mask_boxes
 from ntt_jax.errors import InputError
 from ntt_jax.memory.aggregate import require_arrays
+from ntt_jax.models.platform import ACCELERATOR_MASKS, CPU_MASKS
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +60,7 @@ class Merged:
     valid: Array
 
 
-def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates:
+def describe_candidates(mask_logits: Float[Array, "P m n"], grid: tuple[int, int]) -> Candidates:
     """Reduce mask logits `[P, m, n]` to `Candidates` for patch features of `grid` = (h, w)."""
 
     def some(logits: Array) -> tuple[Array, Array]:
@@ -71,9 +73,10 @@ def describe_candidates(mask_logits: Array, grid: tuple[int, int]) -> Candidates
         rest = some(logits[whole * batch :])
         return jax.tree.map(lambda *both: jnp.concatenate(both), parts, rest)
 
-    # A few masks at a time stay in a CPU's cache between the reductions and the product.
     weights, boxes = lax.platform_dependent(
-        mask_logits, cpu=functools.partial(describe, 4), default=functools.partial(describe, 256)
+        mask_logits,
+        cpu=functools.partial(describe, CPU_MASKS),
+        default=functools.partial(describe, ACCELERATOR_MASKS),
     )
     return Candidates(weights, boxes, boxes[:, 2] >= 0)
 
@@ -235,16 +238,16 @@ def merged_scores(
 
 
 def merge_candidates(
-    features: Array,
+    features: Float[Array, "h w C"],
     candidates: Candidates,
-    mask_logits: Array,
-    predicted_ious: Array,
-    prototypes: Array,
+    mask_logits: Float[Array, "P m n"],
+    predicted_ious: Float[Array, " P"],
+    prototypes: Float[Array, "K C"],
     *,
     height: int | Array,
     width: int | Array,
     config: DetectConfig,
-    negatives: Array | None = None,
+    negatives: Float[Array, "K N C"] | None = None,
     order_by: Array | None = None,
 ) -> Merged:
     """Steps 6 to 10 for described candidates; arguments and order as `detect`, but sizes may be traced int32 values.
@@ -261,16 +264,16 @@ def merge_candidates(
 
 
 def detect(
-    features: Array,
-    mask_logits: Array,
-    predicted_ious: Array,
-    prototypes: Array,
+    features: Float[Array, "h w C"],
+    mask_logits: Float[Array, "P m n"],
+    predicted_ious: Float[Array, " P"],
+    prototypes: Float[Array, "K C"],
     *,
     height: int,
     width: int,
     config: DetectConfig | None = None,
-    valid: Array | None = None,
-    negatives: Array | None = None,
+    valid: Bool[Array, " P"] | None = None,
+    negatives: Float[Array, "K N C"] | None = None,
 ) -> Detections:
     """Label candidate masks by the class prototypes, remove duplicates, and keep the best at full size.
 
@@ -351,7 +354,14 @@ def _check(features, mask_logits, predicted_ious, prototypes, height, width, val
         raise InputError(f"detect: height and width must be Python ints of at least 1, found {height!r} x {width!r}")
 
 
-def soft_merge(scores: Array, labels: Array, cosines: Array, intersections: Array, areas: Array, valid: Array) -> Array:
+def soft_merge(
+    scores: Float[Array, " M"],
+    labels: Int[Array, " M"],
+    cosines: Float[Array, "M M"],
+    intersections: Int[Array, "M M"],
+    areas: Int[Array, " M"],
+    valid: Bool[Array, " M"],
+) -> Float[Array, " M"]:
     """Lower the score of every mask that lies inside an earlier mask of its class (METHOD stage 3, step 9).
 
     score_i *= sqrt(1 - max over j < i of the same class of |i and j| / |i| * clip(cos(f_i, f_j), 0, 1)).

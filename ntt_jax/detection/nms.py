@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Bool, Float, Float32, Int32, Shaped
 
 # Candidates that NMS decides on together: all of the published 1024 at once, and memory that grows with their number.
 _NMS_ROWS = 1024
 
 
-def mask_boxes(mask_logits: Array) -> Array:
+def mask_boxes(mask_logits: Float[Array, "P h w"]) -> Int32[Array, "P 4"]:
     """Inclusive extents of the pixels > 0 of `[P, h, w]` -> `[P, 4]` int32 x1, y1, x2, y2; 0, 0, -1, -1 if none."""
 
     def first_and_last(found: Array) -> tuple[Array, Array]:
@@ -21,7 +22,7 @@ def mask_boxes(mask_logits: Array) -> Array:
     return jnp.stack([x1, y1, x2, y2], axis=-1).astype(jnp.int32)
 
 
-def box_iou(boxes: Array, others: Array) -> Array:
+def box_iou(boxes: Shaped[Array, "P 4"], others: Shaped[Array, "Q 4"]) -> Float32[Array, "P Q"]:
     """IoU of `[P, 4]` with `[Q, 4]` -> `[P, Q]` float32, areas (x2 - x1) (y2 - y1), no + 1; 0 where the union is 0."""
     boxes, others = boxes.astype(jnp.float32), others.astype(jnp.float32)
     area, other_area = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (boxes, others))
@@ -32,7 +33,13 @@ def box_iou(boxes: Array, others: Array) -> Array:
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1.0), 0.0)
 
 
-def class_aware_nms(boxes: Array, labels: Array, valid: Array, num_classes: int, iou_threshold: float) -> Array:
+def class_aware_nms(
+    boxes: Shaped[Array, "P 4"],
+    labels: Shaped[Array, "P n"],
+    valid: Bool[Array, " P"],
+    num_classes: int,
+    iou_threshold: float,
+) -> Bool[Array, "P n"]:
     """Greedy class-aware NMS, exactly, without a loop over candidates.
 
     Greedy NMS is the one solution of keep[i] = no kept j < i of the same class overlaps i. Iterating that equation from

@@ -6,6 +6,7 @@ f is an object's feature and p a prototype, both of length 1. All functions are 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Float32, Int
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import similarities
@@ -18,7 +19,7 @@ def _apart(value: Array) -> Array:
     return jax.lax.optimization_barrier(value)
 
 
-def stability(mask_logits: Array, offset: float) -> Array:
+def stability(mask_logits: Float[Array, "P m n"], offset: float) -> Float32[Array, " P"]:
     """Share of the pixels above -offset that are above +offset: `[P, m, n]` -> `[P]` float32, 0 for empty masks.
 
     `calculate_stability_score` of SAM's automatic generator (segment-anything, sam2; offset 0.7 in SAM 2's settings).
@@ -28,7 +29,9 @@ def stability(mask_logits: Array, offset: float) -> Array:
     return inner / jnp.maximum(outer, 1.0)
 
 
-def class_softmax(similarity: Array, classes: Array, temperature: float) -> Array:
+def class_softmax(
+    similarity: Float[Array, "P K"], classes: Bool[Array, " K"], temperature: float
+) -> Float[Array, "P K"]:
     """softmax over the classes of similarity / temperature: `[P, K]` -> `[P, K]` float32.
 
     classes: `[K]` bool, which are there; others have no share. As in zero-shot classifiers (CLIP, arXiv 2103.00020).
@@ -37,7 +40,9 @@ def class_softmax(similarity: Array, classes: Array, temperature: float) -> Arra
     return jax.nn.softmax(logits, axis=-1)
 
 
-def centred(objects: Array, valid: Array, prototypes: Array) -> tuple[Array, Array]:
+def centred(
+    objects: Float[Array, "P C"], valid: Bool[Array, " P"], prototypes: Float[Array, "K C"]
+) -> tuple[Float[Array, "P C"], Float[Array, "K C"]]:
     """Objects and prototypes with the mean valid object m subtracted: f - m and p - m, brought to length 1 again.
 
     Centring takes away what all objects share, which makes some prototypes the nearest of everything (hubs; Suzuki et
@@ -53,7 +58,9 @@ def centred(objects: Array, valid: Array, prototypes: Array) -> tuple[Array, Arr
     return normalise(objects - mean[None, :])[0], normalise(moved)[0]
 
 
-def csls(cosines: Array, objects: Array, classes: Array, neighbours: int) -> Array:
+def csls(
+    cosines: Float[Array, "P K"], objects: Bool[Array, " P"], classes: Bool[Array, " K"], neighbours: int
+) -> Float[Array, "P K"]:
     """Cross-domain similarity local scaling: 2 cos(f, p) - r(f) - r(p) (Conneau et al., arXiv 1710.04087).
 
     r(f) is the mean cosine of f with its nearest prototypes, r(p) that of p with its nearest objects; `neighbours` of
@@ -94,7 +101,9 @@ def ranking(
     return key
 
 
-def containment(labels: Array, intersections: Array, areas: Array, valid: Array) -> Array:
+def containment(
+    labels: Int[Array, " M"], intersections: Int[Array, "M M"], areas: Int[Array, " M"], valid: Bool[Array, " M"]
+) -> Float[Array, "M M"]:
     """W_ij = |M_i and M_j| / |M_i| for j before i of the same class, otherwise 0: `[M, M]` float32.
 
     labels `[M]`, in order; intersections `[M, M]`, areas `[M]` in pixels; valid `[M]` bool.
@@ -105,7 +114,7 @@ def containment(labels: Array, intersections: Array, areas: Array, valid: Array)
     return jnp.where(related & valid[:, None] & valid[None, :], inside, 0.0)
 
 
-def diffuse(contained: Array, alpha: float, *, normalised: bool) -> Array:
+def diffuse(contained: Float[Array, "M M"], alpha: float, *, normalised: bool) -> Float[Array, " M"]:
     """How much of every mask is explained by earlier ones, diffused over the graph of `containment`: `[M, M]` -> `[M]`.
 
     pi = alpha P pi + (1 - alpha) w with w_i = max_j W_ij: graph diffusion of FSOD-VFM (arXiv 2602.03137). P is W, or,
@@ -121,13 +130,17 @@ def diffuse(contained: Array, alpha: float, *, normalised: bool) -> Array:
     return jax.scipy.linalg.solve_triangular(system, (1.0 - alpha) * w, lower=True, unit_diagonal=True)
 
 
-def diffused_scores(scores: Array, contained: Array, alpha: float, power: float, *, normalised: bool) -> Array:
+def diffused_scores(
+    scores: Float[Array, " M"], contained: Float[Array, "M M"], alpha: float, power: float, *, normalised: bool
+) -> Float[Array, " M"]:
     """score_i * max(0, 1 - pi_i)^power with `diffuse`. With alpha 0 and power 1/2: soft merge without the cosine."""
     rest = jnp.maximum(0.0, 1.0 - diffuse(contained, alpha, normalised=normalised))
     return scores * jnp.where(rest > 0, jnp.where(rest > 0, rest, 1.0) ** power, 0.0)
 
 
-def above_class_threshold(scores: Array, labels: Array, thresholds: tuple[float, ...]) -> Array:
+def above_class_threshold(
+    scores: Float[Array, " M"], labels: Int[Array, " M"], thresholds: tuple[float, ...]
+) -> Bool[Array, " M"]:
     """Whether a score reaches its class's threshold, `[M]`, `[M]` -> `[M]` bool; classes after the last have none."""
     table = jnp.asarray((*thresholds, 0.0), jnp.float32)
     return scores >= table[jnp.clip(labels, 0, len(thresholds))]

@@ -63,8 +63,8 @@ def precision_recall(true: np.ndarray, ignored: np.ndarray, positives: int) -> t
 
 
 def envelope(precision: np.ndarray) -> np.ndarray:
-    """The highest precision at this or any later detection, `[m]`."""
-    return np.maximum.accumulate(precision[::-1])[::-1]
+    """The highest precision at this or any later detection, along the last axis."""
+    return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
 def defined_mean(values: np.ndarray) -> float | None:

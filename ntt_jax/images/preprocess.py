@@ -6,6 +6,7 @@ Host functions work on numpy arrays of any size; device functions on batches of 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from ntt_jax.errors import InputError
@@ -19,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _CROP_MARGIN = 0.2
 
 
-def normalise(images: Array) -> Array:
+def normalise(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
     """RGB in [0, 1] `[..., 3]` float32 -> zero mean, unit variance by ImageNet's statistics."""
     shape = (1,) * (images.ndim - 1) + (3,)
     mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(shape)
@@ -42,12 +43,12 @@ def resize_for_sam(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def sam_input(images: Array) -> Array:
+def sam_input(images: UInt8[Array, "B S S 3"]) -> Float32[Array, "B S S 3"]:
     """Device: `[B, S, S, 3]` uint8 -> float32, /255 and normalised: the input of SAM 2's image encoder."""
     return normalise(images.astype(jnp.float32) / 255.0)
 
 
-def encoder_input(images: Array, size: int) -> Array:
+def encoder_input(images: UInt8[Array, "B S S 3"], size: int) -> Float32[Array, "B E E 3"]:
     """Device: SAM's image `[B, S, S, 3]` uint8 -> DINOv2's input `[B, size, size, 3]` float32, normalised.
 
     Torch's bicubic without antialiasing on values in [0, 1], not clipped (METHOD stage 3, step 2).

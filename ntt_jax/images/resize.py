@@ -17,6 +17,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, UInt8
 
 from ntt_jax.errors import InputError
 
@@ -106,7 +107,9 @@ def resize_matrix(out_size: int, in_size: int, method: str, antialias: bool = Fa
     return matrix
 
 
-def resize_images(images: Array, size: tuple[int, int], method: str) -> Array:
+def resize_images(
+    images: Float[Array, "*batch H W C"], size: tuple[int, int], method: str
+) -> Float[Array, "*batch h w C"]:
     """Resize `[..., H, W, C]` float32 to `[..., h, w, C]` by two matrix products, without antialiasing.
 
     Pure, differentiable; source: `torch.nn.functional.interpolate(mode=method, align_corners=False)`.
@@ -207,7 +210,7 @@ def _pil_taps(out_size: int, in_size: int) -> tuple[np.ndarray, np.ndarray]:
     return indices.T.astype(np.int32), fixed.T.astype(np.int32)
 
 
-def pil_resize_bicubic(image: Array, size: tuple[int, int]) -> Array:
+def pil_resize_bicubic(image: UInt8[Array, "H W C"], size: tuple[int, int]) -> UInt8[Array, "h w C"]:
     """PIL's bicubic, first horizontally, then vertically, bit for bit, on the device, for shapes known ahead.
 
     Every Pillow resizes in this order when told to in two steps (`preprocess.resize_for_sam`); in one step, Pillow 13

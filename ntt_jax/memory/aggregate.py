@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from ntt_jax.errors import InputError
 
@@ -46,7 +47,7 @@ class Memory:
         return jnp.sum(jnp.any(self.negatives != 0, axis=-1), axis=-1, dtype=jnp.int32)
 
 
-def normalise(vectors: Array) -> tuple[Array, Array]:
+def normalise(vectors: Float[Array, "*rows C"]) -> tuple[Float[Array, "*rows C"], Bool[Array, "*rows"]]:
     """L2-normalise `[..., C]`; zero vectors stay zero, without a NaN in value or gradient. Returns (unit, valid)."""
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
@@ -56,7 +57,7 @@ def normalise(vectors: Array) -> tuple[Array, Array]:
     return jnp.where(valid, unit, 0.0), valid[..., 0]
 
 
-def instance_mean(features: Array, mask: Array) -> Array:
+def instance_mean(features: Shaped[Array, "hw C"], mask: Shaped[Array, " hw"]) -> Float32[Array, " C"]:
     """Mean of patch features `[hw, C]` weighted by a soft mask `[hw]` -> `[C]` float32; 0 for an all-zero mask."""
     mask = mask.astype(jnp.float32)
     total = jnp.sum(mask)
@@ -64,7 +65,9 @@ def instance_mean(features: Array, mask: Array) -> Array:
     return jnp.sum(weighted, axis=0) / jnp.where(total > 0, total, 1.0)
 
 
-def encode_references(dinov2: Callable[[Array], Array], crops: Array, masks: Array) -> Array:
+def encode_references(
+    dinov2: Callable[[Array], Array], crops: Float[Array, "B E E 3"], masks: Float[Array, "B g g"]
+) -> Float32[Array, "B C"]:
     """Mean patch feature of each reference, weighted by its mask. Pure.
 
     Args:
@@ -80,7 +83,9 @@ def encode_references(dinov2: Callable[[Array], Array], crops: Array, masks: Arr
     return lax.map(lambda reference: instance_mean(*reference), flat)
 
 
-def prototypes_from_instance_means(instance_means: Array, valid: Array) -> Array:
+def prototypes_from_instance_means(
+    instance_means: Float[Array, "K S C"], valid: Bool[Array, "K S"]
+) -> Float[Array, "K C"]:
     """Class prototypes `[K, C]`: mean over the valid of `[K, S, C]`, then L2-normalised; 0 where none is valid.
 
     The references of a class are added up one after the other: padding or a longer S changes no bit of the result.
@@ -92,7 +97,7 @@ def prototypes_from_instance_means(instance_means: Array, valid: Array) -> Array
     return lax.map(lambda vector: normalise(vector)[0], total)
 
 
-def aggregate_memory(features: Array, masks: Array) -> Memory:
+def aggregate_memory(features: Float[Array, "K S hw C"], masks: Shaped[Array, "K S hw"]) -> Memory:
     """References of K classes to their memory.
 
     Args:

@@ -50,7 +50,7 @@ def leave_one_out_similarity(features: Array, masks: Array) -> tuple[Array, Arra
     others, _ = normalise(jnp.sum(sums, axis=1, keepdims=True) - sums)
     agreement = (1.0 + jnp.sum(own * others, axis=-1)) / 2.0
     shots = jnp.sum(valid, axis=1)
-    mean = jnp.sum(jnp.where(valid, agreement, 0.0), axis=1) / jnp.maximum(1, shots)
+    mean = jnp.sum(jnp.where(valid, agreement, 0.0), axis=1) / jnp.maximum(1, shots).astype(jnp.float32)
     return jnp.where(shots > 1, mean, 0.0), shots > 1
 
 

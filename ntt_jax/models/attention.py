@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
-from ntt_jax.models.platform import backend
-
-# Logits held at once on a CPU: 8 MiB in float32. All 4096 x 4096 of a head (64 MiB) take 1.4 times as long.
-_CPU_LOGITS = 2**21
+from ntt_jax.models.platform import CPU_LOGITS, backend, softmax_parts
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(
+    q: Float[Array, "B N H D"], k: Float[Array, "B M H D"], v: Float[Array, "B M H D"]
+) -> Float[Array, "B N H D"]:
     """Softmax attention. q `[B, N, H, D]`, k and v `[B, M, H, D]` -> `[B, N, H, D]`, scale 1 / sqrt(D).
 
     Logits and softmax are float32. One result, the fastest known way to it on each platform.
@@ -36,7 +36,7 @@ def _attention_cpu(q: Array, k: Array, v: Array) -> Array:
         return _attention_einsum(q, k, v)
     (b, n, h, d), m = q.shape, k.shape[1]
     chunk = n
-    while chunk % 2 == 0 and chunk * m > _CPU_LOGITS:
+    while chunk % 2 == 0 and chunk * m > CPU_LOGITS:
         chunk //= 2
     scale = 1.0 / math.sqrt(d)
 
@@ -48,8 +48,7 @@ def _attention_cpu(q: Array, k: Array, v: Array) -> Array:
 
         def some_queries(q: Array) -> Array:
             logits = jnp.einsum("nd,md->nm", q * scale, k, preferred_element_type=jnp.float32)
-            weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-            total = jnp.sum(weights, axis=-1, keepdims=True)
+            weights, total = softmax_parts(logits)
             return (jnp.dot(weights.astype(v.dtype), v) / total).astype(v.dtype)
 
         return some_queries(q) if chunk == n else jax.lax.map(some_queries, q.reshape(-1, chunk, d)).reshape(n, d)
@@ -61,7 +60,8 @@ def _attention_cpu(q: Array, k: Array, v: Array) -> Array:
 def _attention_accelerator(q: Array, k: Array, v: Array) -> Array:
     dtype = fused_attention_dtype(q, k)
     if dtype is None:
-        return jax.nn.dot_product_attention(q, k, v)
+        with jax.numpy_dtype_promotion("standard"):  # inside, JAX counts on it for bfloat16
+            return jax.nn.dot_product_attention(q, k, v)
     return fused_attention(q, k, v, dtype)
 
 
@@ -93,4 +93,5 @@ def _has_fused_attention() -> bool:
 def fused_attention(q: Array, k: Array, v: Array, dtype: DTypeLike) -> Array:
     """`attention` in one cuDNN kernel that never writes its logits, on operands of `dtype`; the result has v's type."""
     rounded = (x.astype(dtype) for x in (q, k, v))
-    return jax.nn.dot_product_attention(*rounded, implementation="cudnn").astype(v.dtype)
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(*rounded, implementation="cudnn").astype(v.dtype)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.errors import InputError
@@ -64,7 +65,7 @@ class LayerScale(nnx.Module):
         self.gamma = nnx.Param(jnp.ones(dim, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        return x * self.gamma[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return x.astype(jnp.float32) * self.gamma[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Block(nnx.Module):
@@ -107,10 +108,10 @@ class DinoVisionTransformer(nnx.Module):
         self.config = config
         dim, table_side = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, dim, dtype=dtype, rngs=rngs)
-        self.cls_token = nnx.Param(_normal(rngs.params(), (1, 1, dim), 1e-6))
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, dim), 1e-6))
         if config.num_register_tokens:
-            self.register_tokens = nnx.Param(_normal(rngs.params(), (1, config.num_register_tokens, dim), 1e-6))
-        self.pos_embed = nnx.Param(_normal(rngs.params(), (1, 1 + table_side**2, dim)))
+            self.register_tokens = nnx.Param(normal(rngs.params(), (1, config.num_register_tokens, dim), 1e-6))
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + table_side**2, dim)))
         # Pre-training replaces hidden patches by this token; kept so that a checkpoint's tensor has its place.
         self.mask_token = nnx.Param(jnp.zeros((1, dim), jnp.float32))
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
@@ -127,9 +128,9 @@ class DinoVisionTransformer(nnx.Module):
             return
         linears = [module for _, module in nnx.iter_modules(self) if isinstance(module, Linear)]
         for module, key in zip(linears, jax.random.split(rngs.params(), len(linears)), strict=True):
-            module.kernel = nnx.Param(_normal(key, module.kernel.shape).astype(module.kernel.dtype))
+            module.kernel = nnx.Param(normal(key, module.kernel.shape).astype(module.kernel.dtype))
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float32[Array, "B h w C"]:
         """Patch features after the final norm (`x_norm_patchtokens` in Meta's code, as a grid).
 
         Args:
@@ -145,7 +146,7 @@ class DinoVisionTransformer(nnx.Module):
         (b, height, width, _), p = images.shape, self.config.patch_size
         return tokens[:, 1 + self.config.num_register_tokens :].reshape(b, height // p, width // p, -1)
 
-    def forward_features(self, images: Array) -> dict[str, Array]:
+    def forward_features(self, images: Float[Array, "B H W 3"]) -> dict[str, Float32[Array, "B N C"]]:
         """Every stage by name, for tests and analysis; what is not used costs nothing under jit.
 
         Args:
@@ -158,7 +159,7 @@ class DinoVisionTransformer(nnx.Module):
         Raises:
             InputError: images of another shape or of integers.
         """
-        self._check_images(images)
+        check_images(images, self.config.patch_size, "DINOv2")
         x = self._prepare_tokens(images)
         outputs = {"tokens0": x}
         for i, block in enumerate(self.blocks):
@@ -199,23 +200,24 @@ class DinoVisionTransformer(nnx.Module):
         )
         return table.reshape(1, h * w, dim)
 
-    def _check_images(self, images: Array) -> None:
-        p = self.config.patch_size
-        if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-            raise InputError(f"DINOv2 images: expected shape [B, H, W, 3], found {list(images.shape)}")
-        if images.shape[1] % p or images.shape[2] % p:
-            raise InputError(
-                f"DINOv2 images: height and width must be multiples of {p}, found {images.shape[1]} x "
-                f"{images.shape[2]}; resize or pad them first"
-            )
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(
-                f"DINOv2 images: expected normalised floating-point values, found {images.dtype}; "
-                "see ntt_jax.preprocess.encoder_input"
-            )
+
+def check_images(images: Array, patch_size: int, name: str) -> None:
+    """Raise `InputError` unless these are normalised images `[B, H, W, 3]` of whole patches. name: the encoder's."""
+    if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise InputError(f"{name} images: expected shape [B, H, W, 3], found {list(images.shape)}")
+    if images.shape[1] % patch_size or images.shape[2] % patch_size:
+        raise InputError(
+            f"{name} images: height and width must be multiples of {patch_size}, found {images.shape[1]} x "
+            f"{images.shape[2]}; resize or pad them first"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"{name} images: expected normalised floating-point values, found {images.dtype}; "
+            "see ntt_jax.preprocess.encoder_input"
+        )
 
 
-def _normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> Array:
+def normal(key: Array, shape: tuple[int, ...], deviation: float = 0.02) -> Array:
     """Meta's `trunc_normal_(std=0.02)` cuts at +-2, a hundred deviations: a plain normal distribution."""
     return deviation * jax.random.normal(key, shape, jnp.float32)
 

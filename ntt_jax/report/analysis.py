@@ -5,6 +5,7 @@ The precision of `precision_curves` is that of pycocotools' COCOeval: its mean i
 
 import numpy as np
 
+from ntt_jax.evaluation.average_precision import envelope
 from ntt_jax.report.matching import (
     BACKGROUND,
     BOTH,
@@ -42,8 +43,7 @@ def interpolated_precision(hits: np.ndarray, objects: int) -> np.ndarray:
     """Precision `[101]` at `RECALLS`, from hits `[n]` bool by descending score: the best at this recall or beyond."""
     right = np.cumsum(hits)
     recall = right / objects
-    precision = right / (np.arange(1, len(hits) + 1) + np.spacing(1))
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    precision = envelope(right / (np.arange(1, len(hits) + 1) + np.spacing(1)))
     place = np.searchsorted(recall, RECALLS, side="left")
     return np.append(precision, 0.0)[np.minimum(place, len(hits))]
 

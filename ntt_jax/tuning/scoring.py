@@ -15,6 +15,7 @@ from pycocotools import mask as mask_api
 
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
+from ntt_jax.evaluation.average_precision import envelope
 from ntt_jax.evaluation.matching import match_objects
 from ntt_jax.evaluation.results import decimals
 from ntt_jax.images.rle import Rle
@@ -187,8 +188,7 @@ def _precision(
         total = counted[:, right]
         if np.any(ignored := (lost & bit) != 0):
             total = total - np.cumsum(weights[:, image] * ignored, axis=1)[:, right]
-        precision = true / (total + np.spacing(1))
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        precision = envelope(true / (total + np.spacing(1)))
         recall = true / positives[:, None]
         for b in range(len(weights)):
             place = np.searchsorted(recall[b], RECALL_LEVELS, side="left")

@@ -64,7 +64,7 @@ def test_attention_against_float64(n, m):
 def test_attention_in_parts_has_the_same_gradient(logits, monkeypatch):
     from ntt_jax.models.attention import _attention_cpu, _attention_einsum
 
-    monkeypatch.setattr(attention_module, "_CPU_LOGITS", logits)
+    monkeypatch.setattr(attention_module, "CPU_LOGITS", logits)
     rng = np.random.default_rng(0)
     q, k, v, weight = (jnp.asarray(rng.standard_normal((1, 520, 2, 8)), jnp.float32) for _ in range(4))
     by_head, at_once = (

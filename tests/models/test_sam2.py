@@ -11,6 +11,7 @@ from sam2_weights import SMALL, recipe_model, skeleton
 
 from ntt_jax.config import SAM2_CONFIGS, HieraConfig
 from ntt_jax.errors import InputError
+from ntt_jax.models import platform
 from ntt_jax.models.sam2 import ImageFeatures, windows
 from ntt_jax.models.sam2.hieradet import Hiera
 from ntt_jax.models.sam2.position_encoding import Buffer
@@ -94,7 +95,7 @@ def test_window_attention(q_pool, monkeypatch):
 
 
 def test_rows_are_worked_on_by_groups(monkeypatch):
-    monkeypatch.setattr(windows, "_CPU_CHUNK", 8 * 3 * 5)
+    monkeypatch.setattr(platform, "CPU_CHUNK", 8 * 3 * 5)
     x, y = (jax.random.normal(jax.random.key(seed), (2, 16, 3, 5)) for seed in (0, 1))
     found = windows.by_rows(lambda x, y: x - jnp.mean(y, axis=1, keepdims=True), x, y, multiple=8)
     mean = jnp.mean(y.reshape(2, 2, 8, 3, 5), axis=2, keepdims=True)
@@ -104,7 +105,7 @@ def test_rows_are_worked_on_by_groups(monkeypatch):
 def test_encoder_by_rows_equals_the_whole(model, images, features, monkeypatch):
     """Every kind of block (whole windows, padded, over the whole map, pooling), as few rows at a time as it allows."""
     assert {0, 4, 14} <= {block.attn.window_size for block in model.image_encoder.trunk.blocks}
-    monkeypatch.setattr(windows, "_CPU_CHUNK", 1)
+    monkeypatch.setattr(platform, "CPU_CHUNK", 1)
     found = jax.jit(lambda m, x: m.encode_image(x))(model, images)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(features), strict=True):
         assert relative_error(a, b) <= 2e-6
@@ -171,13 +172,13 @@ def loss(model, images):
     features = model.encode_image(images)
     points = jnp.linspace(5.0, SIZE - 5.0, 2 * 5 * 2).reshape(2, 5, 2)
     labels = jnp.array([[1, 0, -1, 2, 3], [0, 1, 3, 2, -1]])
-    masks = jnp.sin(jnp.arange(2 * 64 * 64) * 0.1).reshape(2, 64, 64)
+    masks = jnp.sin(jnp.arange(2 * 64 * 64, dtype=jnp.float32) * 0.1).reshape(2, 64, 64)
     encoder = model.sam_prompt_encoder
     (sparse, no_mask), (_, dense) = encoder(points, labels), encoder(masks=masks)
     outputs = model.sam_mask_decoder(
         features.embedding, encoder.get_dense_pe(), sparse, no_mask + dense, features.high_res
     )
-    weights = jnp.cos(jnp.arange(outputs["logits"].size)).reshape(outputs["logits"].shape)
+    weights = jnp.cos(jnp.arange(outputs["logits"].size, dtype=jnp.float32)).reshape(outputs["logits"].shape)
     ious, score = outputs["predicted_ious"], outputs["object_score_logits"]
     return jnp.mean(outputs["logits"] * weights) + jnp.sum(ious) + jnp.sum(score)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int
 
 from ntt_jax.config import Sam2Config
 from ntt_jax.errors import InputError
@@ -105,11 +106,11 @@ class Sam2(nnx.Module):
     def decode(
         self,
         features: ImageFeatures,
-        points: Array | None = None,
-        labels: Array | None = None,
-        boxes: Array | None = None,
-        masks: Array | None = None,
-    ) -> tuple[Array, Array]:
+        points: Float[Array, "P N 2"] | None = None,
+        labels: Int[Array, "P N"] | None = None,
+        boxes: Float[Array, "P 4"] | None = None,
+        masks: Float[Array, "P m m"] | None = None,
+    ) -> tuple[Float32[Array, "P 4 m m"], Float32[Array, "P 4"]]:
         """Masks of P prompts on one image (METHOD stage 3, steps 4 and 5).
 
         Args:

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ntt_jax.models import platform
 from ntt_jax.models.attention import fused_attention, fused_attention_dtype
-from ntt_jax.models.platform import on_cpu
 
 Q_STRIDE = 2
-
-_CPU_CHUNK = 2**19  # numbers of a map worked on at once on a CPU: 2 MiB
 
 
 def by_rows(function: Callable[..., Array], *maps: Array, multiple: int = 1) -> Array:
@@ -24,9 +22,11 @@ def by_rows(function: Callable[..., Array], *maps: Array, multiple: int = 1) -> 
     """
     b, h, w, c = maps[0].shape
     # Not by `platform_dependent`, which would trace every block twice.
-    if not on_cpu() or b * h * w * c <= _CPU_CHUNK:
+    if not platform.on_cpu() or b * h * w * c <= platform.CPU_CHUNK:
         return function(*maps)
-    fitting = (r for r in range(multiple, h + 1, multiple) if h % r == 0 and (r == multiple or r * w * c <= _CPU_CHUNK))
+    fitting = (
+        r for r in range(multiple, h + 1, multiple) if h % r == 0 and (r == multiple or r * w * c <= platform.CPU_CHUNK)
+    )
     rows = max(fitting)
     chunks = tuple(x.reshape(b * h // rows, 1, rows, *x.shape[2:]) for x in maps)
     out = jax.lax.map(lambda chunk: function(*chunk), chunks)
@@ -70,8 +70,7 @@ def _attend_rows(qkv: Array, *, num_heads: int, q_pool: bool) -> Array:
     q, k, v = (y.reshape(r, count, num_heads, -1, y.shape[-1]) for y in (q, k, v))
     scale = 1.0 / math.sqrt(q.shape[-1])
     logits = jnp.einsum("rchnd,rchmd->rchnm", q * scale, k, preferred_element_type=jnp.float32)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights, total = platform.softmax_parts(logits)
     out = jnp.einsum("rchnm,rchmd->rchnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     out = out.astype(v.dtype).reshape(r, count, num_heads, side, side, -1)
     return out.transpose(0, 3, 1, 4, 2, 5).reshape(r, side, count * side, -1)

@@ -50,9 +50,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float, Float32
 
 from ntt_jax.errors import InputError
-from ntt_jax.models.platform import on_cpu
+from ntt_jax.models.platform import ACCELERATOR_GRID, CPU_GRID, on_cpu
 from ntt_jax.models.sam2.point_grid.decoder import GridDecoder
 from ntt_jax.models.sam2.point_grid.image_side import ImageSide, image_side
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2, one_image
@@ -68,20 +69,16 @@ def grid_points(image_size: int, points_per_side: int) -> np.ndarray:
     return np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-ONE_CORE = {"chunk": 8, "mask_chunk": 2, "block": 128}
-"""Sizes for `decode_grid` where every core of a CPU decodes points of its own, in its own second-level cache."""
-
-
 def decode_grid(
     sam2: Sam2 | PromptDecoder,
     features: ImageFeatures,
-    points: Array,
+    points: Float[Array, "P 2"],
     *,
     pred_iou_threshold: float,
     chunk: int | None = None,
     mask_chunk: int | None = None,
     block: int | None = None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Float32[Array, "P m m"], Float32[Array, " P"], Bool[Array, " P"]]:
     """The best of masks 1..3 for single foreground points on one image (METHOD stage 3, steps 4 and 5).
 
     Args:
@@ -102,10 +99,9 @@ def decode_grid(
         raise InputError(f"decode_grid: expected points [P, 2], found {list(points.shape)}")
     if sam2.config.decoder_depth != 2:
         raise InputError(f"decode_grid: expected decoder_depth 2, found {sam2.config.decoder_depth}; use Sam2.decode")
-    cpu = on_cpu()
-    count = points.shape[0]
-    chunk = min(chunk or (4 if cpu else 128), count)
-    mask_chunk = min(mask_chunk or (1 if cpu else 64), chunk)
+    sizes, count = CPU_GRID if on_cpu() else ACCELERATOR_GRID, points.shape[0]
+    chunk = min(chunk or sizes.chunk, count)
+    mask_chunk = min(mask_chunk or sizes.mask_chunk, chunk)
 
     grid = GridDecoder(sam2.sam_mask_decoder)
     image, side, tokens = prepare(grid, sam2, features, points, block)

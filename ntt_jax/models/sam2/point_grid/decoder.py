@@ -117,9 +117,8 @@ class GridDecoder(GridWeights):
 
         # Layer 1, token to image, together with layer 0's image to token and its norm.
         layer = self.layer1
-        attn = layer.self_attn
-        queries = queries + attn(*((queries + tokens).astype(self.dtype),) * 2, queries.astype(self.dtype))
-        queries = features["layer1_norm1"] = self._norm(layer.norm1, queries)
+        attended = layer.self_attn(*((queries + tokens).astype(self.dtype),) * 2, queries.astype(self.dtype))
+        queries = features["layer1_norm1"] = self._norm(layer.norm1, queries + attended.astype(jnp.float32))
         attn = layer.cross_attn_token_to_image
         q = self._heads(queries + tokens, attn.q_proj, scaled=True)
         small, small_last = self._small(q, (value0,), self.key1_rows)
@@ -343,7 +342,7 @@ def _by_weight(x: Array) -> tuple[Array, Array, Array]:
 
 def _rows(a0: Array, a1: Array, r1: Array) -> Array:
     """F `[P, 2 J, n]` of the attention weights of both layers `[P, J, n]` and 1 / deviation `[P, 1, n]`."""
-    return jnp.concatenate([a0 * r1, a1], axis=1)
+    return jnp.concatenate([a0.astype(jnp.float32) * r1, a1.astype(jnp.float32)], axis=1)
 
 
 def _split(x: Array, heads: int) -> Array:  # [..., I] -> [..., H, d]
