@@ -6,7 +6,7 @@ from typing import cast
 from ntt_jax.config import Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.hub import DEFAULT_DINOV2, DEFAULT_SAM2, resolve
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port import port
 
@@ -35,7 +35,7 @@ def load_sam2(
         InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
             do), or tensors that do not fit their configuration.
     """
-    return cast(Sam2, _load(name_or_path, "sam2", dtype, Sam2, "load_dinov2", key, prefix))
+    return cast(Sam2, _load(name_or_path, "sam2", dtype, key, prefix))
 
 
 def load_dinov2(
@@ -44,13 +44,13 @@ def load_dinov2(
     *,
     key: str | None = None,
     prefix: str | None = None,
-) -> DinoVisionTransformer:
-    """Load DINOv2 by name or from any checkpoint of it.
+) -> Encoder:
+    """Load the encoder, DINOv2 or DINOv3, by name or from any checkpoint of it.
 
     Args:
         name_or_path: a name as `dinov2_vitl14` or `facebook/dinov2-large` (docs/names.md), a converted file,
-            Meta's .pt or .pth, a Hugging Face .safetensors or its folder. What is no converted file yet is fetched and
-            converted once, into a cache.
+            Meta's .pt or .pth of DINOv2, a Hugging Face .safetensors or its folder. What is no converted file yet is
+            fetched and converted once, into a cache.
         dtype: "float32" or "bfloat16": type of kernels and matrix products. Norms, LayerScale, tokens and the position
             table stay float32. A file of float16 or bfloat16 weights is widened or rounded accordingly.
         key, prefix: which of several models of a checkpoint, as for `weight_port.convert`; docs/weights.md.
@@ -62,26 +62,16 @@ def load_dinov2(
         InputError: no such name or file, another model's, damaged, a download that failed (the message says what to
             do), or tensors that do not fit their configuration.
     """
-    return cast(
-        DinoVisionTransformer, _load(name_or_path, "dinov2", dtype, DinoVisionTransformer, "load_sam2", key, prefix)
-    )
+    return cast(Encoder, _load(name_or_path, "dinov2", dtype, key, prefix))
 
 
-def _load(
-    name_or_path: str | os.PathLike[str],
-    kind: str,
-    dtype: str,
-    expected: type,
-    other: str,
-    key: str | None,
-    prefix: str | None,
-) -> object:
+def _load(name_or_path: str | os.PathLike[str], kind: str, dtype: str, key: str | None, prefix: str | None) -> object:
     if not isinstance(name_or_path, (str, os.PathLike)):
         found = type(name_or_path).__name__
         raise InputError(f"load_{kind}: expected the name of a model or the path of its weights, found {found}")
     path = resolve(name_or_path, kind, key=key, prefix=prefix)
     weights = port.read_converted(path)
-    is_sam2 = isinstance(weights.config, Sam2Config)
-    if is_sam2 != (expected is Sam2):
-        raise InputError(f"{os.fspath(path)}: holds {weights.config.name}; load it with ntt_jax.{other}")
+    found = "sam2" if isinstance(weights.config, Sam2Config) else "dinov2"
+    if found != kind:
+        raise InputError(f"{os.fspath(path)}: holds {weights.config.name}; load it with ntt_jax.load_{found}")
     return port.build(weights, dtype)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32, Int, Int32, Shaped, UInt8
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.boxes import propose_from_boxes, with_own_boxes
@@ -24,7 +25,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import encoder_input, sam_input
 from ntt_jax.images.resize import pil_resize_bicubic
 from ntt_jax.memory.aggregate import Memory
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.point_grid.decode_grid import decode_grid, grid_points
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
 
@@ -162,14 +163,16 @@ def merge_proposals(
     )
 
 
-def encode_images(sam2: Sam2, dinov2: DinoVisionTransformer, images: Array) -> tuple[ImageFeatures, Array]:
+def encode_images(
+    sam2: Sam2, dinov2: Encoder, images: UInt8[Array, "B S S 3"]
+) -> tuple[ImageFeatures, Float32[Array, "B h w C"]]:
     """Steps 2 and 3 for images `[B, S, S, 3]` uint8 -> SAM 2's features and patches `[B, h, w, C]`. Pure."""
     return sam2.encode_image(sam_input(images)), dinov2(encoder_input(images, dinov2.config.input_size))
 
 
 def map_images(
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
+    dinov2: Encoder,
     images: Array,
     sizes: Array,
     one: Callable[..., Any],
@@ -184,12 +187,12 @@ def map_images(
 
 def segment(
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
-    prototypes: Array,
-    image: Array,
+    dinov2: Encoder,
+    prototypes: Float[Array, "K C"],
+    image: UInt8[Array, "H W 3"],
     config: DetectConfig | None = None,
     *,
-    negatives: Array | None = None,
+    negatives: Float[Array, "K N C"] | None = None,
     boxes: Array | None = None,
     box_scores: Array | None = None,
 ) -> Detections:
@@ -248,14 +251,14 @@ def _with_boxes(config: DetectConfig, boxes: Any, scores: Any) -> tuple[DetectCo
 
 def detect_images(
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
-    prototypes: Array,
-    images: Array,
-    sizes: Array,
+    dinov2: Encoder,
+    prototypes: Float[Array, "K C"],
+    images: UInt8[Array, "B S S 3"],
+    sizes: Int32[Array, "B 2"],
     config: DetectConfig,
-    negatives: Array | None = None,
-    boxes: Array | None = None,
-) -> tuple[Merged, Array]:
+    negatives: Float[Array, "K N C"] | None = None,
+    boxes: Float32[Array, "B R 5"] | None = None,
+) -> tuple[Merged, Float[Array, "B D m m"]]:
     """Stage 3 but for drawing the masks, for a batch of images of any sizes. Pure.
 
     Args:
@@ -286,7 +289,9 @@ def detect_shard(
     return detect_images(sam2, dinov2, prototypes, *rows, config, *negatives)
 
 
-def draw_masks(logits: Array, count: Array, size: Array, canvas: tuple[int, int], *, packed: bool) -> Array:
+def draw_masks(
+    logits: Float[Array, "n m m"], count: Array, size: Int[Array, "2"], canvas: tuple[int, int], *, packed: bool
+) -> Shaped[Array, "n H W"]:
     """Full-size masks of the first `count` rows of `[n, m, m]` logits, on a canvas of this height and width.
 
     `[n, *canvas]` bool, or, `packed`, the last axis an eighth as long, uint8 (eight columns to a byte, high bit first).
@@ -298,9 +303,12 @@ def draw_masks(logits: Array, count: Array, size: Array, canvas: tuple[int, int]
 
 def check_models(sam2: Any, dinov2: Any) -> None:
     """Raise `InputError` unless these are the two models, in this order."""
-    for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
+    for name, model, kind, words in (
+        ("sam2", sam2, Sam2, "a Sam2"),
+        ("dinov2", dinov2, Encoder, "a DinoVisionTransformer or DINOv3ViTModel"),
+    ):
         if not isinstance(model, kind):
-            raise InputError(f"{name}: expected a {kind.__name__}, found {type(model).__name__}")
+            raise InputError(f"{name}: expected {words}, found {type(model).__name__}")
 
 
 def as_classes(prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Array, Array | None]:
@@ -317,16 +325,3 @@ def as_classes(prototypes: Any, negatives: Any, size: Sequence[int]) -> tuple[Ar
         expected = ", ".join(map(str, [*shape[:-1], "N", shape[-1]]))
         raise InputError(f"negatives: expected [{expected}], found {list(found)}; {advice}")
     return jnp.asarray(prototypes, jnp.float32), jnp.asarray(negatives, jnp.float32)
-
-
-_compiled: list[str] = []  # every program of the target pass made in this process, by what it is for
-
-
-def note_compilation(name: str) -> None:
-    """For the body of a jitted function, which runs when the program is traced and not when it is called."""
-    _compiled.append(name)
-
-
-def compile_count() -> int:
-    """Programs of the target pass compiled in this process: main passes, and one for each canvas and row count."""
-    return len(_compiled)

@@ -29,7 +29,7 @@ from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import normalise
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import propose_masks
@@ -69,9 +69,7 @@ class Stages:
 
 
 @jax.jit
-def _stages(
-    sam2: Sam2, dinov2: DinoVisionTransformer, prototypes: Array, images: Array, size: Array
-) -> tuple[Any, ...]:
+def _stages(sam2: Sam2, dinov2: Encoder, prototypes: Array, images: Array, size: Array) -> tuple[Any, ...]:
     """The target pass with all that it computes on the way, from the public steps of the package."""
     features = sam2.encode_image(sam_input(images))[0]
     patches = dinov2(encoder_input(images, dinov2.config.input_size))[0]
@@ -85,7 +83,7 @@ def _stages(
     return patches, logits, ious, passing, similarities(objects, prototypes), rows, merged
 
 
-def run_stages(models: tuple[Sam2, DinoVisionTransformer], prototypes: Array, image: np.ndarray) -> Stages:
+def run_stages(models: tuple[Sam2, Encoder], prototypes: Array, image: np.ndarray) -> Stages:
     """All stages of one image `[H, W, 3]` uint8; images of every size share one compiled program."""
     square = resize_for_sam(image, models[0].config.image_size)
     size = np.array(image.shape[:2], np.int32)
@@ -139,7 +137,7 @@ def bars(values: np.ndarray, names: Sequence[str], width: int) -> np.ndarray:
 
 
 def draw_references(
-    benchmark: Benchmark, references: ReferenceSet, dinov2: DinoVisionTransformer, names: Sequence[str]
+    benchmark: Benchmark, references: ReferenceSet, dinov2: Encoder, names: Sequence[str]
 ) -> np.ndarray:
     """Every reference as the encoder gets it, beside its soft mask on the patch grid; one row per class."""
     config, tiles = dinov2.config, []

@@ -35,7 +35,7 @@ from ntt_jax.detection.merge import merge_candidates
 from ntt_jax.images.preprocess import encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import memory_from_instance_means
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import propose_masks
 
@@ -86,12 +86,12 @@ def random_prototypes(count: int, patches: jax.Array) -> jax.Array:
     return jnp.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def encode_patches(dinov2: DinoVisionTransformer, images: jax.Array) -> jax.Array:
+def encode_patches(dinov2: Encoder, images: jax.Array) -> jax.Array:
     """The first of images `[B, S, S, 3]` -> `[h, w, C]` float32."""
     return jax.jit(lambda m, x: m(encoder_input(x, m.config.input_size)))(dinov2, images)[0].astype(jnp.float32)
 
 
-def grow_points_and_classes(sam2: Sam2, dinov2: DinoVisionTransformer, image: np.ndarray, repeats: int):
+def grow_points_and_classes(sam2: Sam2, dinov2: Encoder, image: np.ndarray, repeats: int):
     """Decoding by points per side, and labels, NMS and merging by points and by classes."""
     images = jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None]
     features = jax.jit(lambda m, x: m.encode_image(sam_input(x)))(sam2, images)[0]
@@ -116,7 +116,7 @@ def grow_points_and_classes(sam2: Sam2, dinov2: DinoVisionTransformer, image: np
     }
 
 
-def grow_shots(dinov2: DinoVisionTransformer, repeats: int) -> list[Row]:
+def grow_shots(dinov2: Encoder, repeats: int) -> list[Row]:
     """A memory of a few classes by references per class: encoding and averaging; reading images is not in it."""
     encoder = ReferenceEncoder(dinov2, batch_size=4)
     config, rng, rows = dinov2.config, np.random.default_rng(0), []
@@ -139,7 +139,7 @@ def grow_shots(dinov2: DinoVisionTransformer, repeats: int) -> list[Row]:
     return rows
 
 
-def grow_images(sam2: Sam2, dinov2: DinoVisionTransformer, image: np.ndarray, repeats: int) -> list[Row]:
+def grow_images(sam2: Sam2, dinov2: Encoder, image: np.ndarray, repeats: int) -> list[Row]:
     """The whole pass over one image on the host and back: resize, segment, masks at full size, run lengths."""
     config = DetectConfig(points_per_side=16)
     patches = encode_patches(dinov2, jnp.asarray(resize_for_sam(image, sam2.config.image_size))[None])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from dinov2_weights import recipe_model as recipe_dinov2
 from PIL import Image
 from sam2_weights import recipe_model as recipe_sam2
@@ -15,7 +16,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import resize_for_sam
 from ntt_jax.images.rle import decode_rle, encode_masks
 from ntt_jax.memory import Memory
-from ntt_jax.pipeline import compile_count, detect_shard, segment
+from ntt_jax.pipeline import detect_shard, segment
 
 SAM2 = Sam2Config("tiny", HieraConfig(16, 1, (1, 1, 2, 1), (3,), (8, 4, 8, 4), (4, 4)), image_size=128, d_model=32)
 DINOV2 = DinoV2Config("tiny", embed_dim=48, depth=1, num_heads=3, image_size=112, input_size=112)
@@ -42,9 +43,9 @@ def images() -> list[np.ndarray]:
 
 @functools.cache
 def predicted():
-    before = compile_count()
-    found = list(Predictor(*models(), prototypes(), CONFIG, batch_size=2)(images()))
-    return found, compile_count() - before
+    with compilations() as compiled:
+        found = list(Predictor(*models(), prototypes(), CONFIG, batch_size=2)(images()))
+    return found, compiled.target_pass
 
 
 def assert_same(found, wanted):
@@ -60,32 +61,27 @@ def test_sizes_do_not_compile_anew():
     found, programs = predicted()
     assert [(d.height, d.width) for d in found] == SIZES
     assert sum(len(d.scores) for d in found) > len(SIZES)
-    assert programs == 3  # the main one, and canvases of 256 and 640 pixels
-    before = compile_count()
-    other = Predictor(*models(), prototypes()[::-1], CONFIG, batch_size=2, canvas=300)
-    assert len(list(other(images()[3:]))) == len(SIZES) - 3
-    assert compile_count() == before  # nor do other prototypes, or a larger canvas that is there already
+    assert len(programs) == 3, programs  # the main one, and canvases of 256 and 640 pixels
+    with compilations() as compiled:
+        other = Predictor(*models(), prototypes()[::-1], CONFIG, batch_size=2, canvas=300)
+        assert len(list(other(images()[3:]))) == len(SIZES) - 3
+    assert not compiled.target_pass  # nor do other prototypes, or a larger canvas that is there already
 
 
 def test_fifty_sizes_compile_nothing_more():
     """Counted by JAX itself: neither a program of the target pass nor any operation beside it."""
-    compiled = []
-
-    def listen(event, *_, **__):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(event)
-
     predicted()  # both canvases
     predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=2)
     assert len(list(predictor(images()[:2]))) == 2
     rng = np.random.default_rng(5)
     sizes = [(h, w) for h, w in np.unique(rng.integers(1, 300, (60, 2)), axis=0)[:50].tolist()]
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    found = list(predictor(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes))
+    with compilations() as compiled:
+        found = list(predictor(rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes))
     assert [(d.height, d.width) for d in found] == sizes and len(set(sizes)) == 50
     assert sum(len(d.scores) for d in found) > 100
     assert compiled == []
-    jax.jit(lambda x: x + 1)(np.float32(1))
+    with compilations() as compiled:
+        jax.jit(lambda x: x + 1)(np.float32(1))
     assert len(compiled) == 1  # so it would have been heard
 
 
@@ -179,9 +175,9 @@ def test_points_shared_compile_nothing_more_and_keep_negatives():
     negatives[0, 0] = prototypes()[0]
     predictor = Predictor(*models(), prototypes(), CONFIG, batch_size=1, devices=jax.devices()[:2])
     assert len(list(predictor(images()))) == len(SIZES)
-    before = compile_count()
-    assert len(list(predictor(images()))) == len(SIZES)
-    assert compile_count() == before
+    with compilations() as compiled:
+        assert len(list(predictor(images()))) == len(SIZES)
+    assert not compiled.target_pass
     found = list(predictor.with_prototypes(prototypes(), negatives)(images()))
     whole = Predictor(*models(), prototypes(), CONFIG, negatives=negatives)(images())
     for one, wanted in zip(found, whole, strict=True):

@@ -1,4 +1,4 @@
-"""Weights of SAM 2 and DINOv2 between PyTorch checkpoints and this project's models.
+"""Weights of SAM 2, DINOv2 and DINOv3 between PyTorch checkpoints and this project's models.
 
 On the command line: `python -m weight_port --help`. In Python: `convert_state_dict` and `export_state_dict` for state
 dicts in memory, `convert` and `export` for files. Imported on first use, so that `--help` does not start JAX.

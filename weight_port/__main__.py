@@ -16,7 +16,8 @@ INTERRUPTED = 130
 _SHOWN_BESIDE = 12
 
 _DESCRIPTION = """\
-Weights of SAM 2 and DINOv2: from PyTorch or Hugging Face checkpoints to the one file that ntt-jax loads, and back.
+Weights of SAM 2, DINOv2 and DINOv3, from PyTorch or Hugging Face checkpoints to the one file that ntt-jax loads and
+back.
 Checkpoints from strangers are safe to open: nothing in them is executed."""
 
 _EXAMPLES = """\
@@ -24,6 +25,7 @@ examples:
   python -m weight_port convert sam2.1_hiera_large.pt sam2.1_hiera_large.safetensors
   python -m weight_port convert dinov2_vitl14_pretrain.pth dinov2_vitl14.safetensors
   python -m weight_port convert facebook_dinov2-large/ dinov2_vitl14.safetensors     (a Hugging Face folder)
+  python -m weight_port convert dinov3-vitl16-pretrain-lvd1689m/ dinov3_vitl16.safetensors               (likewise)
   python -m weight_port convert epoch_20.ckpt tuned.safetensors --key state_dict --prefix model.   (as a trainer saves)
   python -m weight_port inspect sam2.1_hiera_large.safetensors
   python -m weight_port export  sam2.1_hiera_large.safetensors again.pt
@@ -38,7 +40,7 @@ exit status: 0 done; 2 bad arguments or input (one line says what); 1 anything e
 
 _CONFIG_HELP = """\
 JSON file with configuration fields that the tensors do not show, for models of no published size:
-{"num_heads": 6} for DINOv2;
+{"num_heads": 6} for DINOv2 or DINOv3;
 {"hiera": {"num_heads": 2, "window_spec": [8, 4, 16, 8], "global_att_blocks": [23, 33, 43]}} for SAM 2;
 other fields of ntt_jax.config may be added"""
 
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="a PyTorch or Hugging Face checkpoint to one .safetensors for ntt-jax",
-        description="Recognise a checkpoint of SAM 2 or DINOv2 from its tensors and write it as one .safetensors file.",
+        description="Recognise a checkpoint from its tensors (SAM 2, DINOv2, DINOv3) and write one .safetensors file.",
     )
     convert.add_argument("source", metavar="SRC", help="a .pt, .pth, .ckpt, .safetensors, or a Hugging Face folder")
     convert.add_argument("destination", metavar="DST", help="the .safetensors file to write")

@@ -1,8 +1,8 @@
 """Where in a checkpoint the model is: trainers wrap it, prefix it, and save heads, students and optimisers beside it.
 
 A reading is a dictionary inside the file (`--key`) and the prefix (`--prefix`) that all tensors of the model have in
-it. Readings are found by the names that only SAM 2 or DINOv2 have. One is taken, with a line that says which; of
-several the choice is the user's. Renaming is all that happens to a tensor.
+it. Readings are found by the names that only SAM 2, DINOv2 or DINOv3 have. One is taken, with a line that says which;
+of several the choice is the user's. Renaming is all that happens to a tensor.
 """
 
 import re
@@ -26,9 +26,11 @@ _SAM2 = re.compile(
     r"(?:^|(.*?)\.)(?:image_encoder\.(?:trunk|neck)|sam_mask_decoder|sam_prompt_encoder|vision_encoder\.backbone)\."
 )
 _DINOV2 = re.compile(r"(?:^|(.*?)\.)(?:blocks\.(?:\d+\.)?\d+\.(?:attn|mlp|norm1|ls1)|encoder\.layer\.\d+\.attention)\.")
-_NEEDED = (  # of a DINOv2 behind a prefix: other transformers have blocks too
+_DINOV3 = re.compile(r"(?:^|(.*?)\.)(?:model\.)?layer\.\d+\.attention\.")
+_NEEDED = (  # of an encoder behind a prefix: other transformers have blocks too
     ("cls_token", "patch_embed.proj.weight"),
     ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight"),
+    ("embeddings.cls_token", "embeddings.patch_embeddings.weight"),
 )
 _TRUNKS = ("image_encoder.trunk", "vision_encoder.backbone")  # Hiera's blocks are no DINOv2's
 _HEADS = ("head.", "dino_head.", "ibot_head.", "classifier.", "linear_head.")
@@ -143,17 +145,17 @@ def _readings(path: tuple[str, ...], place: Mapping[Any, Any]) -> list[_Reading]
         if not _is_name(name) or not _is_tensor(value):
             continue
         plain, raw = _unwrapped(name)
-        for kind, pattern in (("sam2", _SAM2), ("dinov2", _DINOV2)):
+        for kind, pattern in (("sam2", _SAM2), ("dinov2", _DINOV2), ("dinov3", _DINOV3)):
             if (m := pattern.match(plain)) is None:
                 continue
             stem = m[1] or ""
-            if kind == "dinov2" and (stem.endswith(_TRUNKS) or (stem and not _is_dinov2(stem, names))):
+            if kind != "sam2" and (stem.endswith(_TRUNKS) or (stem and not _is_encoder(stem, names))):
                 continue
             prefixes[(raw(stem), kind)] = None
     return [_Reading(path, prefix, kind) for prefix, kind in prefixes]
 
 
-def _is_dinov2(stem: str, names: set[str]) -> bool:
+def _is_encoder(stem: str, names: set[str]) -> bool:
     return any(all(f"{stem}.{name}" in names for name in needed) for needed in _NEEDED)
 
 

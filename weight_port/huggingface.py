@@ -2,7 +2,8 @@
 
 `Dinov2Model` and `Dinov2WithRegistersModel` split the fused query-key-value matrix in three; `Sam2Model` and
 `Sam2VideoModel` join the four point embeddings in one table and keep the position encoding's matrix once or twice.
-Everything else is a change of name. Only the names are facts of `transformers`; the values stay bit for bit.
+Everything else is a change of name. DINOv3 keeps the names of `DINOv3ViTModel`, which this project mirrors. Only the
+names are facts of `transformers`; the values stay bit for bit.
 """
 
 import re
@@ -26,6 +27,8 @@ _DINOV2 = [
     (r"^(blocks\.\d+\.mlp)\.weights_out\.", r"\1.w3."),
     (r"^layernorm\.", "norm."),
 ]
+
+_DINOV3 = [(r"^model\.layer\.", "layer.")]  # as transformers 5 holds them; checkpoints have them without "model."
 
 _THREE_LAYERS = (
     r"(mask_decoder\.(?:iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+)|obj_ptr_proj)"
@@ -83,14 +86,17 @@ def read_hints(config: Any, where: str) -> dict[str, Any] | None:
         Fields as in `ntt_jax.config.to_dict`, unchecked, or None if it is the configuration of another model.
 
     Raises:
-        InputError: it states an activation or epsilon that neither model has.
+        InputError: it states an activation or epsilon that the model does not have.
     """
     trunk = _nested(config, "vision_config", "backbone_config")
+    model = _nested(config).get("model_type")
     for part in (config, trunk):
-        for name, expected in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-6)):
+        for name, expected in (("hidden_act", "gelu"), ("layer_norm_eps", 1e-5 if model == "dinov3_vit" else 1e-6)):
             if (found := _nested(part).get(name, expected)) != expected:
                 raise InputError(f"{where}: {name} is {describe(found)}; the architecture has {expected}")
-    model = _nested(config).get("model_type")
+    if model == "dinov3_vit":
+        given = _present(num_heads=config.get("num_attention_heads"), rope_theta=config.get("rope_theta"))
+        return {"model": "dinov3", **given}
     if model in ("dinov2", "dinov2_with_registers"):
         return {"model": "dinov2", **_present(num_heads=config.get("num_attention_heads"))}
     if model not in ("sam2", "sam2_video"):
@@ -130,13 +136,16 @@ def is_huggingface(names: Any) -> bool:
 
 
 def to_meta(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The same tensors under Meta's names. What no rule knows keeps its name and is found extra later.
+    """The same tensors under Meta's names (DINOv3's under those of its checkpoints, which are Hugging Face's).
+
+    What no rule knows keeps its name and is found extra later.
 
     Raises:
         InputError: tensors that must be joined are missing, of different shape or type, or contradict each other.
     """
     sam2 = any(name.startswith(("vision_encoder.", "prompt_encoder.")) for name in tensors)
-    rules = _SAM2 if sam2 else _DINOV2
+    dinov3 = any(re.match(r"(?:model\.)?layer\.\d+\.", name) for name in tensors)
+    rules = _SAM2 if sam2 else _DINOV3 if dinov3 else _DINOV2
     out: dict[str, Tensor] = {}
     for name, array in tensors.items():
         renamed = name

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ntt_jax.config import DinoV2Config, Sam2Config, from_dict, to_dict
+from ntt_jax.config import EncoderConfig, ModelConfig, Sam2Config, from_dict, to_dict
 from ntt_jax.errors import InputError
 from ntt_jax.files import parse_json, show_path
 from weight_port import rules
@@ -45,7 +45,7 @@ class Weights:
     Names, shapes and types are checked. Numbers are checked when a tensor is read: `InputError` if they are not finite.
     """
 
-    config: DinoV2Config | Sam2Config
+    config: ModelConfig
     tensors: dict[str, Tensor]
     carried: dict[str, Tensor]
     order: tuple[str, ...]  # of the source, in names of the converted file
@@ -55,7 +55,7 @@ class Weights:
     @property
     def complete(self) -> bool:
         """Whether an export is everything that Meta's class expects."""
-        return isinstance(self.config, DinoV2Config) or bool(self.carried)
+        return isinstance(self.config, EncoderConfig) or bool(self.carried)
 
 
 def check_tensors(
@@ -65,7 +65,7 @@ def check_tensors(
     model: str | None = None,
     given: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
-    config: DinoV2Config | Sam2Config | None = None,
+    config: ModelConfig | None = None,
 ) -> Weights:
     """Recognise tensors with Meta's names and check every one of them.
 
@@ -96,7 +96,7 @@ def check_tensors(
     order = tuple(by_torch_name[n].name if n in by_torch_name else CARRIED + n for n in tensors)
     if isinstance(config, Sam2Config) and not carried:
         remarks = [*remarks, "no video part: an export of it loads into Meta's classes with strict=False only"]
-    if isinstance(config, DinoV2Config) and "mask_token" not in shapes:
+    if isinstance(config, EncoderConfig) and not any(name in shapes for name in rules.MASK_TOKENS):
         remarks = [*remarks, "no mask_token, which only training reads: an export of it has none either"]
     return Weights(config, ours, carried, order, {}, remarks)
 
@@ -294,7 +294,7 @@ def export(source: str | os.PathLike[str], destination: str | os.PathLike[str]) 
 
 
 def _torch_tensors(
-    config: DinoV2Config | Sam2Config,
+    config: ModelConfig,
     tensors: Mapping[str, Tensor],
     carried: Mapping[str, Tensor],
     order: tuple[str, ...],
@@ -316,7 +316,7 @@ _carried: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDic
 
 
 def build(weights: Weights, dtype: str) -> Any:
-    """The Flax module of checked weights, `DinoVisionTransformer` or `Sam2`.
+    """The Flax module of checked weights, `Sam2` or an encoder.
 
     Args:
         weights: checked.
@@ -332,9 +332,7 @@ def build(weights: Weights, dtype: str) -> Any:
     return module
 
 
-def convert_state_dict(
-    state_dict: Mapping[str, Any], config: DinoV2Config | Sam2Config, *, dtype: str = "float32"
-) -> Any:
+def convert_state_dict(state_dict: Mapping[str, Any], config: ModelConfig, *, dtype: str = "float32") -> Any:
     """Build our module from a PyTorch state dict with Meta's names (`SAM2Base` or `DinoVisionTransformer`).
 
     Args:
@@ -344,13 +342,13 @@ def convert_state_dict(
         dtype: "float32" or "bfloat16", as for `ntt_jax.load_sam2`.
 
     Returns:
-        `ntt_jax.models.sam2.sam2_base.Sam2` or `ntt_jax.models.dinov2.DinoVisionTransformer`.
+        `ntt_jax.models.sam2.sam2_base.Sam2`, or an encoder of `ntt_jax.models.encoder`.
 
     Raises:
         InputError: a missing, extra or mis-shaped tensor, a wrong type or a number that is not finite.
     """
-    if not isinstance(config, DinoV2Config | Sam2Config):
-        raise InputError(f"config: expected a DinoV2Config or Sam2Config, found {type(config).__name__}")
+    if not isinstance(config, ModelConfig):
+        raise InputError(f"config: expected a DinoV2Config, DinoV3Config or Sam2Config, found {type(config).__name__}")
     arrays = {str(name): _as_numpy(name, value) for name, value in state_dict.items()}
     return build(check_tensors(arrays, "state dict", config=config), dtype)
 
@@ -368,7 +366,7 @@ def export_state_dict(module: Any) -> dict[str, np.ndarray]:
     """Parameters of our module as numpy arrays with Meta's names and layouts.
 
     Args:
-        module: `Sam2` or `DinoVisionTransformer` with values.
+        module: `Sam2` or an encoder with values.
 
     Returns:
         One array per tensor, in the module's types. For SAM 2 the image path, and also the video-only tensors if
@@ -378,8 +376,8 @@ def export_state_dict(module: Any) -> dict[str, np.ndarray]:
         InputError: another kind of object.
     """
     config = getattr(module, "config", None)
-    if not isinstance(config, DinoV2Config | Sam2Config):
-        raise InputError(f"expected a Sam2 or DinoVisionTransformer, found {type(module).__name__}")
+    if not isinstance(config, ModelConfig):
+        raise InputError(f"expected a Sam2, DinoVisionTransformer or DINOv3ViTModel, found {type(module).__name__}")
     ours = rules.values(module)
     out = {rule.torch_name: rule.into_torch(ours[name]) for name, rule in rules.skeleton(config).rules.items()}
     carried = {name: tensor.read() for name, tensor in _carried.get(module, {}).items()}

@@ -10,26 +10,42 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ntt_jax.config import DINOV2_CONFIGS, SAM2_CONFIGS, DinoV2Config, HieraConfig, Sam2Config, from_dict
+from ntt_jax.config import (
+    DINOV2_CONFIGS,
+    DINOV3_CONFIGS,
+    SAM2_CONFIGS,
+    DinoV2Config,
+    DinoV3Config,
+    HieraConfig,
+    ModelConfig,
+    Sam2Config,
+    from_dict,
+)
+from ntt_jax.config import kind_of as kind_of_config
 from ntt_jax.errors import InputError
 from weight_port.rules import has_21_part, is_video
 
 Shapes = Mapping[str, tuple[int, ...]]
-PUBLISHED: dict[str, DinoV2Config | Sam2Config] = {**DINOV2_CONFIGS, **SAM2_CONFIGS}
+PUBLISHED: dict[str, ModelConfig] = {**DINOV2_CONFIGS, **DINOV3_CONFIGS, **SAM2_CONFIGS}
 
 # What no tensor shows and what differs between the published sizes: must be given for any other size.
-_HIDDEN_DINOV2 = ("num_heads",)
-_PUBLISHED_HEADS = {c.embed_dim: c.num_heads for c in DINOV2_CONFIGS.values()}
+_HIDDEN_ENCODER = ("num_heads",)
+_PUBLISHED_HEADS = {
+    kind: {c.embed_dim: c.num_heads for c in configs.values()}
+    for kind, configs in (("dinov2", DINOV2_CONFIGS), ("dinov3", DINOV3_CONFIGS))
+}
 _HIDDEN_HIERA = ("num_heads", "window_spec", "global_att_blocks")
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """ "sam2", "dinov2" or None, from the names of tensors (Meta's)."""
+    """ "sam2", "dinov2", "dinov3" or None, from the names of tensors (Meta's; of DINOv3, Hugging Face's)."""
     names = list(names)
     if any(name.startswith(("image_encoder.trunk.", "image_encoder.neck.", "sam_mask_decoder.")) for name in names):
         return "sam2"
     if any(re.match(r"blocks\.\d+\.(attn|mlp|norm1|ls1)\.", name) for name in names):
         return "dinov2"
+    if any(re.match(r"layer\.\d+\.(attention|mlp|norm1|layer_scale1)\.", name) for name in names):
+        return "dinov3"
     return None
 
 
@@ -40,7 +56,7 @@ def read_config(
     model: str | None = None,
     given: Mapping[str, Any] | None = None,
     hints: Mapping[str, Any] | None = None,
-) -> tuple[DinoV2Config | Sam2Config, list[str]]:
+) -> tuple[ModelConfig, list[str]]:
     """Configuration of the model that has these tensors, and remarks for the user.
 
     Args:
@@ -56,10 +72,10 @@ def read_config(
     kind = kind_of(shapes)
     if kind is None:
         raise InputError(
-            f"{where}: neither SAM 2 nor DINOv2: no tensor of either among {len(shapes)}; the first is "
+            f"{where}: neither SAM 2 nor DINOv2 nor DINOv3: no tensor of any among {len(shapes)}; the first is "
             f"{next(iter(shapes), None)!r:.80}"
         )
-    shown = _shown_by_sam2(shapes, where) if kind == "sam2" else _shown_by_dinov2(shapes, where)
+    shown = _SHOWN[kind](shapes, where)
     if model is not None:
         return _named(model, kind, shown, given, where), []
     if given is not None:
@@ -67,17 +83,17 @@ def read_config(
     if hints and hints["model"] != kind:
         raise InputError(f"{where}: the tensors are those of a {kind} model, config.json describes a {hints['model']}")
     known = _merge(hints, shown)
-    matches = [c for c in PUBLISHED.values() if _kind_of_config(c) == kind and not _differences(known, c)]
-    if kind == "dinov2" and matches:
+    matches = [c for c in PUBLISHED.values() if kind_of_config(c) == kind and not _differences(known, c)]
+    if kind != "sam2" and matches:
         return matches[0], []
     if hints and not _missing(kind, hints):
         return _given(kind, shown, hints, where), []
-    if kind == "dinov2" and (heads := _PUBLISHED_HEADS.get(shown["embed_dim"])):
+    if kind != "sam2" and (heads := _PUBLISHED_HEADS[kind].get(shown["embed_dim"])):
         remark = f"num_heads {heads} is that of the published models of width {shown['embed_dim']}; --config overrides"
         return _given(kind, shown, {"num_heads": heads}, where), [remark]
     if kind == "sam2" and matches:
         return _sam2_version(shapes, matches)
-    hidden = ", ".join(_HIDDEN_DINOV2 if kind == "dinov2" else [f"hiera.{name}" for name in _HIDDEN_HIERA])
+    hidden = ", ".join(_HIDDEN_ENCODER if kind != "sam2" else [f"hiera.{name}" for name in _HIDDEN_HIERA])
     raise InputError(
         f"{where}: {kind} of no published size ({_summary(shown)}), and the tensors do not show {hidden}: "
         f"give these with --config FILE.json"
@@ -95,20 +111,20 @@ def _sam2_version(shapes: Shapes, matches: list[Any]) -> tuple[Sam2Config, list[
     return (newer if has_21_part(shapes) else plain), []
 
 
-def _named(model: str, kind: str, shown: dict[str, Any], given: Any, where: str) -> DinoV2Config | Sam2Config:
+def _named(model: str, kind: str, shown: dict[str, Any], given: Any, where: str) -> ModelConfig:
     config = PUBLISHED.get(model)
     if config is None:
         raise InputError(f"--model {model}: no such model; choose one of {', '.join(PUBLISHED)}")
     if given is not None:
         raise InputError("--model and --config: give one of them")
-    if _kind_of_config(config) != kind:
+    if kind_of_config(config) != kind:
         raise InputError(f"{where}: --model {model}, but the tensors are those of a {kind} model")
     if different := _differences(shown, config):
         raise InputError(f"{where}: not {model}: {different[0]}")
     return config
 
 
-def _given(kind: str, shown: dict[str, Any], given: Mapping[str, Any], where: str) -> DinoV2Config | Sam2Config:
+def _given(kind: str, shown: dict[str, Any], given: Mapping[str, Any], where: str) -> ModelConfig:
     """The published constants, then what the tensors show, then what is given: which must not contradict them."""
     if given.get("model", kind) != kind:
         raise InputError(f"{where}: the tensors are those of a {kind} model, --config describes {given['model']!r:.40}")
@@ -129,8 +145,8 @@ def _given(kind: str, shown: dict[str, Any], given: Mapping[str, Any], where: st
 
 def _missing(kind: str, given: Mapping[str, Any]) -> list[str]:
     """What neither tensors nor `given` say."""
-    if kind == "dinov2":
-        return [name for name in _HIDDEN_DINOV2 if name not in given]
+    if kind != "sam2":
+        return [name for name in _HIDDEN_ENCODER if name not in given]
     return [f"hiera.{name}" for name in _HIDDEN_HIERA if name not in given.get("hiera", {})]
 
 
@@ -149,6 +165,8 @@ def _defaults(kind: str, shown: Mapping[str, Any]) -> dict[str, Any]:
     """What no tensor shows but all published models of the kind share (the rest of it is in the dataclasses)."""
     if kind == "sam2":
         return {}
+    if kind == "dinov3":
+        return {"input_size": shown["patch_size"] * DinoV3Config().grid}
     patch, registers = shown["patch_size"], shown["num_register_tokens"]
     default = DinoV2Config()
     return {
@@ -158,7 +176,7 @@ def _defaults(kind: str, shown: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_name(config: DinoV2Config | Sam2Config, where: str) -> None:
+def check_name(config: ModelConfig, where: str) -> None:
     """A name ends up in messages and file names: refuse control characters and novels."""
     if not re.fullmatch(r"[\w.+-]{1,100}", config.name):
         raise InputError(
@@ -166,16 +184,11 @@ def check_name(config: DinoV2Config | Sam2Config, where: str) -> None:
         )
 
 
-def check_shown(config: DinoV2Config | Sam2Config, shapes: Shapes, where: str) -> None:
+def check_shown(config: ModelConfig, shapes: Shapes, where: str) -> None:
     """Raise `InputError` if the tensors show other sizes than `config`, before anything is built from it."""
-    kind = _kind_of_config(config)
-    shown = _shown_by_sam2(shapes, where) if kind == "sam2" else _shown_by_dinov2(shapes, where)
+    shown = _SHOWN[kind_of_config(config)](shapes, where)
     if different := _differences(shown, config):
         raise InputError(f"{where}: does not fit its configuration {config.name!r:.80}: {different[0]}")
-
-
-def _kind_of_config(config: DinoV2Config | Sam2Config) -> str:
-    return "sam2" if isinstance(config, Sam2Config) else "dinov2"
 
 
 def _differences(shown: Mapping[str, Any], config: Any, prefix: str = "") -> list[str]:
@@ -242,6 +255,19 @@ def _shown_by_dinov2(shapes: Shapes, where: str) -> dict[str, Any]:
     return shown
 
 
+def _shown_by_dinov3(shapes: Shapes, where: str) -> dict[str, Any]:
+    read = _Reader(shapes, where)
+    if "layer.0.mlp.gate_proj.weight" in shapes:
+        raise InputError(f"{where}: a DINOv3 with gated feed-forward layers (S+, H+, 7B); S, B and L are supported")
+    return {
+        "embed_dim": read.size("embeddings.cls_token", 3, 2),
+        "depth": read.count("layer."),
+        "ffn_hidden_dim": read.size("layer.0.mlp.up_proj.weight", 2, 0),
+        "num_register_tokens": read.size("embeddings.register_tokens", 3, 1),
+        "patch_size": read.size("embeddings.patch_embeddings.weight", 4, 3),
+    }
+
+
 def _mlp_ratio(dim: int, hidden: int, swiglu: bool) -> float:
     """The ratio that gives this hidden width; the published 4 where it does (roundings make others possible)."""
     for ratio in (4.0, hidden * (1.5 if swiglu else 1.0) / dim, (hidden + 0.5) / dim):
@@ -280,3 +306,6 @@ def _shown_by_sam2(shapes: Shapes, where: str) -> dict[str, Any]:
         "iou_head_hidden_dim": read.size(f"{decoder}.iou_prediction_head.layers.0.weight", 2, 0),
         "mask_in_chans": read.size("sam_prompt_encoder.mask_downscaling.3.weight", 4, 0),
     }
+
+
+_SHOWN = {"sam2": _shown_by_sam2, "dinov2": _shown_by_dinov2, "dinov3": _shown_by_dinov3}

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ntt_jax.config import SAM2_CONFIGS, DinoV2Config, Sam2Config
+from ntt_jax.config import SAM2_CONFIGS, ModelConfig, Sam2Config
 from ntt_jax.errors import InputError
 from ntt_jax.files import reason
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import encoder_class
 from ntt_jax.models.layers import ConvTranspose2x2, ShapesOnly
 from ntt_jax.models.sam2.sam2_base import Sam2
 from weight_port.tensor import Tensor
@@ -38,10 +38,12 @@ _RENAMED = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LINEAR, _CONV, _TRANSPOSED_CONV, _TABLE = (1, 0), (2, 3, 1, 0), (2, 3, 0, 1), (0, 2, 3, 1)
 
 
-OPTIONAL = frozenset({"no_mem_embed", "mask_token"})
-"""Parameters, by our name and Meta's, that a checkpoint may lack; they are 0 then.
+MASK_TOKENS = frozenset({"mask_token", "embeddings.mask_token"})
+"""Of DINOv2 and DINOv3; only training reads it."""
+OPTIONAL = frozenset({"no_mem_embed", *MASK_TOKENS})
+"""Parameters, by our name and the checkpoint's, that a checkpoint may lack; they are 0 then.
 
-`no_mem_embed`: of SAM 2, where only its image path was saved. `mask_token`: of DINOv2; only training reads it.
+`no_mem_embed`: of SAM 2, where only its image path was saved.
 """
 
 
@@ -79,7 +81,7 @@ class Skeleton(NamedTuple):
     rules: dict[str, Rule]
 
 
-def skeleton(config: DinoV2Config | Sam2Config, dtype: str = "float32") -> Skeleton:
+def skeleton(config: ModelConfig, dtype: str = "float32") -> Skeleton:
     """Shapes and rules of the module that `config` describes; nothing is allocated.
 
     Raises:
@@ -89,8 +91,8 @@ def skeleton(config: DinoV2Config | Sam2Config, dtype: str = "float32") -> Skele
 
 
 @functools.lru_cache(maxsize=32)
-def _skeleton(config: DinoV2Config | Sam2Config, dtype: str) -> Skeleton:
-    model: Any = DinoVisionTransformer if isinstance(config, DinoV2Config) else Sam2
+def _skeleton(config: ModelConfig, dtype: str) -> Skeleton:
+    model: Any = Sam2 if isinstance(config, Sam2Config) else encoder_class(config)
     try:
         module = nnx.eval_shape(lambda: model(config, dtype=jnp.dtype(dtype), rngs=ShapesOnly()))
     except InputError as e:
@@ -121,7 +123,7 @@ def _walk(module: nnx.Module, state: Any) -> list[Rule]:
     return rules
 
 
-def fill(config: DinoV2Config | Sam2Config, arrays: Mapping[str, Tensor], dtype: str) -> Any:
+def fill(config: ModelConfig, arrays: Mapping[str, Tensor], dtype: str) -> Any:
     """A module whose parameters are `arrays` (by our names, our layout), cast to what the module declares.
 
     Those of `OPTIONAL` may be missing: they are 0 then.

@@ -21,7 +21,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import object_features
 from ntt_jax.detection.merge import Merged, Rows, best_rows, describe_extras, label_rows, overlap_rows
 from ntt_jax.errors import InputError
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 from ntt_jax.pipeline import map_images, propose_masks
 
@@ -41,7 +41,7 @@ class ManyMerged:
 
 def detect_many(
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
+    dinov2: Encoder,
     prototypes: Array,
     images: Array,
     sizes: Array,
@@ -96,7 +96,7 @@ class ManyPredictor(Predictor):
     def __init__(
         self,
         sam2: Sam2,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         prototypes: Any,
         config: DetectConfig | None = None,
         *,

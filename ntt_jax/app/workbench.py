@@ -22,7 +22,7 @@ from ntt_jax.files import parse_json, read_bytes, write_json
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
 from ntt_jax.memory.bank import load_memory
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.references.doctor import Shape, examine, measure
 from ntt_jax.segmenter.segmenter import Segmenter
@@ -71,7 +71,7 @@ class Workbench:
     What the project's memory file holds already is not encoded again. Raises `InputError` as `Project` and `Segmenter`.
     """
 
-    def __init__(self, project: Project, sam2: Sam2, dinov2: DinoVisionTransformer, **options: Any):
+    def __init__(self, project: Project, sam2: Sam2, dinov2: Encoder, **options: Any):
         self.project = project
         self.segmenter = Segmenter(sam2, dinov2, **options)
         self.edits = threading.Lock()

@@ -69,7 +69,7 @@ def fraction(text: str) -> float:
 
 _PATHS = {
     "sam2": ("W", "SAM 2: a name (`ntt-jax weights list`), an id of the Hugging Face Hub, or any checkpoint"),
-    "dinov2": ("W", "DINOv2, likewise"),
+    "dinov2": ("W", "the encoder, DINOv2 or DINOv3, likewise"),
     "memory": ("memory.safetensors", "file that `ntt-jax memory` wrote"),
     "references": ("references.json", "which annotations are references"),
     "annotations": (

@@ -41,7 +41,7 @@ def fill_memory(shared: Any, rows: tuple[Array, Array, Array], there: Array, *, 
     """Per shard, reduced: encode references and collect the memory of all classes (METHOD stages 1 and 2).
 
     Args:
-      shared: the encoder, `DinoVisionTransformer`.
+      shared: the encoder.
       rows: crops `[n, E, E, 3]` float32 normalised; masks `[n, g, g]` float32 in [0, 1] on the patch grid; places
         `[n, 2]` int32, class index in 0..classes-1 and reference index in 0..shots-1, each place once.
       there: `[n]` bool. classes, shots: K and S of the memory.

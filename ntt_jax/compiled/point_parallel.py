@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh, pad_rows
 from ntt_jax.config import COMPILER_OPTIONS, DetectConfig, Sam2Config
 from ntt_jax.detection.merge import Merged
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.platform import ONE_CORE_GRID
 from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, PromptDecoder, Sam2
@@ -35,7 +35,6 @@ from ntt_jax.pipeline import (
     all_points,
     encode_images,
     finish_image,
-    note_compilation,
     only_there,
     propose_masks,
 )
@@ -46,7 +45,6 @@ Decoder = tuple[Any, Any]  # prompt encoder and mask decoder
 @functools.partial(jax.jit, static_argnames="definitions", compiler_options=COMPILER_OPTIONS)
 def _encode(state: Any, images: Array, *, definitions: Any) -> tuple[tuple[ImageFeatures, Array], ...]:
     """Images `[B, S, S, 3]` uint8 -> features and patches of each."""
-    note_compilation("encode")
     sam2, dinov2 = nnx.merge(definitions, state)
     features, patches = encode_images(sam2, dinov2, images)
     return tuple((features[i], patches[i]) for i in range(len(images)))
@@ -66,7 +64,6 @@ def _propose(
     mesh: Mesh,
 ) -> Proposals:
     """`propose_masks` of one image, every device for its share of the points."""
-    note_compilation("propose")
     sizes = ONE_CORE_GRID._asdict() if mesh.devices.flat[0].platform == "cpu" else {}
 
     def shard(shared: tuple[Decoder, ImageFeatures], points: Array) -> Proposals:
@@ -102,7 +99,6 @@ def _finish(
 
     there: which points are meant, all if None. prompting: what boxes and finer masks need, if they are asked for.
     """
-    note_compilation("finish")
     prototypes, negatives = classes
     proposals = _join(shards, count)
     proposals = proposals if there is None else only_there(proposals, there)
@@ -139,7 +135,7 @@ class PointParallel:
     def __init__(
         self,
         sam2: Sam2,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         config: DetectConfig,
         definitions: Any,
         devices: Sequence[Any],

@@ -34,9 +34,9 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.images.preprocess import resize_for_sam
 from ntt_jax.images.rle import Rle, encode_masks
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
-from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks, note_compilation
+from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
@@ -73,7 +73,6 @@ def _detect_batch(
     mesh: Mesh,
 ) -> Any:
     """`detect` (`detect_images` or its like) over the images of a mesh. boxes: of the images, if it takes them."""
-    note_compilation(detect.__name__)
 
     def shard(shared: Any, images: Array, sizes: Array, *boxes: Array) -> Any:
         state, (prototypes, negatives) = shared
@@ -87,7 +86,6 @@ def _draw_rows(
     logits: Array, image: Array, start: Array, count: Array, size: Array, *, canvas: int, rows: int, packed: bool
 ) -> Array:
     """`draw_masks` for rows [start, start + rows) of one image of `[B, D, m, m]`."""
-    note_compilation(f"draw_masks {canvas}")
     part = jax.lax.dynamic_slice(logits, (image, start, 0, 0), (1, rows, *logits.shape[2:]))[0]
     return draw_masks(part, count, size, (canvas, canvas), packed=packed)
 
@@ -114,7 +112,7 @@ class Predictor:
     def __init__(
         self,
         sam2: Sam2,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         prototypes: Any,
         config: DetectConfig | None = None,
         *,

@@ -15,7 +15,7 @@ from ntt_jax.compiled.parallel import AXIS, device_mesh, over_mesh
 from ntt_jax.config import COMPILER_OPTIONS
 from ntt_jax.errors import InputError
 from ntt_jax.memory.aggregate import encode_references
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 
 
 class ReferenceEncoder:
@@ -28,7 +28,7 @@ class ReferenceEncoder:
 
     def __init__(
         self,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         *,
         batch_size: int = 1,
         devices: Sequence[Any] | None = None,

@@ -33,7 +33,7 @@ from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.bank import MemoryBank, save_memory
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.references.build import build_memory
 from ntt_jax.references.sampling import ReferenceSet, sample_references, save_references
@@ -249,7 +249,7 @@ def _decoded(rles: Sequence[Rle], image: np.ndarray) -> np.ndarray:
     return np.stack([decode_rle(rle) for rle in rles]) if len(rles) else np.zeros((0, *image.shape[:2]), bool)
 
 
-def _draw_features(path: Path, benchmark: Benchmark, sam2: Sam2, dinov2: DinoVisionTransformer) -> None:
+def _draw_features(path: Path, benchmark: Benchmark, sam2: Sam2, dinov2: Encoder) -> None:
     """Target images above the three main directions of their DINOv2 features."""
     chosen = _shown_images(benchmark)
     images = [read_image(benchmark.targets.image_path(benchmark.folder / "targets", i)) for i in chosen]

@@ -15,7 +15,7 @@ from ntt_jax.export import loader
 from ntt_jax.export.programs import BACKENDS, CANVAS_STEP, programs, serialize, weights_of
 from ntt_jax.files import PathLike, read_bytes, write_bytes, write_json
 from ntt_jax.memory.bank import MemoryBank
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import as_classes, check_models
 from weight_port.store import Item, write_safetensors
@@ -27,7 +27,7 @@ VERSION = 1
 def export_folder(
     folder: PathLike,
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
+    dinov2: Encoder,
     bank: MemoryBank,
     config: DetectConfig | None = None,
     *,

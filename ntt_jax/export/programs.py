@@ -17,7 +17,7 @@ from jax import export as jax_export
 from ntt_jax.compiled.devices import published_numbers
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.merge import Candidates, Merged, describe_candidates
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.platform import tracing_for
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.pipeline import detect_images, draw_masks, encode_images, merge_proposals
@@ -35,13 +35,13 @@ class Program(NamedTuple):
     arguments: dict[str, Any]
 
 
-def weights_of(sam2: Sam2, dinov2: DinoVisionTransformer) -> dict[str, Array]:
+def weights_of(sam2: Sam2, dinov2: Encoder) -> dict[str, Array]:
     """Every parameter of both models by its path: "sam2.image_encoder.trunk...", "dinov2.blocks...."."""
     flat = nnx.to_flat_state(nnx.state((sam2, dinov2)))
     return {_name(path): variable[...] for path, variable in flat}
 
 
-def programs(sam2: Sam2, dinov2: DinoVisionTransformer, config: DetectConfig, *, negatives: bool) -> dict[str, Program]:
+def programs(sam2: Sam2, dinov2: Encoder, config: DetectConfig, *, negatives: bool) -> dict[str, Program]:
     """What is exported, by name.
 
     Shapes: S = SAM 2's image size, m = S / 4, D = `config.max_detections`, P = `config.points_per_side` squared, h and

@@ -11,6 +11,7 @@ from ntt_jax.files import PathLike, parse_json, read_bytes, show_path
 from ntt_jax.hub import cache, fetch, repository
 from ntt_jax.hub.fetch import DownloadError
 from ntt_jax.hub.names import Published, Repository, parse, suggestion
+from ntt_jax.model_config import KINDS
 from ntt_jax.text import show
 
 SOURCES = ("auto", "hub", "meta")
@@ -94,7 +95,7 @@ def _beside(path: Path) -> dict[str, Any] | None:
         content = parse_json(read_bytes(file, max_bytes=2**20, what="configuration"), file, what="configuration")
     except InputError:
         return None
-    return content if isinstance(content, dict) and content.get("model") in ("sam2", "dinov2") else None
+    return content if isinstance(content, dict) and content.get("model") in KINDS else None
 
 
 def _convert(

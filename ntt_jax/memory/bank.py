@@ -6,7 +6,6 @@ encoder's configuration, provenance. A file from elsewhere is checked in full be
 executed, and nothing is allocated by what its header claims.
 """
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from ntt_jax.config import DinoV2Config, from_dict, to_dict
+from ntt_jax.config import EncoderConfig, from_dict, to_dict
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.memory.aggregate import Memory
@@ -46,7 +45,7 @@ class MemoryBank:
     memory: Memory
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    encoder: DinoV2Config
+    encoder: EncoderConfig
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,8 +115,8 @@ def load_memory(path: PathLike) -> MemoryBank:
         encoder = from_dict(info.get("encoder"))  # type: ignore[arg-type]
     except InputError as error:
         raise InputError(f"{shown}: encoder {error}") from error
-    if not isinstance(encoder, DinoV2Config):
-        raise InputError(f"{shown}: the encoder must be a DINOv2, found {encoder.name!a}")
+    if not isinstance(encoder, EncoderConfig):
+        raise InputError(f"{shown}: the encoder must be a DINOv2 or DINOv3, found {encoder.name!a}")
     memory = Memory(**{name: jnp.asarray(tensor) for name, tensor in tensors.items()})
     bank = MemoryBank(memory, tuple(names), tuple(ids), encoder, provenance)
     _check_bank(bank, shown)
@@ -126,23 +125,23 @@ def load_memory(path: PathLike) -> MemoryBank:
 
 def require_encoder(
     bank: MemoryBank,
-    encoder: DinoV2Config,
+    encoder: EncoderConfig,
     sha256: str | None = None,
     weights: Callable[[], Mapping[str, Any]] | None = None,
 ) -> None:
     """Refuse a bank made with another encoder: features of two encoders cannot be compared.
 
     Args:
-      encoder: configuration of the loaded DINOv2. sha256: of the checkpoint that it came from; the same one is the same
+      encoder: configuration of the loaded one. sha256: of the checkpoint that it came from; the same one is the same
         encoder. weights: returns the fingerprint of its float32 tensors (`weight_port.identity`), asked for where the
         checkpoints differ or the bank does not say its own: Meta's and Hugging Face's files of one model are alike.
 
     Raises:
       InputError: saying what differs. Older banks say no fingerprint; those of another checkpoint are refused.
     """
-    made, found = dataclasses.asdict(bank.encoder), dataclasses.asdict(encoder)
+    made, found = to_dict(bank.encoder), to_dict(encoder)
     for key in made:
-        if key != "name" and made[key] != found[key]:
+        if key != "name" and made[key] != found.get(key):
             raise InputError(
                 f"the memory was made with {bank.encoder.name} ({key} {made[key]}), the encoder given is "
                 f"{encoder.name} ({key} {found[key]}); use the same encoder or make the memory again"

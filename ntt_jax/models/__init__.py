@@ -1,1 +1,1 @@
-"""The two frozen models: SAM 2 and DINOv2, module by module as in the original packages."""
+"""The frozen models: SAM 2 and the encoders DINOv2 and DINOv3, module by module as in the original packages."""

@@ -11,7 +11,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.images.drawing import distinct_colours, enlarge
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ntt_jax.memory.analysis import foreground_kmeans, foreground_pca, kmeans_start
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.references.build import read_reference
 from ntt_jax.report.gallery import data_uri
 from ntt_jax.report.page import ReferenceSource
@@ -23,7 +23,7 @@ _TILE = 148
 
 
 def patch_pictures(
-    dinov2: DinoVisionTransformer, sources: ReferenceSource, *, step: Callable[[], None] = lambda: None
+    dinov2: Encoder, sources: ReferenceSource, *, step: Callable[[], None] = lambda: None
 ) -> list[list[str]]:
     """Pictures of the first references of each class, data URIs: the crop, its components, its clusters, side by side.
 
@@ -55,7 +55,7 @@ def patch_pictures(
 
 
 @jax.jit
-def _compiled(dinov2: DinoVisionTransformer, crops: Array, masks: Array) -> tuple[Array, Array]:
+def _compiled(dinov2: Encoder, crops: Array, masks: Array) -> tuple[Array, Array]:
     """Component values `[n, g, g, 3]` and cluster index `[n, g, g]`, -1 outside, of a class's references."""
     features = dinov2(crops).astype(jnp.float32)  # [n, g, g, C]
     flat, weights = features.reshape(-1, features.shape[-1]), masks.reshape(-1)

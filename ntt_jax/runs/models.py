@@ -13,7 +13,7 @@ import jax
 
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.compiled.reference_encoder import ReferenceEncoder
-from ntt_jax.config import DetectConfig, DinoV2Config, arithmetic
+from ntt_jax.config import DetectConfig, EncoderConfig, arithmetic
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.remote import Address, Location
@@ -45,23 +45,23 @@ class Compute:
 
 
 class EncoderFile(NamedTuple):
-    """A converted DINOv2 file: its configuration, and what says which encoder it is.
+    """A converted file of an encoder: its configuration, and what says which encoder it is.
 
     source_sha256: of the checkpoint it was converted from; converting once more does not make it another encoder.
     weights: returns the fingerprint of its tensors (`weight_port.identity`), which are read for it: two checkpoints may
     hold the same.
     """
 
-    config: DinoV2Config
+    config: EncoderConfig
     source_sha256: str
     weights: Callable[[], dict[str, Any]]
 
 
 def read_encoder(path: Path) -> EncoderFile:
-    """What a converted DINOv2 file says of itself; its header is read. Raises `InputError` for any other file."""
+    """What a converted file of an encoder says of itself; its header is read. Raises `InputError` for other files."""
     weights = read_converted(path)
-    if not isinstance(weights.config, DinoV2Config):
-        raise InputError(f"{show_path(path)}: holds {weights.config.name}, not a DINOv2")
+    if not isinstance(weights.config, EncoderConfig):
+        raise InputError(f"{show_path(path)}: holds {weights.config.name}, not a DINOv2 or DINOv3")
     return EncoderFile(
         weights.config, weights.metadata.get("source_sha256", ""), functools.partial(fingerprint_of_file, weights)
     )

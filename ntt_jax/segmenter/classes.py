@@ -18,7 +18,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.memory.aggregate import Memory, memory_from_instance_means
 from ntt_jax.memory.bank import MemoryBank
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from weight_port.identity import fingerprint
 
 _BUCKET = 8  # the compiled pass takes this many classes, or twice as many, and so on; the same of negatives
@@ -150,9 +150,7 @@ def memory_of(classes: Classes) -> Memory:
         return memory_from_instance_means(means, list(classes), negatives)
 
 
-def to_bank(
-    classes: Classes, memory: Memory, dinov2: DinoVisionTransformer, provenance: Mapping[str, Any]
-) -> MemoryBank:
+def to_bank(classes: Classes, memory: Memory, dinov2: Encoder, provenance: Mapping[str, Any]) -> MemoryBank:
     """What a memory file holds of these classes and their memory. provenance: what there is to say beside them."""
     negatives = {str(one.category_id): list(one.negative_origins) for one in classes.values()}
     every = {

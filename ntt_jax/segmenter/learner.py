@@ -17,7 +17,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.remote import Location
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.notes import InputNote, Notes
 from ntt_jax.references.build import Negatives, read_reference
@@ -44,7 +44,7 @@ class Learner:
     def __init__(
         self,
         sam2: Sam2 | None,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         *,
         devices: Sequence[Any] | None,
         matmul_precision: str,

@@ -26,9 +26,10 @@ from ntt_jax.images.reading import EXIF
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.aggregate import Memory
 from ntt_jax.memory.bank import load_memory, require_encoder, save_memory
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.notes import Notes
+from ntt_jax.pipeline import check_models
 from ntt_jax.references.build import Negatives
 from ntt_jax.references.folder import FoundReferences, find_references
 from ntt_jax.references.negatives import negative_set
@@ -86,7 +87,7 @@ class Segmenter:
     def __init__(
         self,
         sam2: Sam2,
-        dinov2: DinoVisionTransformer,
+        dinov2: Encoder,
         config: DetectConfig | None = None,
         *,
         batch_size: int = 1,
@@ -97,9 +98,7 @@ class Segmenter:
         method: PathLike | None = None,
         **thresholds: Any,
     ):
-        for name, model, kind in (("sam2", sam2, Sam2), ("dinov2", dinov2, DinoVisionTransformer)):
-            if not isinstance(model, kind):
-                raise InputError(f"Segmenter: {name}: expected a {kind.__name__}, found a {type(model).__name__}")
+        check_models(sam2, dinov2)
         self.config = merged_config(config, thresholds, method)
         self._models = sam2, dinov2
         self._options: dict[str, Any] = {
@@ -359,7 +358,7 @@ class Segmenter:
         save_memory(path, to_bank(self._classes, memory, self._models[1], self._provenance | kept))
 
     @classmethod
-    def load(cls, path: PathLike, sam2: Sam2, dinov2: DinoVisionTransformer, *args: Any, **options: Any) -> "Segmenter":
+    def load(cls, path: PathLike, sam2: Sam2, dinov2: Encoder, *args: Any, **options: Any) -> "Segmenter":
         """A segmenter with the classes of a memory file, of `save` or of `ntt-jax memory`; further arguments as `cls`.
 
         Raises `InputError` for a file that is not sound, or made with another encoder: another configuration, or, where

@@ -14,7 +14,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.detection import rules
 from ntt_jax.detection.full_size import full_size_overlaps
 from ntt_jax.detection.match import object_features
-from ntt_jax.models.dinov2 import DinoVisionTransformer
+from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 from ntt_jax.pipeline import map_images, propose_masks
 from ntt_jax.tuning.proposals import STABILITY_OFFSETS, Proposals
@@ -38,7 +38,7 @@ class Recorded:
 
 def record_images(
     sam2: Sam2,
-    dinov2: DinoVisionTransformer,
+    dinov2: Encoder,
     prototypes: Array,
     images: Array,
     sizes: Array,
@@ -87,7 +87,7 @@ class ProposalRecorder(Predictor):
     MB an image with the published sizes). Devices divide the images. Other arguments and errors as `Predictor`.
     """
 
-    def __init__(self, sam2: Sam2, dinov2: DinoVisionTransformer, prototypes: Any, *args: Any, **options: Any):
+    def __init__(self, sam2: Sam2, dinov2: Encoder, prototypes: Any, *args: Any, **options: Any):
         options["divide"] = "images"
         super().__init__(sam2, dinov2, prototypes, *args, **options)
         self._program = functools.partial(self._program, detect=record_images)

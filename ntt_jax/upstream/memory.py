@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from ntt_jax.config import DinoV2Config
+from ntt_jax.config import EncoderConfig
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, open_input, show_path
 from ntt_jax.memory.aggregate import Memory, instance_mean, memory_from_instance_means
@@ -102,12 +102,12 @@ def read_upstream_memory(path: PathLike) -> UpstreamMemory:
 
 
 def convert_upstream_memory(
-    upstream: UpstreamMemory, names: Sequence[str], encoder: DinoV2Config
+    upstream: UpstreamMemory, names: Sequence[str], encoder: EncoderConfig
 ) -> tuple[Memory, list[str]]:
     """The memory of this package, and in words what is remarkable about the checkpoint's.
 
     Prototypes are made from the instance means of the checkpoint, as its own test path does, or, before
-    post-processing, from its features and masks. names: of the K classes, by class index. encoder: the DINOv2 that made
+    post-processing, from its features and masks. names: of the K classes, by class index. encoder: that which made
     the features.
 
     Raises `InputError` if the number of classes or features is another, a class has no reference, or a mean is not

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sam2_weights
+from compilations import compilations
 from PIL import Image
 
 from ntt_jax.compiled.predictor import Predictor
@@ -27,7 +28,6 @@ from ntt_jax.images.reading import turned
 from ntt_jax.memory.aggregate import Memory, aggregate_memory, encode_references
 from ntt_jax.memory.bank import load_memory
 from ntt_jax.notes import InputNote
-from ntt_jax.pipeline import compile_count
 from ntt_jax.references.build import Negatives, build_memory
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import sample_references, save_references
@@ -169,10 +169,10 @@ def test_negatives_equal_those_given_at_once_and_go_without_a_trace(models, shar
     shared.save(tmp_path / "grown.safetensors")
     assert (tmp_path / "grown.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert_same(shared.predict(image), lowered)
-    count = compile_count()  # a further negative, and a class with one, share the programs
-    shared.add_negative("square", given["bar"][:1]).predict(image)
-    assert_same(shared.remove_negative("square", 0).predict(image), lowered)
-    assert compile_count() == count
+    with compilations() as compiled:  # a further negative, and a class with one, share the programs
+        shared.add_negative("square", given["bar"][:1]).predict(image)
+        assert_same(shared.remove_negative("square", 0).predict(image), lowered)
+    assert not compiled.target_pass
 
     shared.remove_negative("disc", 0).remove_negative("disc").remove_negative("bar")
     assert_same_memory(shared.memory, bare)
@@ -305,18 +305,18 @@ def test_bad_images(shared, given, tmp_path):
 
 def test_compiled_once(shared, given):
     shared.fit(given).predict(images(1))
-    count = compile_count()
-    shared.predict([*images(5), np.zeros((1, 300, 3), np.uint8), np.zeros((640, 2, 3), np.uint8)])
-    for number in range(5):
-        shared.add(f"class {number}", given["bar"])
-    assert len(shared.classes) == 8
-    assert len(shared.predict(images(1), score_threshold=0.1, max_detections=3)[0]) <= 3
-    for name in list(shared.classes)[2:]:
-        shared.remove(name)
-    found = shared.predict(images(1)[0])
-    assert len(found) and set(found.class_names) <= {"square", "disc"}
-    shared.remove("square").add("bar", given["bar"]).predict(images(1))
-    assert compile_count() == count
+    with compilations() as compiled:
+        shared.predict([*images(5), np.zeros((1, 300, 3), np.uint8), np.zeros((640, 2, 3), np.uint8)])
+        for number in range(5):
+            shared.add(f"class {number}", given["bar"])
+        assert len(shared.classes) == 8
+        assert len(shared.predict(images(1), score_threshold=0.1, max_detections=3)[0]) <= 3
+        for name in list(shared.classes)[2:]:
+            shared.remove(name)
+        found = shared.predict(images(1)[0])
+        assert len(found) and set(found.class_names) <= {"square", "disc"}
+        shared.remove("square").add("bar", given["bar"]).predict(images(1))
+    assert not compiled.target_pass
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(1, 2), (3, -1), (9, 2), (17, 1)])

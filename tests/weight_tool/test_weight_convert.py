@@ -124,7 +124,7 @@ def test_state_dicts_in_memory():
     assert_same_bits(dict(sorted(found.items())), dict(sorted(original.items())))
     with pytest.raises(InputError, match=r"state dict: tensor norm\.bias has 1 of 16 numbers that are NaN"):
         weight_port.convert_state_dict(original | {"norm.bias": np.array([np.nan] + 15 * [0], np.float32)}, TINY_DINOV2)
-    with pytest.raises(InputError, match="expected a DinoV2Config or Sam2Config, found dict"):
+    with pytest.raises(InputError, match="expected a DinoV2Config, DinoV3Config or Sam2Config, found dict"):
         weight_port.convert_state_dict(original, {})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="found Param"):
         weight_port.export_state_dict(model.cls_token)
