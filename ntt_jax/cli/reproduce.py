@@ -1,14 +1,13 @@
 """`ntt-jax reproduce`: a published table on this machine, from nothing to the verdict."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntt_jax.cli import ablate, models, options
 from ntt_jax.cli import run as run_command
+from ntt_jax.cli.call import call
 from ntt_jax.cli.progress import Progress
-from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.reproduce.published import BENCHMARKS, BY_HAND, Benchmark
 
@@ -21,11 +20,14 @@ examples:
   ntt-jax reproduce coco-30shot --data coco --download
   ntt-jax reproduce coco-30shot --data coco --shots 1,2,3,5,10,30 --seeds 10       the paper's whole table, in one pass
   ntt-jax reproduce coco20i-0 --data coco
+  ntt-jax reproduce voc --data voc                  3 splits, 1, 2, 3, 5 and 10 shots; fetched by hand
+  ntt-jax reproduce cd-fsod --data cdfsod           6 data sets, 1, 5 and 10 shots; fetched by hand
 
-DIR is COCO 2017 in its usual layout: annotations/instances_{train,val}2017.json, val2017, train2017. --download first
-says how much space is needed, then fetches what is missing from COCO's own servers: the annotations, val2017 (0.8 GB),
-and those images of train2017 that serve as references. After an interruption the same command goes on. It ends with a
-table of published and found numbers and says what differs from the published run.
+For COCO, DIR is COCO 2017 in its usual layout: annotations/instances_{train,val}2017.json, val2017, train2017.
+--download first says how much space is needed, then fetches what is missing from COCO's own servers: the annotations,
+val2017 (0.8 GB), and those images of train2017 that serve as references. For VOC and CD-FSOD the command says what is
+missing and where to fetch it. After an interruption the same command goes on. It ends with a table of published and
+found numbers and says what differs from the published run.
 
 One number of shots and one seed is `ntt-jax run`, several are `ntt-jax ablate`, with the same files in --out."""
 
@@ -37,13 +39,16 @@ def add_parser(commands: Any) -> None:
         "benchmark",
         choices=(*BENCHMARKS, *BY_HAND),
         metavar="BENCHMARK",
-        help=f"{', '.join(BENCHMARKS)} ({', '.join(BY_HAND)}: docs/reproduce.md)",
+        help=", ".join((*BENCHMARKS, *BY_HAND)),
     )
     options.add_paths(parser, "sam2", "dinov2")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of COCO 2017")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data: docs/reproduce.md")
     parser.add_argument("--download", action="store_true", help="fetch what is missing of it")
     parser.add_argument(
-        "--shots", type=ablate.whole_numbers, metavar="LIST", help="references per class, as 1,5,30 (default: 30, or 1)"
+        "--shots",
+        type=ablate.whole_numbers,
+        metavar="LIST",
+        help="references per class, as 1,5,30 (default: 30 of coco-30shot, 1 of COCO-20i, else all published ones)",
     )
     parser.add_argument(
         "--seeds", type=options.whole_number(1, 1000), default=1, metavar="N", help="how many seeds (default: 1)"
@@ -64,11 +69,12 @@ def add_parser(commands: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
-    if args.benchmark in BY_HAND:
+    if args.benchmark in BY_HAND and args.download:
         raise InputError(
-            f"{args.benchmark}: its data must be fetched by hand: {BY_HAND[args.benchmark]}; docs/reproduce.md has the "
-            "commands for it"
+            f"--download: the data of {args.benchmark} must be fetched by hand: {BY_HAND[args.benchmark].sources}"
         )
+    if args.benchmark in BY_HAND and args.seeds > 1:
+        raise InputError(f"--seeds: the references of {args.benchmark} are lists; there is nothing to draw")
     options.check_paths(args, "sam2", "dinov2")
     if args.download:
         options.make_output_folder(args.data, "--data")
@@ -78,9 +84,14 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    args.resume_hint = "what is finished is saved; the same command goes on from there"
+    if args.benchmark in BY_HAND:
+        from ntt_jax.cli.reproduce_by_hand import reproduce
+
+        reproduce(args, BY_HAND[args.benchmark], _settings, _read)
+        return
     benchmark = BENCHMARKS[args.benchmark]
     shots = args.shots or [benchmark.shots]
-    args.resume_hint = "what is finished is saved; the same command goes on from there"
     options.resolve_weights(args)
     from ntt_jax.datasets import load_dataset
     from ntt_jax.files import write_json
@@ -188,15 +199,10 @@ def _ablate(
     return rows, len(outcome["skipped"])
 
 
-_SHARED = ("dtype", "batch_size", "devices", "compilation_cache", "cores", "method")
-
-
 def _call(
     args: argparse.Namespace, command: Any, name: str, benchmark: Benchmark, coco: "Coco", more: list[str], out: Path
 ) -> None:
-    """Run another command with the options of this one."""
-    commands = argparse.ArgumentParser().add_subparsers()
-    command.add_parser(commands)
+    """Run another command on COCO with the options of this one."""
     given = {
         "sam2": args.sam2,
         "dinov2": args.dinov2,
@@ -208,12 +214,7 @@ def _call(
         "images": coco.val_images,
         "out": out,
     }
-    line = [f"--{option}={value}" for option, value in given.items()]
-    inner = commands.choices[name].parse_args([*line, *more])
-    for option in (*_SHARED, *(field.name for field in dataclasses.fields(DetectConfig))):
-        if hasattr(args, option) and hasattr(inner, option):
-            setattr(inner, option, getattr(args, option))
-    inner.run(inner)
+    call(args, command, name, given, more)
 
 
 def _settings(args: argparse.Namespace, images: int, skipped: int) -> dict[str, Any]:

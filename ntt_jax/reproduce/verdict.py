@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ntt_jax.reproduce.published import Benchmark, Number
+from ntt_jax.reproduce.published import Benchmark, ByHand, Number
 
 ROUNDING = 0.1
 """Percent. Published numbers have one decimal, and sums in another order move ours by less than a tenth of that."""
@@ -13,7 +13,8 @@ WORDS = {"bbox": "boxes", "segm": "masks"}
 
 @dataclass(frozen=True)
 class Row:
-    """AP of one kind at one number of shots, in percent. tolerance: difference that chance explains."""
+    """AP of one kind at one number of shots (0: the mean over several), in percent. tolerance: difference that chance
+    explains."""
 
     shots: int
     seeds: int
@@ -55,7 +56,14 @@ def row(
     return Row(shots, len(seeds), kind, percent[0], percent[1], value, std, tolerance)
 
 
-def differences(benchmark: Benchmark, settings: dict[str, Any]) -> list[str]:
+def mean_row(shots: int, found: list[float | None], published: float | None) -> Row:
+    """The mean over runs with fixed references: fractions found, percent published; found is None if one is lacking."""
+    known = [value for value in found if value is not None]
+    mean = 100 * sum(known) / len(known) if known and len(known) == len(found) else None
+    return Row(shots, len(found), "bbox", mean, None, published, None, None if published is None else ROUNDING)
+
+
+def differences(benchmark: Benchmark | ByHand, settings: dict[str, Any]) -> list[str]:
     """What keeps a run from being the published one. settings: sam2, dinov2 (names), dtype, detection (changed
     constants by name), images, skipped."""
     out = []
@@ -78,7 +86,8 @@ def verdict(rows: list[Row], different: list[str]) -> str:
     if not compared:
         return "found only: no published number of this is on record"
     worst = max(compared, key=lambda one: abs(one.difference or 0) - (one.tolerance or 0))
-    where = f"{WORDS[worst.kind]} at {worst.shots} shots: {worst.difference:+.2f}, {worst.tolerance:.2f} is expected"
+    shots = worst.shots or "all"
+    where = f"{WORDS[worst.kind]} at {shots} shots: {worst.difference:+.2f}, {worst.tolerance:.2f} is expected"
     if different:
         return f"not comparable: {'; '.join(different)} (largest difference: {where})"
     if all(one.agrees for one in compared):
@@ -88,14 +97,13 @@ def verdict(rows: list[Row], different: list[str]) -> str:
 
 def format_table(rows: list[Row]) -> str:
     """The table as text."""
-    lines = [f"{'shots':>5} {'seeds':>5}  {'AP of':<6}{'published':>14}{'found':>14}{'difference':>12}"]
+    count = "seeds" if all(one.shots for one in rows) else "runs"
+    lines = [f"{'shots':>5} {count:>5}  {'AP of':<6}{'published':>14}{'found':>14}{'difference':>12}"]
     for one in rows:
-        found = _number(one.found, one.found_std, 2)
+        found, published = _number(one.found, one.found_std, 2), _number(one.published, one.published_std, 1)
         gap = "" if one.difference is None else f"{one.difference:+.2f}"
-        lines.append(
-            f"{one.shots:>5} {one.seeds:>5}  {WORDS[one.kind]:<6}{_number(one.published, one.published_std, 1):>14}"
-            f"{found:>14}{gap:>12}"
-        )
+        head = f"{one.shots or 'all':>5} {one.seeds:>5}  {WORDS[one.kind]:<6}"
+        lines.append(f"{head}{published:>14}{found:>14}{gap:>12}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hub_server import Fault
 from PIL import Image
+from voc_files import write_image, write_list, write_voc
 
 from ntt_jax.cli import main
 from ntt_jax.config import to_dict
@@ -24,8 +25,8 @@ from ntt_jax.datasets.class_lists import CLASS_LISTS, COCO_CLASSES
 from ntt_jax.errors import InputError
 from ntt_jax.hub import names, resolve
 from ntt_jax.images.rle import encode_masks
-from ntt_jax.reproduce import coco, verdict
-from ntt_jax.reproduce.published import BENCHMARKS
+from ntt_jax.reproduce import by_hand, coco, verdict
+from ntt_jax.reproduce.published import BENCHMARKS, BY_HAND
 
 NOVEL = [i for i, name in COCO_CLASSES.items() if name in CLASS_LISTS["novel"]]
 MODELS = {"sam2.1_hiera_tiny": cli_files.SAM2, "dinov2_vits14": cli_files.DINOV2}
@@ -174,9 +175,79 @@ def test_from_nothing_to_the_verdict_with_a_kill_on_the_way(hub, world, tmp_path
 
 
 def test_what_must_be_fetched_by_hand(tmp_path, capsys):
+    def said(*arguments):
+        assert main(["reproduce", *arguments, "--data", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
     for name, words in (("voc", "robots.ox.ac.uk"), ("cd-fsod", "CDFSOD-benchmark")):
-        assert main(["reproduce", name, "--data", str(tmp_path)]) == 2
-        assert words in capsys.readouterr().err
+        assert words in said(name) and "--download: the data of" in said(name, "--download")
+        assert "there is nothing to draw" in said(name, "--seeds", "2")
+    assert "has reference lists of 1, 5, 10 shots, not of 7" in said("cd-fsod", "--shots", "7")
+    write_voc(tmp_path)
+    assert "VOC2007/ImageSets/Main/test.txt is not there" in said("voc")
+    write_list(tmp_path / "VOCdevkit" / "VOC2007", "Main/test", ["000012"])
+    assert "vocsplit/seed1 is not there" in said("voc")
+    (tmp_path / "vocsplit" / "seed1").mkdir(parents=True)
+    made, lacking = by_hand.tasks(BY_HAND["voc"], tmp_path, [1, 2, 3, 5, 10])
+    assert len(made) == 15 and not lacking and (made[14].name, made[14].classes) == ("split3-10shot", "voc-novel3")
+    assert made[0].lists == tmp_path / "vocsplit" / "seed1" and made[0].source.parts[-4] == "VOC2007+VOC2012"
+    (tmp_path / "vocsplit" / "box_1shot_bird_train.txt").touch()
+    assert by_hand.tasks(BY_HAND["voc"], tmp_path, [1])[0][0].lists == tmp_path / "vocsplit"
+
+
+def test_runs_on_what_was_fetched_by_hand(world, tmp_path, capsys, monkeypatch):
+    """Two sets of CD-FSOD, one split of VOC: masks of the references, memory, evaluation, and the table.
+
+    The references have masks, which `ntt-jax masks` keeps: those that random weights make of boxes may be empty.
+    """
+    weights = ["--sam2", str(tmp_path / f"{cli_files.SAM2.name}_3.safetensors")]
+    weights += ["--dinov2", str(tmp_path / f"{cli_files.DINOV2.name}_3.safetensors")]
+    few = [*weights, *world[world.index("--points-per-side") :]]
+    for name, seed in (("FISH", 5), ("UODD", 6)):
+        place = tmp_path / "cd" / name
+        (place / "annotations").mkdir(parents=True)
+        for split, stem in (("train", "1_shot"), ("test", "test")):
+            content, files = scenes(split, 2, seed)
+            used = {one["category_id"] for one in content["annotations"]}
+            content["categories"] = [one for one in content["categories"] if one["id"] in used]
+            (place / "annotations" / f"{stem}.json").write_text(json.dumps(content))
+            (place / split).mkdir()
+            for file, data in files.items():
+                (place / file).write_bytes(data)
+    command = ["reproduce", "cd-fsod", "--data", str(tmp_path / "cd"), "--shots", "1", *few]
+    assert main(command) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    folder = tmp_path / "cd" / "ntt-jax" / "cd-fsod-1shot"
+    outcome = json.loads((folder / "reproduce.json").read_text())
+    alone = [json.loads((folder / f"{n}-1shot" / "run" / "metrics.json").read_text()) for n in ("FISH", "UODD")]
+    mean = 100 * sum(one["bbox"]["AP"] for one in alone) / 2
+    assert outcome["table"][0]["found"] == pytest.approx(mean) and outcome["table"][0]["published"] == 18.0
+    assert "ArTaxOr, clipart1k, DIOR, NEU-DET is not there" in outcome["verdict"]
+    assert "1 2 boxes 18.0" in printed and "not comparable: " in printed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("masks.json")}
+    assert len(before) == 2 and main(command) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("masks.json")} == before
+    assert json.loads((folder / "reproduce.json").read_text()) == outcome
+
+    monkeypatch.setattr(by_hand, "VOC_SPLITS", (1,))
+    older = write_voc(tmp_path / "voc") / "VOC2007"
+    names = CLASS_LISTS["voc-novel1"]
+    for number, name in enumerate(names):
+        write_image(older, f"00010{number}", [(name, (20, 20, 80, 75), False)], segmented=True)
+    images = [f"00010{number}" for number in range(len(names))]
+    write_list(older, "Main/trainval", images)
+    write_list(older, "Main/test", images[:2])
+    lists = tmp_path / "voc" / "vocsplit" / "seed1"
+    lists.mkdir(parents=True)
+    for name, image in zip(names, images, strict=True):
+        (lists / f"box_1shot_{name}_train.txt").write_text(f"VOC2007/JPEGImages/{image}.jpg\n")
+    assert main(["reproduce", "voc", "--data", str(tmp_path / "voc"), "--shots", "1", *few]) == 0
+    folder = tmp_path / "voc" / "ntt-jax" / "voc-1shot"
+    outcome = json.loads((folder / "reproduce.json").read_text())
+    metrics = json.loads((folder / "split1-1shot" / "run" / "metrics.json").read_text())
+    assert outcome["runs"] == {"split1-1shot": metrics["bbox"]["AP50"]} and metrics["images"] == 2
+    assert [(row["shots"], row["published"]) for row in outcome["table"]] == [(1, None), (0, None)]
+    assert "no published number" in outcome["verdict"]
 
 
 def test_archives_are_unpacked_whole_or_not_at_all(tmp_path):
@@ -234,3 +305,29 @@ def test_when_a_number_counts_as_reproduced(shots, seeds, found, agrees):
     assert verdict.differences(BENCHMARKS["coco-30shot"], {**same, "images": 5000, "skipped": 0}) == []
     other = {**same, "dtype": "bfloat16", "images": 5000, "skipped": 3}
     assert len(verdict.differences(BENCHMARKS["coco-30shot"], other)) == 2
+
+
+@pytest.mark.large
+def test_killed_while_it_evaluates(hub, world, tmp_path):
+    """Byte-identical results after SIGKILL between the first image and the last, by the same command."""
+    command = [*world, "--shots", "1", "--download"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    records = out / "finished.records"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ntt_jax.cli", *command, "--out", str(out)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not (records.exists() and records.stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "results.json").exists() and not (out / "reproduce.json").exists()
+    assert 1 <= records.read_bytes().count(b"\n") < 6
+    assert main([*command, "--out", str(out)]) == 0
+    for name in ("results.json", "reproduce.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
