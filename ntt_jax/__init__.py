@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ntt_jax.config import DetectConfig, DinoV2Config, Sam2Config
     from ntt_jax.detection import Detections, detect
     from ntt_jax.errors import InputError
+    from ntt_jax.everything import generate_masks
     from ntt_jax.loading import load_dinov2, load_sam2
     from ntt_jax.memory import Memory, aggregate_memory
     from ntt_jax.pipeline import segment
@@ -34,6 +35,7 @@ _EXPORTS = {
     "Segmenter": "segmenter",
     "aggregate_memory": "memory",
     "detect": "detection",
+    "generate_masks": "everything",
     "load_dinov2": "loading",
     "load_sam2": "loading",
     "segment": "pipeline",
@@ -52,6 +54,7 @@ _MODULES = {
             "detection",
             "errors",
             "evaluation",
+            "everything",
             "export",
             "files",
             "images",
@@ -63,6 +66,7 @@ _MODULES = {
             "report",
             "runs",
             "segmenter",
+            "tiles",
             "tuning",
             "upstream",
         )
@@ -83,6 +87,7 @@ __all__ = [
     "__version__",
     "aggregate_memory",
     "detect",
+    "generate_masks",
     "load_dinov2",
     "load_sam2",
     "segment",

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_proposals(parser)
+    options.add_tiles(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -64,6 +65,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    tiles = options.tile_config(args)
     options.resolve_weights(args)
     compute = options.compute(args)
     from ntt_jax.runs.evaluation_job import evaluate
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         annotations=args.annotations,
         images=args.images,
         config=options.detect_config(args),
+        tiles=tiles,
         compute=compute,
         exif=args.exif,
         restart=args.restart,

@@ -14,6 +14,8 @@ from typing import Any
 from ntt_jax.cli.detection_options import add_detection as add_detection
 from ntt_jax.cli.detection_options import add_proposals as add_proposals
 from ntt_jax.cli.detection_options import detect_config as detect_config
+from ntt_jax.cli.tile_options import add_tiles as add_tiles
+from ntt_jax.cli.tile_options import tile_config as tile_config
 from ntt_jax.config import DTYPES
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_output, check_private, show_path

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_proposals(parser)
+    options.add_tiles(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -48,6 +49,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    tiles = options.tile_config(args)
     options.resolve_weights(args)
     compute = options.compute(args)
     from ntt_jax.runs.few_shot_job import run_few_shot
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
         negatives=args.negatives,
         negative_images=args.negative_images,
         config=options.detect_config(args),
+        tiles=tiles,
         compute=compute,
         exif=args.exif,
         restart=args.restart,

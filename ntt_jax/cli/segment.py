@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ntt_jax.cli import models, options
+from ntt_jax.cli import everything_options, models, options
 from ntt_jax.cli.progress import Progress
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.errors import InputError
@@ -29,6 +29,9 @@ threshold, other classes, pictures or formats it only writes the files again (do
 
 A video is a folder of its frames (`ffmpeg -i video.mp4 frames/%06d.png`), which come in the order of their numbers. A
 class has one colour in all of them: `ffmpeg -i found/overlays/%06d.png found.mp4`. Each frame is segmented alone.
+
+All masks of photos, without classes and without a memory:
+  ntt-jax segment --everything photos/ --out masks
 
 With `--references folder` in place of --memory, the memory is made on the way and kept in found/memory.safetensors;
 `ntt-jax fit` says what is read:
@@ -108,6 +111,8 @@ def add_parser(commands: Any) -> None:
     options.add_exif(parser)
     options.add_detection(parser)
     options.add_proposals(parser)
+    options.add_tiles(parser)
+    everything_options.add_everything(parser)
     options.add_compute(parser, cores=True)
     options.add_ray(parser)
 
@@ -155,8 +160,9 @@ def _thresholds(text: str) -> dict[str, float]:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory")
-    if (args.memory is None) == (args.references is None):
-        raise InputError("give --memory FILE or --references FOLDER, one of the two")
+    everything_options.check_everything(args)
+    if not args.everything and (args.memory is None) == (args.references is None):
+        raise InputError("give --memory FILE or --references FOLDER, one of the two, or --everything")
     for folder in args.references or ():
         options.check_folder(folder, "--references")
     for path in args.images:
@@ -180,6 +186,9 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     check(args)
+    if args.everything:
+        _everything(args)
+        return
     thresholds = None if args.thresholds is None else _thresholds(args.thresholds)
     found = None
     if args.references is not None:
@@ -188,6 +197,7 @@ def run(args: argparse.Namespace) -> None:
 
         found = find_references(args.references, exif=args.exif)
         show_counts(found)
+    tiles = options.tile_config(args)
     options.resolve_weights(args)
     compute = options.compute(args)
     if found is not None:
@@ -213,12 +223,40 @@ def run(args: argparse.Namespace) -> None:
         formats=args.format,
         polygon_error=args.polygon_error,
         config=options.detect_config(args),
+        tiles=tiles,
         compute=compute,
         exif=args.exif,
         restart=args.restart,
         copy_to=args.copy_to,
         whole=False,
         proposals=args.proposals,
+        observer=Progress(),
+    )
+    report(args, content)
+
+
+def _everything(args: argparse.Namespace) -> None:
+    """All masks, without classes."""
+    args.dinov2 = None  # neither fetched nor read
+    options.resolve_weights(args)
+    compute = options.compute(args)
+    from ntt_jax.runs.everything_job import segment_everything
+
+    args.resume_hint = f"what is finished is saved in {args.out}; the same command goes on from there"
+    content = segment_everything(
+        args.out,
+        args.images,
+        sam2=args.sam2,
+        settings=everything_options.mask_settings(args),
+        score_threshold=args.score_threshold or 0.0,
+        pictures=args.pictures,
+        formats=args.format,
+        polygon_error=args.polygon_error,
+        compute=compute,
+        exif=args.exif,
+        restart=args.restart,
+        copy_to=args.copy_to,
+        whole=False,
         observer=Progress(),
     )
     report(args, content)

@@ -1,7 +1,7 @@
 """Durable work: a folder, its lock, its records, and the jobs that fill them (docs/runs.md).
 
-`evaluate`, `segment`, `build_memory` and `make_masks` are the jobs that a program can call. Names are imported on
-first use.
+`evaluate`, `segment`, `segment_everything`, `build_memory` and `make_masks` are the jobs that a program can call. Names
+are imported on first use.
 """
 
 import importlib
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ntt_jax.runs.evaluation_job import evaluate
+    from ntt_jax.runs.everything_job import segment_everything
     from ntt_jax.runs.masks_job import make_masks
     from ntt_jax.runs.memory_job import build_memory
     from ntt_jax.runs.models import Compute
@@ -22,9 +23,10 @@ _EXPORTS = {
     "evaluate": "evaluation_job",
     "make_masks": "masks_job",
     "segment": "segment_job",
+    "segment_everything": "everything_job",
 }
 
-__all__ = ["Compute", "Observer", "build_memory", "evaluate", "make_masks", "segment"]
+__all__ = ["Compute", "Observer", "build_memory", "evaluate", "make_masks", "segment", "segment_everything"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute, TargetPass, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer, warn
 from ntt_jax.runs.paths import make_output_folder
+from ntt_jax.tiles.layout import TileConfig
 from weight_port.files import sha256
 
 
@@ -32,6 +33,7 @@ def evaluate(
     annotations: Path,
     images: Location,
     config: DetectConfig | None = None,
+    tiles: TileConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
@@ -46,7 +48,8 @@ def evaluate(
       out: folder of the run, made if needed, or its lock. It receives results.json and metrics.json.
       sam2, dinov2: converted checkpoints (`ntt_jax.hub.resolve` has those of names). memory: file of the memory.
       annotations: COCO, LVIS or VOC annotations of the images in the folder `images`, which may be elsewhere.
-      config: constants of the method, the published ones if None. compute: how the models run.
+      config: constants of the method, the published ones if None. tiles: how large images are cut; None: not at all
+        (docs/tiles.md). compute: how the models run.
       exif: "upright" or "raw", how photos with an orientation are read.
       restart: throw away what the folder holds of an earlier run.
       scorer: library that applies COCO's rules, "hotcoco" or "pycocotools"; the numbers are the same.
@@ -79,6 +82,7 @@ def evaluate(
         sam2, dinov2, {"memory": sha256(memory)}, dataset, categories, config, compute.dtype, exif
     )
     identity |= {} if given_boxes is None else {"proposals": given_boxes.sha256}
+    identity |= inputs.tiles_identity(tiles, config)
     with durable(out, identity, observer, restart=restart) as run:
         if todo := unfinished(run.records, dataset, images):
             negatives = bank.memory.negatives
@@ -89,6 +93,7 @@ def evaluate(
                 None if negatives is None else np.asarray(negatives),
                 config,
                 largest_side(dataset),
+                tiles=tiles,
             )
             given: dict[str, Location | None]
             given = {"sam2": sam2, "dinov2": dinov2, "memory": memory, "annotations": annotations, "images": images}

@@ -19,6 +19,7 @@ from ntt_jax.runs.memory_job import build_memory_of, describe
 from ntt_jax.runs.models import Compute, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer
 from ntt_jax.runs.paths import make_output_folder
+from ntt_jax.tiles.layout import TileConfig
 
 
 def run_few_shot(
@@ -34,6 +35,7 @@ def run_few_shot(
     negatives: Path | None = None,
     negative_images: Location | None = None,
     config: DetectConfig | None = None,
+    tiles: TileConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
@@ -91,6 +93,7 @@ def run_few_shot(
             annotations=annotations,
             images=images,
             config=config,
+            tiles=tiles,
             compute=compute,
             exif=exif,
             restart=restart,

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import MAX_REFERENCE_BYTES, ReferenceSet, parse_references
 from ntt_jax.runs.images import check_images
 from ntt_jax.runs.observer import Observer, warn
+from ntt_jax.tiles.layout import TileConfig, check_tiles
 from ntt_jax.upstream.references import parse_upstream_references
 
 
@@ -104,6 +106,12 @@ def boxes_by_image(
 def exif_identity(exif: str) -> dict[str, str]:
     """What another reading of orientations than "upright" adds to the description of a run."""
     return {} if exif == "upright" else {"exif": exif}
+
+
+def tiles_identity(tiles: TileConfig | None, config: DetectConfig) -> dict[str, Any]:
+    """What tiles add to the description of a run. Raises `InputError` for tiles together with given boxes."""
+    check_tiles(tiles, config)
+    return {} if tiles is None else {"tiles": dataclasses.asdict(tiles)}
 
 
 def read_references(path: Path, dataset: CocoDataset) -> ReferenceSet:

@@ -18,6 +18,8 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
 from ntt_jax.images.remote import Address, Location
 from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.tiles.layout import TileConfig
+from ntt_jax.tiles.predictor import tiled
 from weight_port.identity import fingerprint_of_file
 from weight_port.port import read_converted
 
@@ -83,7 +85,7 @@ class TargetPass:
     """The target pass as a description that a process can be sent: `load` makes it.
 
     sam2, dinov2: converted checkpoints. prototypes `[K, C]` and negatives `[K, N, C]`: of the memory, as the `kind` of
-    predictor takes them. largest_side: of the images, in pixels.
+    predictor takes them. largest_side: of the images, in pixels. tiles: how large images are cut, None: not at all.
     """
 
     sam2: Path
@@ -93,11 +95,12 @@ class TargetPass:
     config: DetectConfig
     largest_side: int
     kind: Callable[..., Any] = Predictor
+    tiles: TileConfig | None = None
 
     def load(self, compute: Compute) -> Any:
         """The predictor: an iterable of images in, what is found in each out, in order."""
         dtype, precision = arithmetic(compute.dtype)
-        return self.kind(
+        predictor = self.kind(
             load_sam2(self.sam2, dtype),
             load_dinov2(self.dinov2, dtype),
             prototypes=self.prototypes,
@@ -109,6 +112,7 @@ class TargetPass:
             matmul_precision=precision,
             canvas=min(self.largest_side, 640),
         )
+        return tiled(predictor, self.tiles)
 
 
 def describe_start(

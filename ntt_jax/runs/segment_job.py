@@ -8,7 +8,7 @@ formats choose among what is recorded, so others cost no new pass.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute, TargetPass, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer, warn
 from ntt_jax.runs.paths import make_output_folder
-from ntt_jax.runs.segment_output import PICTURES, Found, Shown, write_output
+from ntt_jax.runs.segment_output import PICTURES, Categories, Found, Shown, write_output
+from ntt_jax.tiles.layout import TileConfig
 from weight_port.files import sha256
 
 
@@ -55,6 +56,7 @@ def segment(
     formats: Collection[str] = (),
     polygon_error: float = POLYGON_ERROR,
     config: DetectConfig | None = None,
+    tiles: TileConfig | None = None,
     compute: Compute | None = None,
     exif: str = "upright",
     restart: bool = False,
@@ -76,7 +78,8 @@ def segment(
       pictures: "masks", "overlays", both, or none.
       formats: names of `ntt_jax.formats.FORMATS`, to be written as well. polygon_error: how far, in pixels, their
         polygons may be from the borders of masks.
-      config, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier run.
+      config, tiles, compute, exif, observer: as for `evaluate`. restart: throw away what the folder holds of an earlier
+        run.
       copy_to: where else to put what is written, each file whole (`copies.copy_out`).
       whole: return all annotations; otherwise their number by category id in their place, under "counts", and memory
         does not grow with what is found.
@@ -95,7 +98,6 @@ def segment(
         check_target(copy_to)
     if isinstance(out, Path):
         make_output_folder(out)
-    folder = out if isinstance(out, Path) else out.folder
     if unknown := [name for name in pictures if name not in PICTURES]:
         raise InputError(f"pictures: expected some of {', '.join(PICTURES)}, found {describe(unknown[0])}")
     formats = check_formats(formats)
@@ -111,21 +113,65 @@ def segment(
         formats,
         polygon_error,
     )
-    names = find_photos(photos, folder, lambda line: warn(observer, line))
-    identity = run_identity(sam2, dinov2, bank, config, compute.dtype, exif)
+    identity = run_identity(sam2, dinov2, bank, config, compute.dtype, exif) | inputs.tiles_identity(tiles, config)
     identity |= {} if given_boxes is None else {"proposals": given_boxes.sha256}
+    memories = bank.memory.prototypes, bank.memory.negatives
+    arrays = [None if array is None else np.asarray(array) for array in memories]
+    files: dict[str, Location | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
+    return segment_photos(
+        out,
+        photos,
+        TargetPass(sam2, dinov2, arrays[0], arrays[1], config, largest_side=640, tiles=tiles),
+        bank,
+        shown,
+        identity=identity,
+        files=files | ({} if proposals is None else {"proposals": proposals}),
+        boxes=lambda dataset, ids: inputs.boxes_by_image(given_boxes, config, dataset, observer, ids),
+        compute=compute,
+        exif=exif,
+        restart=restart,
+        copy_to=copy_to,
+        whole=whole,
+        observer=observer,
+    )
+
+
+def segment_photos(
+    out: Path | FolderLock,
+    photos: Sequence[Location],
+    target: Any,
+    classes: MemoryBank | Categories,
+    shown: Shown,
+    *,
+    identity: dict[str, Any],
+    files: Mapping[str, Location | None],
+    boxes: Callable[[CocoDataset, dict[str, int]], Any] = lambda dataset, ids: None,
+    compute: Compute,
+    exif: str,
+    restart: bool,
+    copy_to: Address | None,
+    whole: bool = True,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Every photo through a target pass (`runs.models.TargetPass`) once, and files of what is found.
+
+    classes: that the labels of detections stand for. shown: what is written. identity: what the records depend on.
+    files: what the pass was given, by the names of its options. boxes: of the photos as a data set and their ids, the
+    proposals of each. Other arguments, result and errors as `segment`.
+    """
+    if copy_to is not None:
+        check_target(copy_to)
+    if isinstance(out, Path):
+        make_output_folder(out)
+    folder = out if isinstance(out, Path) else out.folder
+    names = find_photos(photos, folder, lambda line: warn(observer, line))
     with durable(out, identity, observer, restart=restart) as run:
         dataset, ids, unread = as_dataset(names, exif, apart=compute.ray is not None)
         for reason in unread.values():
             observer.note(f"skipped: {reason}")
-        boxes = inputs.boxes_by_image(given_boxes, config, dataset, observer, ids)
+        proposals = boxes(dataset, ids)
         if todo := unfinished(run.records, dataset, Path()):
-            memories = bank.memory.prototypes, bank.memory.negatives
-            arrays = [None if array is None else np.asarray(array) for array in memories]
-            target = TargetPass(sam2, dinov2, arrays[0], arrays[1], config, largest_side=640)
-            files: dict[str, Location | None] = {"sam2": sam2, "dinov2": dinov2, "memory": memory}
-            files["images"] = photos[0] if len(photos) == 1 and _is_folder(photos[0]) else None
-            files |= {} if proposals is None else {"proposals": proposals}
+            given = {**files, "images": photos[0] if len(photos) == 1 and _is_folder(photos[0]) else None}
             segment_left(
                 run,
                 dataset,
@@ -134,9 +180,9 @@ def segment(
                 todo,
                 what="segment",
                 compute=compute,
-                files=files,
+                files=given,
                 observer=observer,
-                boxes=boxes,
+                boxes=proposals,
             )
         unread |= {
             name: str(run.records.read(image_id)["skipped"])
@@ -147,9 +193,9 @@ def segment(
             first = next(unread[name] for name in names)
             raise InputError(f"none of the {len(names)} images could be read; the first: {first}")
         found = Found(run, {name: (path, ids.get(name, -1)) for name, path in names.items()}, unread, exif)
-        content = write_output(folder, found, bank, shown, observer, whole=whole)
+        content = write_output(folder, found, classes, shown, observer, whole=whole)
         if copy_to is not None:
-            copy_out(folder, written(folder, pictures, formats, "detections.json"), copy_to, observer)
+            copy_out(folder, written(folder, shown.pictures, shown.formats, "detections.json"), copy_to, observer)
         return content
 
 

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +31,7 @@ from ntt_jax.runs.observer import Observer, warn, work
 PICTURES = ("masks", "overlays")
 OVERLAY_SIDE = 2048
 """Overlays of larger images are made smaller, to at most this many pixels a side; masks never are."""
+_TOGETHER = 64  # masks drawn together where there may be hundreds
 
 _UPRIGHT = "without --exif raw they lie as the tools show them"
 
@@ -41,6 +42,7 @@ class Shown:
 
     thresholds: float32 `[K]`, the lowest score of each class. classes: indices of the classes to write, all if None.
     pictures: some of `PICTURES`. formats: names of `ntt_jax.formats.FORMATS`. polygon_error: theirs, in pixels.
+    by_instance: overlays show every mask in a colour of its own and no names, for masks without classes.
     """
 
     thresholds: np.ndarray
@@ -48,6 +50,15 @@ class Shown:
     pictures: tuple[str, ...]
     formats: tuple[str, ...] = ()
     polygon_error: float = POLYGON_ERROR
+    by_instance: bool = False
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Names and COCO category ids by class index, as a memory has them."""
+
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,13 @@ class Found:
 
 
 def write_output(
-    out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer, *, whole: bool = True
+    out: Path,
+    found: Found,
+    bank: MemoryBank | Categories,
+    shown: Shown,
+    observer: Observer,
+    *,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Write pictures, formats and detections.json. All of it depends on the records alone.
 
@@ -92,7 +109,7 @@ def write_output(
             yield name, path, detections
 
     if shown.pictures:
-        draw = functools.partial(_draw, out, bank.class_names, shown.pictures, found.exif)
+        draw = functools.partial(_draw, out, bank.class_names, shown, found.exif)
         with work(observer, "pictures", len(found.photos) - len(found.unread)):
             for _ in map_ahead(draw, listed(), ahead=8):
                 observer.step()
@@ -148,7 +165,7 @@ def _json_of_lists(content: Mapping[str, Iterable[dict[str, Any]]]) -> Iterator[
     yield b"\n}\n"
 
 
-def _write_formats(out: Path, found: Found, bank: MemoryBank, shown: Shown, observer: Observer) -> None:
+def _write_formats(out: Path, found: Found, bank: MemoryBank | Categories, shown: Shown, observer: Observer) -> None:
     classes, notes = Classes(tuple(bank.class_names), tuple(bank.category_ids)), Notes()
     write_formats(out, shown.formats, _Photos(found, shown, observer), classes, notes)
     if found.exif == "raw":
@@ -184,23 +201,23 @@ def _remove_temporaries(out: Path) -> None:
 def _draw(
     out: Path,
     class_names: tuple[str, ...],
-    pictures: Sequence[str],
+    shown: Shown,
     exif: str,
     photo: tuple[str, Location, HostDetections],
 ) -> None:
     """One PNG per mask in masks/NAME/ and the overlay in overlays/NAME.png; those of an earlier start are replaced."""
     name, path, detections = photo
     stem = PurePosixPath(name).with_suffix("")
-    if "masks" in pictures:
+    if "masks" in shown.pictures:
         make_folder(out / "masks" / stem, out)
         write_masks(out / "masks" / stem, detections, class_names)
-    if "overlays" in pictures:
+    if "overlays" in shown.pictures:
         picture = out / "overlays" / f"{stem}.png"
         make_folder(picture.parent, out)
         image = read_image(path, exif=exif)
         if image.shape[:2] != (detections.height, detections.width):
             raise InputError(f"{show_path(path)}: the photo has changed meanwhile; start the same command again")
-        save_picture(picture, draw_overlay(image, detections, class_names))
+        save_picture(picture, draw_overlay(image, detections, class_names, by_instance=shown.by_instance))
 
 
 def write_masks(folder: Path, detections: HostDetections, class_names: tuple[str, ...]) -> None:
@@ -220,13 +237,25 @@ def draw_overlay(
     *,
     side: int | None = OVERLAY_SIDE,
     opacity: float = 0.45,
+    by_instance: bool = False,
 ) -> np.ndarray:
     """The image with masks, outlines and captions, `[h, w, 3]` uint8; made smaller to at most `side` pixels a side."""
     step = 1 if side is None else -(-max(image.shape) // side)
     small = np.ascontiguousarray(image[::step, ::step])
-    drawn = np.zeros((len(detections), *small.shape[:2]), np.bool_)  # [n, h, w]
-    for index, rle in enumerate(detections.rles):
-        drawn[index] = decode_rle(rle)[::step, ::step]
+    if by_instance:
+        for start in range(0, len(detections), _TOGETHER):
+            some = range(start, min(start + _TOGETHER, len(detections)))
+            small = overlay(small, _drawn(detections.select(some), step), some, opacity=opacity)
+        return small
+    drawn = _drawn(detections, step)
     names = [class_names[label] for label in detections.labels]
     captions = [f"{name} {score:.2f}" for name, score in zip(names, detections.scores, strict=True)]
     return overlay(small, drawn, detections.labels, captions, opacity=opacity)
+
+
+def _drawn(detections: HostDetections, step: int) -> np.ndarray:
+    """Every `step`-th pixel of the masks, bool `[n, h, w]`."""
+    drawn = np.zeros((len(detections), -(-detections.height // step), -(-detections.width // step)), np.bool_)
+    for index, rle in enumerate(detections.rles):
+        drawn[index] = decode_rle(rle)[::step, ::step]
+    return drawn

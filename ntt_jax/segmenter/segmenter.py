@@ -49,6 +49,8 @@ from ntt_jax.segmenter.classes import (
 from ntt_jax.segmenter.inputs import as_image, as_prompt, merged_config
 from ntt_jax.segmenter.learner import Learner
 from ntt_jax.segmenter.prediction import Prediction, detection_limit, predict_any, predict_lazily
+from ntt_jax.tiles.layout import as_tiles
+from ntt_jax.tiles.predictor import tiled
 
 
 class Segmenter:
@@ -292,23 +294,23 @@ class Segmenter:
         classes: Iterable[str] | None = None,
         boxes: Any = None,
         box_scores: Any = None,
+        tiles: Any = None,
     ) -> Any:
         """Find the instances of all classes.
 
         Args:
           images: one image -> one `Prediction`; a list or tuple of images -> a list; the path of a folder -> a list,
-            by path, of all photos in it and the folders below (`photos_of_folder`; those that cannot be read are left
-            out, and warned of); any other iterable -> an iterator, which works while it
-            is asked for results and reads a few images ahead, so memory stays bounded however many there are.
+            by path, of all photos in it and below (`photos_of_folder`; those that cannot be read are left out, and
+            warned of); any other iterable -> an iterator, which works while it is asked and reads a few images ahead.
           score_threshold: detections that score lower are left out: a number, or numbers by class name, where classes
             that are not named take 0.5. None: none is left out.
           max_detections: at most this many per image, the best ones; up to `config.max_detections`.
-          classes: names of the classes to return, all by default. The others compete all the same: what looks more like
-            one of them is not found.
-            None of the three compiles anything anew.
+          classes: names of those to return, all by default. The others compete: what looks more like them is not found.
           boxes: what SAM 2 is asked for in place of its grid of points (or beside it: `config.proposals`), from a
             detector or a proposal network: of one image `[N, 4]` x1, y1, x2, y2 in pixels, of several one array for
             each. box_scores: `[N]` for each, their objectness, 1 if None (docs/proposals.md).
+          tiles: of images that are large for their objects: how many along the longer side, "auto", or a `TileConfig`
+            (docs/tiles.md). None: only the whole image is looked at. None but boxes compiles anything anew.
 
         The first call compiles; afterwards neither number nor sizes of images do, except that the drawing of the masks
         is compiled once for each of the sides 640 (or `canvas`), 1024, 2048, ... that a larger image needs. Classes may
@@ -317,13 +319,12 @@ class Segmenter:
         Raises:
           InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
         """
-        rows = boxes_beside(images, boxes, box_scores)
-        predictor = self._ready_predictor(self.config if rows is None else with_boxes(self.config))
-        ids = tuple(one.category_id for one in self._classes.values())
+        cut, rows = as_tiles(tiles), boxes_beside(images, boxes, box_scores)
+        predictor = tiled(self._ready_predictor(self.config if rows is None else with_boxes(self.config)), cut)
         finish = functools.partial(
             Prediction.select,
             classes=tuple(self._classes),
-            category_ids=ids,
+            category_ids=tuple(one.category_id for one in self._classes.values()),
             thresholds=None if score_threshold is None else by_class(score_threshold, tuple(self._classes)),
             max_detections=detection_limit(max_detections, self.config.max_detections),
             wanted=None if classes is None else indices_of(self._classes, classes),
@@ -373,8 +374,6 @@ class Segmenter:
             raise InputError(f"{show_path(path)}: {error}") from None
         segmenter._set(from_bank(bank), bank.provenance)
         return segmenter
-
-    # Inside
 
     def _set(self, classes: dict[str, ClassReferences], provenance: dict[str, Any] | None) -> None:
         """Make these the classes: the memory first, which may refuse them. provenance None: they have been edited."""

@@ -14,7 +14,10 @@ from ntt_jax import runs
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import image_record
+from ntt_jax.everything import MaskSettings, generate_masks
 from ntt_jax.images.photos import find_photos
+from ntt_jax.images.reading import read_image
+from ntt_jax.loading import load_sam2
 from ntt_jax.memory.bank import load_memory, save_memory
 from ntt_jax.runs.images import ImageWork
 from ntt_jax.runs.inputs import sendable
@@ -22,6 +25,7 @@ from ntt_jax.runs.models import TargetPass
 from ntt_jax.runs.observer import Silent
 from ntt_jax.runs.records import RecordReader
 from ntt_jax.runs.segment_job import as_dataset
+from ntt_jax.tiles.layout import TileConfig
 
 CONFIG = DetectConfig(points_per_side=4)
 
@@ -222,3 +226,28 @@ def test_formats_are_written_from_the_records(photos, segment, tmp_path, monkeyp
     assert [line for line in heard.notes if "left as they are: 1" in line and "a.json" in line]
     with pytest.raises(InputError, match="formats: expected some of csv"):
         segment(out, photos, formats=["labelimg"])
+
+
+def test_tiles_are_part_of_what_a_run_is(photos, segment, tmp_path):
+    tiles = TileConfig(size=64)
+    first, heard = segment(tmp_path / "out", photos, tiles=tiles)
+    again, _ = segment(tmp_path / "out", photos, tiles=tiles)
+    assert heard.done == 3 and again == first and first["annotations"]
+    with pytest.raises(InputError, match="tiles"):
+        segment(tmp_path / "out", photos)
+
+
+def test_everything_in_photos_needs_no_memory(photos, world, tmp_path):
+    settings = MaskSettings(points_per_side=3, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+    heard = Heard()
+    options = {"sam2": world.sam2, "settings": settings, "formats": ("yolo",)}
+    content = runs.segment_everything(tmp_path / "out", [photos], observer=heard, **options)
+    assert heard.done == 3 and [c["name"] for c in content["categories"]] == ["object"]
+    image = read_image(photos / "a.png")
+    alone = generate_masks(load_sam2(world.sam2), image, settings)
+    own = [a for a in content["annotations"] if a["image_id"] == 1]
+    assert [a["segmentation"] for a in own] == [dict(rle) for rle in alone.rles] and len(own) == 27
+    before = contents(tmp_path / "out")
+    assert runs.segment_everything(tmp_path / "out", [photos], observer=heard, **options) == content
+    assert heard.done == 3 and contents(tmp_path / "out") == before
+    assert {"detections.json", "overlays/a.png", "masks/a/001_object.png"} <= {str(name) for name in before}

@@ -33,6 +33,8 @@ from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import sample_references, save_references
 from ntt_jax.segmenter.classes import padded_classes
 from ntt_jax.segmenter.segmenter import Segmenter
+from ntt_jax.tiles.layout import Tile, TileConfig, tiles_of
+from ntt_jax.tiles.merge import gather, merged
 
 # All candidates of these random models look alike: without NMS, and two classes each, several survive.
 CONFIG = DetectConfig(
@@ -84,6 +86,23 @@ def assert_same(found, expected):
     for name in ("height", "width", "boxes", "scores", "labels"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     assert list(found.rles) == list(expected.rles)
+
+
+def test_tiles_are_views_of_the_image_merged_by_one_rule_and_compile_nothing(shared, given):
+    """What is found is what the whole image and its tiles give one by one, and none of it twice."""
+    shared.fit(given)
+    generator = np.random.default_rng(3)
+    image = np.concatenate([cli_files.scene(generator, 90)[0][:90, :90] for _ in range(2)], axis=1)
+    views = [image, image[:, :103], image[:, 77:]]
+    alone = [shared.predict(view).detections for view in views]
+    with compilations() as compiled:
+        found = shared.predict(image, tiles=TileConfig(count=2))
+    assert not compiled.target_pass
+    tiles = tiles_of(90, 180, TileConfig(count=2), 128)
+    assert tiles == [Tile(0, 0, 103, 90), Tile(77, 0, 180, 90)]
+    assert_same(found, merged(gather(90, 180, alone[0], 1, tiles, alone[1:], 32), 0.5, CONFIG.max_detections))
+    assert 0 < len(found) <= CONFIG.max_detections
+    assert_same(shared.predict(image, tiles="auto"), alone[0])  # not much larger than SAM 2's input
 
 
 def test_fit_is_the_published_steps(models, shared, given):

@@ -1,0 +1,180 @@
+"""What tiles are worth where objects are small: the table of docs/tiles.md, on made scenes with the small models.
+
+python scripts/tiles_table.py --out /tmp/tiles                 6 scenes of 3000 x 3000 pixels, 40 of ordinary size
+python scripts/tiles_table.py --out /tmp/tiles --memory 10000  only the peak memory at one image of 10,000 x 10,000
+
+Objects of the large scenes measure 1 to 3 % of the side. Five references a class, taken from ordinary scenes. What each
+view of an image finds is kept in --out, so that a stopped run goes on. A duplicate is a second detection of an object
+(same class, IoU of at least 0.5) that scores above --score, of an object that lies in the overlap of tiles.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from measured import add_json_option, circumstances, show
+
+import ntt_jax
+from ntt_jax.compiled.predictor import Predictor
+from ntt_jax.compiled.reference_encoder import ReferenceEncoder
+from ntt_jax.datasets.coco import load_coco
+from ntt_jax.datasets.dataset import CocoDataset, select_classes
+from ntt_jax.demo.demo import SMALL_DETECT, convert_checkpoints, make_benchmark
+from ntt_jax.demo.scenes import SceneConfig, base_classes, make_scene, novel_classes
+from ntt_jax.demo.scenes.export import write_coco
+from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
+from ntt_jax.files import write_json
+from ntt_jax.images.reading import read_image
+from ntt_jax.images.rle import rle_areas
+from ntt_jax.images.rle_crops import rle_intersections
+from ntt_jax.loading import load_dinov2, load_sam2
+from ntt_jax.references.build import build_memory
+from ntt_jax.references.sampling import sample_references
+from ntt_jax.tiles.layout import TileConfig, tiles_of
+from ntt_jax.tiles.predictor import TiledPredictor
+
+SIDE, SHOTS, SEED = 3000, 5, 0
+LARGE = SceneConfig(smallest_side=SIDE, largest_side=SIDE, objects=60, distractors=15, empty=0.0, radius=(0.005, 0.015))
+
+
+class Kept:
+    """The predictor, with what it has found before read from a file."""
+
+    def __init__(self, predictor: Predictor, path: Path):
+        self.batch_size, self.image_size, self.config = 1, predictor.image_size, predictor.config
+        self._predictor, self._path = predictor, path
+
+    def __call__(self, images: Iterator[np.ndarray]) -> Iterator[HostDetections]:
+        if not self._path.is_file():
+            write_json(self._path, [one.to_json() for one in self._predictor(images)])
+        else:
+            for _ in images:
+                pass
+        for one in json.loads(self._path.read_text()):
+            yield HostDetections.from_json(one, str(self._path))
+
+
+def duplicates(
+    dataset: CocoDataset, found: dict[int, HostDetections], tiles: TileConfig, side: int, score: float
+) -> tuple[int, int]:
+    """Second detections of objects in the overlap of tiles, and detections that score `score` or more."""
+    second = count = 0
+    for image_id, one in found.items():
+        image = dataset.images[image_id]
+        strong = one.select(one.scores >= score)
+        count += len(strong)
+        areas = rle_areas(strong.rles)
+        cut = tiles_of(image.height, image.width, tiles, side)
+        for annotation in dataset.image_annotations[image_id]:
+            x, y, w, h = annotation.bbox
+            touched = sum(t.left < x + w and t.right > x and t.top < y + h and t.bottom > y for t in cut)
+            rows = np.flatnonzero(strong.labels == annotation.category_id - 1)
+            if touched < 2 or not len(rows):
+                continue
+            mask = dataset.rle(annotation)
+            common = rle_intersections(mask, [strong.rles[i] for i in rows], areas[rows])
+            union = areas[rows] + rle_areas([mask])[0] - common
+            second += max(0, int((common >= 0.5 * union).sum()) - 1)
+    return second, count
+
+
+def score(dataset: CocoDataset, found: dict[int, HostDetections]) -> dict[str, float]:
+    """AP in percent."""
+    truth = prepare_ground_truth(dataset, select_classes(dataset, "all"))
+    metrics = evaluate_detections(truth, sorted(found.items()))
+    return {
+        f"{kind} {name}": round(100 * metrics[kind][name], 1) for kind in ("bbox", "segm") for name in ("AP", "AP50")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=6, help="large scenes")
+    parser.add_argument("--ordinary", type=int, default=40, help="scenes of ordinary size")
+    parser.add_argument("--tile-size", type=int, default=320)
+    parser.add_argument("--score", type=float, default=0.5, help="from which on a detection counts as shown")
+    parser.add_argument("--memory", type=int, metavar="SIDE", help="measure the peak memory at one image of this side")
+    add_json_option(parser)
+    args = parser.parse_args()
+    ntt_jax.use_all_cores()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "targets" / "annotations.json").is_file():
+        make_benchmark(args.out, SEED, args.ordinary)
+    references = load_coco(args.out / "references" / "annotations.json")
+    weights = convert_checkpoints(args.out / "weights")
+    sam2, dinov2 = load_sam2(weights[0]), load_dinov2(weights[1])
+    chosen = sample_references(references, select_classes(references, "all"), SHOTS, SEED)
+    memory = build_memory(ReferenceEncoder(dinov2), references, args.out / "references", chosen)
+    predictor = Predictor(sam2, dinov2, memory.prototypes, SMALL_DETECT, canvas=640)
+    tiles = TileConfig(size=args.tile_size)
+    report: dict[str, Any] = {"circumstances": circumstances(), "tile size": args.tile_size}
+    if args.memory:
+        report |= peak(predictor, args.memory)
+        show(report, args.json)
+        return
+    if not (args.out / "large" / "annotations.json").is_file():
+        classes = novel_classes(SEED)
+        scenes = (make_scene([SEED, 8, i], classes, base_classes(), LARGE) for i in range(args.scenes))
+        write_coco(args.out / "large", scenes, classes)
+    for name in ("large", "targets"):
+        report[name] = compare(args, name, predictor, tiles)
+    show(report, args.json)
+
+
+def compare(args: argparse.Namespace, name: str, predictor: Predictor, tiles: TileConfig) -> dict[str, Any]:
+    """AP of a data set's images with tiles and without."""
+    folder = args.out / name
+    dataset = load_coco(folder / "annotations.json")
+    whole: dict[int, HostDetections] = {}
+    tiled: dict[int, HostDetections] = {}
+    started = time.monotonic()
+    for image_id in dataset.images:
+        image = read_image(dataset.image_path(folder, image_id))
+        views = Kept(predictor, folder / f"views_{args.tile_size}_{image_id}.json")
+        (tiled[image_id],) = TiledPredictor(views, tiles)(iter([image]))  # pyright: ignore[reportArgumentType]
+        whole[image_id] = HostDetections.from_json(json.loads(views._path.read_text())[0], "views")
+        print(f"{name}: image {image_id}, {time.monotonic() - started:.0f} s", flush=True)
+    second, count = duplicates(dataset, tiled, tiles, predictor.image_size, args.score)
+    return {
+        "images": len(dataset.images),
+        "objects": len(dataset.annotations),
+        "untiled": score(dataset, whole),
+        "tiles": score(dataset, tiled),
+        "shown": count,
+        "duplicates at seams": second,
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def peak(predictor: Predictor, side: int) -> dict[str, Any]:
+    """Peak memory of the process before, and after one image of this side in tiles of SAM 2's usual 1024 pixels."""
+    small = make_scene([SEED, 9], novel_classes(SEED), base_classes(), SceneConfig(empty=0.0)).image
+    (_,) = predictor([small])
+    repeats = -(-side // min(small.shape[:2]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    image = np.tile(small, (repeats, repeats, 1))[:side, :side].copy()
+    with_image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    started = time.monotonic()
+    (found,) = TiledPredictor(predictor, TileConfig(size=1024))([image])
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "side": side,
+        "detections": len(found),
+        "seconds": round(time.monotonic() - started),
+        "GiB before": round(before, 2),
+        "GiB with the image": round(with_image, 2),
+        "GiB at the peak": round(after, 2),
+        "device": jax.devices()[0].platform,
+    }
+
+
+if __name__ == "__main__":
+    main()
