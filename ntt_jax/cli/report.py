@@ -18,6 +18,7 @@ The page is one file that opens from the disk, without a network: metrics and ta
 what goes wrong and which classes are confused, a gallery with annotations beside detections, the references and what
 the doctor thinks of them (see `ntt-jax references --help`), the memory, and where everything comes from.
 
+Of a folder of `ntt-jax tune` the page shows the chosen rules, all that was tried, and the thresholds of the classes.
 Of a folder of `ntt-jax segment` the page shows counts and areas of the classes, their scores, and the photos.
 
 thresholds.json in RUN_DIR holds each class's score threshold with the best F1, for `ntt-jax segment --thresholds`.
@@ -33,7 +34,9 @@ OPTIONS = ("annotations", "images", "memory", "references", "reference_annotatio
 def add_parser(commands: Any) -> None:
     """Describe the command's arguments."""
     parser = options.add_command(commands, "report", run, "make one HTML page about a finished run", EPILOG)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run, demo or segment")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="--out folder of evaluate, run, demo, segment or tune"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="report.html", help="file to write (default: report.html in RUN_DIR)"
     )
@@ -77,6 +80,9 @@ def run(args: argparse.Namespace) -> None:
     if report_files.is_found(args.run_dir, args.shots):
         report_found(args)
         return
+    if report_files.is_tuned(args.run_dir, args.shots):
+        report_tuned(args)
+        return
     files = report_files.find_files(args.run_dir, given, args.shots)
     out = args.out or args.run_dir / f"report{files.suffix}.html"
     options.check_output_file(out)
@@ -112,3 +118,13 @@ def report_found(args: argparse.Namespace) -> None:
         models.warn(note)
     size = out.stat().st_size / 1e6
     show(f"{out}: {counts['detections']} detections in {counts['images']} images ({size:.1f} MB)")
+
+
+def report_tuned(args: argparse.Namespace) -> None:
+    """The page of a folder that `tune` wrote."""
+    from ntt_jax.report.tuned import write_tuned_report
+
+    out = args.out or args.run_dir / "report.html"
+    options.check_output_file(out)
+    tune = write_tuned_report(out, args.run_dir, args.title)
+    show(f"{out}: {tune['configurations']} configurations tried ({out.stat().st_size / 1e6:.1f} MB)")

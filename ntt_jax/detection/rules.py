@@ -51,11 +51,11 @@ def centred(
     """
     objects = _apart(objects)
     count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count
+    mean = _apart(jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count)
     there = jnp.any(prototypes != 0, axis=1)
     unit, _ = normalise(prototypes.astype(jnp.float32))
     moved = jnp.where(there[:, None], unit - mean[None, :], 0.0)
-    return normalise(objects - mean[None, :])[0], normalise(moved)[0]
+    return _apart(normalise(_apart(objects - mean[None, :]))[0]), normalise(_apart(moved))[0]
 
 
 def csls(

@@ -41,6 +41,7 @@ SCRIPTS = (
     "gallery.js",
     "viewer.js",
     "references.js",
+    "tuning.js",
     "sections.js",
 )
 MAX_THUMBNAILS = 300
@@ -64,7 +65,7 @@ class Report:
     which lie in `images` (None: the gallery shows masks alone). detections: of the run, each image's once. bank,
     sources, patches (of `patch_pictures`): shown where given. skipped: images the run left out, as in metrics.json.
     notes: what a reader should know first. max_images: of the gallery. thresholds: name of the file beside the page
-    that holds the classes' thresholds.
+    that holds the classes' thresholds. tune: of `tuned.read_tuned`, where the folder holds what `ntt-jax tune` found.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Report:
     notes: Sequence[str] = ()
     max_images: int = 200
     thresholds: str = "thresholds.json"
+    tune: Mapping[str, Any] | None = None
 
 
 def write_report(path: PathLike, report: Report) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,6 +117,8 @@ def write_report(path: PathLike, report: Report) -> tuple[dict[str, Any], dict[s
         "provenance": {heading: dict(values) for heading, values in report.provenance.items()},
         "notes": list(report.notes),
     }
+    if report.tune is not None:
+        data["tune"] = dict(report.tune)
     if report.bank is not None:
         data["memory"] = memory_view(report.bank) | {"classes": class_colours(report.bank.class_names)}
         data["references"], thumbnails = reference_cards(report.bank, report.sources)

@@ -23,6 +23,8 @@ from ntt_jax.memory.bank import MemoryBank, load_memory
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet, check_references
 from ntt_jax.report.found import FILE, FoundPhotos, read_found
 from ntt_jax.report.page import ReferenceSource, Report
+from ntt_jax.report.tuned import FILE as TUNED
+from ntt_jax.report.tuned import read_tuned
 from ntt_jax.runs.folder import MAX_RUN_BYTES
 from ntt_jax.runs.inputs import read_references
 from ntt_jax.runs.paths import check_annotations, check_folder, check_input
@@ -85,8 +87,16 @@ def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None
 
 def is_found(folder: Path, shots: int | None) -> bool:
     """Whether a folder is one that `ntt-jax segment` wrote, and holds no run to compare."""
-    runs = (folder / "results.json").exists() or any(folder.glob("results_*.json"))
-    return (folder / FILE).is_file() and not runs and shots is None
+    return (folder / FILE).is_file() and not _has_runs(folder) and shots is None
+
+
+def _has_runs(folder: Path) -> bool:
+    return (folder / "results.json").exists() or any(folder.glob("results_*.json"))
+
+
+def is_tuned(folder: Path, shots: int | None) -> bool:
+    """Whether a folder is one that `ntt-jax tune` wrote, and holds no run to compare."""
+    return (folder / TUNED).is_file() and not _has_runs(folder) and shots is None
 
 
 def load_found(folder: Path, images: Path | None, title: str | None, max_images: int) -> FoundPhotos:
@@ -185,6 +195,7 @@ def load_report(files: RunFiles, title: str | None, max_images: int) -> Report:
         notes=files.notes,
         max_images=max_images,
         thresholds=f"thresholds{files.suffix}.json",
+        tune=read_tuned(files.folder / TUNED) if (files.folder / TUNED).is_file() else None,
     )
 
 

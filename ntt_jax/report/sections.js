@@ -301,6 +301,13 @@ function start() {
     if (data.skipped.length) skippedTable();
     provenance();
   }
+  if (data.tune) {
+    tuning();
+    if (!data.metrics) {
+      if (data.skipped.length) skippedTable();
+      provenance();
+    }
+  }
   if (data.references) references();
   if (data.memory) memorySection();
   navigation();

@@ -66,9 +66,16 @@ class Experiment:
 
     def resampled(self, config: DetectConfig, weights: np.ndarray, kind: str) -> np.ndarray:
         """AP of one configuration with every memory for resampled images, `[M, B]`."""
-        rows = self.rows([config])[kind]
-        by_class = [rows.average_precision(lane, weights) for lane in range(len(self.memories))]
-        return np.stack([mean_over_classes(one) for one in by_class])
+        return self.resampled_all([config], weights, kind)[0]
+
+    def resampled_all(self, configs: Sequence[DetectConfig], weights: np.ndarray, kind: str) -> list[np.ndarray]:
+        """AP of some configurations with every memory for resampled images, `[M, B]` each."""
+        found = []
+        for block, rows in self._blocks(configs):
+            lanes = range(len(block) * len(self.memories))
+            values = np.stack([mean_over_classes(rows[kind].average_precision(lane, weights)) for lane in lanes])
+            found += list(values.reshape(len(block), len(self.memories), -1))
+        return found
 
     def rows(self, configs: Sequence[DetectConfig]) -> dict[str, Rows]:
         """All matched detections of some configurations, by kind; lane i * M + m is configuration i and memory m."""

@@ -1,5 +1,7 @@
 """The memories that rules are tried with: of several shots and seeds, or from files."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from ntt_jax.memory.bank import load_memory, require_encoder
 from ntt_jax.runs import inputs
 from ntt_jax.runs.models import read_encoder
 from ntt_jax.runs.observer import Observer
+from ntt_jax.runs.paths import make_output_folder
 from weight_port.files import sha256
 
 
@@ -42,14 +45,22 @@ Made = tuple[CocoDataset, Sequence[CocoCategory], dict[str, Any], Callable[[], M
 
 
 def of_shots(folder: Path, given: Shots, target: Targets, dataset: CocoDataset, observer: Observer) -> Made:
-    """Memories of several numbers of shots and seeds; encoded references are kept in `folder`."""
+    """Memories of several numbers of shots and seeds.
+
+    Encoded references are kept below `folder`, those of every choice by themselves: one that was made before, and a
+    stopped one, goes on where it was.
+    """
     sources, classes, sets = sample(given, observer)
     categories, order = same_classes(classes, dataset, observer)
     identity = {"reference annotation file": sources.sha256, "shots": list(given.shots), "seeds": list(given.seeds)}
 
+    choice = {**identity, "classes": [category.id for category in classes]}
+    own = folder / "memories" / hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
+
     def make() -> Memories:
         distinct = distinct_references(list(sets.values()))
-        memory = encode(folder, target, sources, given.images or target.images, distinct, observer)
+        make_output_folder(own)
+        memory = encode(own, target, sources, given.images or target.images, distinct, observer)
         prototypes = stack_prototypes(list(sets.values()), distinct, memory)[:, order]
         keys = [{"shots": shots, "seed": seed} for shots, seed in sets]
         return Memories(prototypes, None, keys, np.array([seed for _, seed in sets]))

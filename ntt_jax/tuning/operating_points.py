@@ -9,6 +9,8 @@ from ntt_jax.tuning.experiment import interval
 from ntt_jax.tuning.scoring import Rows
 
 TARGETS = ("f1", "precision", "recall")
+CURVE_POINTS = 100
+"""Points of a class's curve at most."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ def operating_points(
       weights: `[images]`, those that thresholds are chosen on. drawn: `[B, images]`, resamples of them.
 
     Returns:
-      By class `{"class", "threshold", "interval", "precision", "recall", "f1", "objects"}`; the threshold is None where
-      the class has no object or the wish is met nowhere. The interval is the middle 95 % over the resamples.
+      By class `{"class", "threshold", "interval", "precision", "recall", "f1", "objects", "curve"}`; the threshold is
+      None where the class has no object or the wish is met nowhere. The interval is the middle 95 % over the resamples.
+      curve: `CURVE_POINTS` thresholds at most, highest first, with their precision and recall; None without detections.
     """
     found = []
     for k, name in enumerate(names):
@@ -39,48 +42,75 @@ def operating_points(
         order = np.argsort(-score, kind="stable")
         arrays = image[order], score[order], hit[order], lost[order]
         objects = rows.positives[:, k] * len(lanes)
-        best = _threshold(*arrays, objects, weights, target)
-        others = [_threshold(*arrays, objects, one, target)["threshold"] for one in drawn]
-        known = np.array([one for one in others if one is not None])
-        count = int(weights @ rows.positives[:, k])
-        found.append({"class": name, **best, "interval": interval(known), "objects": count})
+        curve = _curve(*arrays, objects, weights)
+        place = None if curve is None else _place(curve, target)
+        others = [None if (one := _curve(*arrays, objects, w)) is None else (one, _place(one, target)) for w in drawn]
+        known = np.array([float(str(one[0].score[one[1]])) for one in others if one is not None and one[1] is not None])
+        found.append(
+            {
+                "class": name,
+                **_numbers(curve, place),
+                "interval": interval(known),
+                "objects": int(weights @ rows.positives[:, k]),
+                "curve": None if curve is None else _shown(curve, place),
+            }
+        )
     return found
 
 
-def _threshold(
-    image: np.ndarray,
-    score: np.ndarray,
-    hit: np.ndarray,
-    lost: np.ndarray,
-    objects: np.ndarray,
-    weights: np.ndarray,
-    target: Target,
-) -> dict[str, Any]:
-    """The threshold on images with these weights; the detections stand best first."""
-    nothing = {"threshold": None, "precision": None, "recall": None, "f1": None}
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """Precision, recall and F1 of the detections with at least each score, highest first: `[n]` each, n at least 1."""
+
+    score: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def _curve(
+    image: np.ndarray, score: np.ndarray, hit: np.ndarray, lost: np.ndarray, objects: np.ndarray, weights: np.ndarray
+) -> _Curve | None:
+    """The curve on images with these weights; the detections stand best first. None without objects or detections."""
     weight, total = weights[image], float(weights @ objects)
     if total == 0 or not len(score):
-        return nothing
+        return None
     true, counted = np.cumsum(weight * hit), np.cumsum(weight * ~lost)
     # A threshold takes all detections of equal score or none.
     last = np.flatnonzero(np.append(score[1:] != score[:-1], True) & (counted > 0))
+    if not len(last):
+        return None
     true, counted, score = true[last], counted[last], score[last]
-    if not len(score):
-        return nothing
-    precision, recall = true / counted, true / total
-    f1 = 2 * true / (counted + total)
+    return _Curve(score, true / counted, true / total, 2 * true / (counted + total))
+
+
+def _place(curve: _Curve, target: Target) -> int | None:
+    """Where on the curve the wish is met; None where it is not."""
     if target.kind == "f1":
-        place = int(np.argmax(f1))
-        met = f1[place] > 0
-    else:
-        reached = np.flatnonzero((precision if target.kind == "precision" else recall) >= target.value)
-        met = len(reached) > 0
-        place = int(reached[-1 if target.kind == "precision" else 0]) if met else 0
-    if not met:
-        return nothing
+        place = int(np.argmax(curve.f1))
+        return place if curve.f1[place] > 0 else None
+    reached = np.flatnonzero((curve.precision if target.kind == "precision" else curve.recall) >= target.value)
+    return int(reached[-1 if target.kind == "precision" else 0]) if len(reached) else None
+
+
+def _numbers(curve: _Curve | None, place: int | None) -> dict[str, float | None]:
+    if curve is None or place is None:
+        return {"threshold": None, "precision": None, "recall": None, "f1": None}
     return {
-        "threshold": float(str(score[place])),
-        "precision": float(precision[place]),
-        "recall": float(recall[place]),
-        "f1": float(f1[place]),
+        "threshold": float(str(curve.score[place])),
+        "precision": float(curve.precision[place]),
+        "recall": float(curve.recall[place]),
+        "f1": float(curve.f1[place]),
     }
+
+
+def _shown(curve: _Curve, place: int | None) -> list[list[float]]:
+    """[score, precision, recall] at places spread evenly over the recalls, the chosen one among them."""
+    levels = np.linspace(curve.recall[0], curve.recall[-1], CURVE_POINTS - 3)
+    places = {0, len(curve.score) - 1, *np.searchsorted(curve.recall, levels).tolist()}
+    if place is not None:
+        places.add(place)
+    return [
+        [float(str(curve.score[i])), round(float(curve.precision[i]), 5), round(float(curve.recall[i]), 5)]
+        for i in sorted(places)
+    ]

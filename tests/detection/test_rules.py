@@ -60,6 +60,41 @@ def test_csls(neighbours):
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+@pytest.mark.parametrize(("area_power", "similarity_power"), [(0.0, 0.0), (0.3, 0.0), (0.0, 0.5), (0.1, 1.0)])
+def test_ranking(area_power, similarity_power):
+    ious, areas, cosines = (
+        np.array([0.9, -0.1, 0.4, 0.7]),
+        np.array([9.0, 4.0, 100.0, 0.0]),
+        np.array([0.5, 1, 0.2, -0.3]),
+    )
+    expected = np.maximum(ious, 0) * areas**area_power * np.maximum(cosines, 0) ** similarity_power
+    arrays = (jnp.asarray(values, jnp.float32) for values in (ious, areas, cosines))
+    np.testing.assert_allclose(rules.ranking(*arrays, area_power, similarity_power), expected, **CLOSE)
+
+
+def test_factors_of_the_score():
+    """score * softmax share * predicted IoU^a * stability^b, of two classes of each candidate."""
+    similarity, prototypes = np.abs(draw(8, 5, 4)), unit(draw(9, 4, 8))
+    prototypes[3] = 0
+    labels = np.argsort(-similarity[:, :3], axis=1)[:, :2]
+    scores = np.take_along_axis(similarity, labels, 1)
+    ious, stable = np.array([0.9, 0.5, -0.2, 1, 0.1], np.float32), np.array([1, 0, 0.5, 0.2, 0.9], np.float32)
+    config = DetectConfig(iou_power=1.5, stability_power=0.5, softmax_temperature=0.3)
+    weighted = jax.jit(rules.weighted_scores, static_argnames="config")
+    found = weighted(scores, labels, similarity, ious, prototypes, config, stable)
+    powers = np.exp(similarity / 0.3) * [1, 1, 1, 0]
+    shares = np.take_along_axis(powers / powers.sum(1, keepdims=True), labels, 1)
+    expected = scores * shares * (np.maximum(ious, 0) ** 1.5 * stable**0.5)[:, None]
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    np.testing.assert_array_equal(weighted(scores, labels, similarity, ious, prototypes, DetectConfig(), None), scores)
+
+
+def test_threshold_of_each_class():
+    scores, labels = np.array([0.5, 0.49, 0.7, 0.1, 0.0], np.float32), np.array([0, 0, 1, 2, 5])
+    found = rules.above_class_threshold(jnp.asarray(scores), jnp.asarray(labels), (0.5, 0.8))
+    assert found.tolist() == [True, False, False, True, True]
+
+
 @pytest.fixture(scope="module")
 def graph():
     """12 masks of 3 classes on 20 pixels: labels, pixel counts of the pairs, areas, and which are there."""

@@ -1,11 +1,11 @@
 """The page of a folder that `ntt-jax segment` wrote."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_files import data_of
 
 from ntt_jax.cli import main
 from ntt_jax.images.rle import encode_masks
@@ -51,11 +51,6 @@ def folder(tmp_path):
     run = {"format": 1, "identity": {"dtype": "float32"}, "starts": [{"files": {"images": str(tmp_path / "photos")}}]}
     (tmp_path / "found" / "run.json").write_text(json.dumps(run))
     return tmp_path / "found"
-
-
-def data_of(page, block="data"):
-    text = page.read_text("utf-8")
-    return json.loads(re.search(rf'<script type="application/json" id="{block}">(.*?)</script>', text, re.S)[1])
 
 
 def test_counts_areas_scores_and_photos(folder, capsys):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from report_files import HOSTILE, HOSTILE_FILE, make_run
+from tuned_files import make_tuned
 
 from ntt_jax.cli import main
 
@@ -443,3 +444,32 @@ def test_reference_page(open_page, report, tmp_path):
     assert page.locator("#plane circle").count() == 12 and page.locator("#plane polygon").count() == 3
     page.locator("#reference-details summary").click()
     assert page.locator("#reference-table tbody tr").count() == 12
+
+
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["1280", "390"])
+def test_the_page_of_tune(open_page, tmp_path, options):
+    """What was tried and the operating points, with hostile names of rules and classes."""
+    folder = make_tuned(tmp_path / "tuned", list(HOSTILE.values()), HOSTILE[3])
+    assert main(["report", str(folder)]) == 0
+    page = open_page(folder / "report.html", **options)
+    assert page.locator("main > section").count() == 2 and page.locator("#sections a").first.inner_text() == "Rules"
+    assert "+3.0" in page.locator("#tuning-tiles").inner_text()
+    said = page.locator("#tuning-short").inner_text()
+    assert "12 configurations tried with 4 memories" in said and "between +2.0 and +4.0" in said
+    assert HOSTILE[3] in page.locator("#tuning-method").inner_text()
+    rows = page.locator("#tuning-table tbody tr")
+    assert (
+        rows.count() == 12
+        and f"{HOSTILE[3]}=11" in rows.first.inner_text()
+        and "+2.0 to +4.0" in rows.first.inner_text()
+    )
+    names = page.locator("#tuning-thresholds tbody th").all_inner_texts()
+    assert names == list(HOSTILE.values())
+    page.locator("#tuning-thresholds tbody button").nth(1).click()
+    point = page.evaluate("data.tune.points[1]")
+    assert page.locator("#tuning-class").input_value() == "1"
+    chosen = f"at {point['threshold']:.3f}: precision {100 * point['precision']:.1f}"
+    assert chosen in page.locator("#tuning-curve").inner_text() and page.locator("#tuning-curve circle").count() == 1
+    assert page.locator("#tuning-scores .mark").count() == page.locator("#tuning-scores .band").count() == 1
+    assert page.evaluate("typeof window.hacked") == "undefined"
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]

@@ -35,6 +35,7 @@ from ntt_jax.references.published_lists import read_reference_lists
 from ntt_jax.references.sampling import load_references
 from ntt_jax.report import run_files
 from ntt_jax.report.found import read_found
+from ntt_jax.report.tuned import read_tuned
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.inputs import read_references
 from ntt_jax.runs.lock import FolderLock
@@ -210,6 +211,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "inspect": inspect,
     "run.json": run_folder,
     "description of a run": described,
+    "tune.json": read_tuned,
     "index of shards": index_of_shards,
     "index of shards, Hub": repository._shards,
     "hints": hints,
@@ -258,6 +260,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/references/sampling.py": ("load_references",),
     "ntt_jax/report/found.py": ("found photos",),
     "ntt_jax/report/run_files.py": ("description of a run",),
+    "ntt_jax/report/tuned.py": ("tune.json",),
     "ntt_jax/runs/folder.py": ("run.json",),
     "ntt_jax/runs/inputs.py": ("load references or pickle",),
     "ntt_jax/runs/paths.py": (),  # looks and closes: the readers read; tests/hostile/test_readers.py

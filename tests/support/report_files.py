@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,11 @@ def _write_memory(folder: Path, annotations: list[dict[str, Any]], names: dict[i
     memory = memory_from_instance_means(means, [names[i] for i in ids])
     bank = MemoryBank(memory, tuple(names[i] for i in ids), tuple(ids), ENCODER, provenance)
     save_memory(folder / "memory.safetensors", bank)
+
+
+def data_of(page: Path, block: str = "data") -> Any:
+    """What a page holds as JSON: "data" or "pictures"."""
+    text = page.read_text("utf-8")
+    found = re.search(rf'<script type="application/json" id="{block}">(.*?)</script>', text, re.S)
+    assert found is not None
+    return json.loads(found[1])
