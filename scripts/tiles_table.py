@@ -126,6 +126,7 @@ def main() -> None:
         write_coco(args.out / "large", scenes, classes)
     for name in ("large", "targets"):
         report[name] = compare(args, name, predictor, tiles)
+        print(json.dumps({name: report[name]}), flush=True)
     show(report, args.json)
 
 
