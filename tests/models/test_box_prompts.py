@@ -74,18 +74,15 @@ def test_masks_equal_the_plain_decoder():
     boxes, valid = some_boxes(5)
     masks = jnp.asarray(np.random.default_rng(2).normal(0, 4, (5, SIDE // 4, SIDE // 4)), jnp.float32)
     wanted = choose_mask(*plain(model, image, boxes, masks), ambiguous=False)
-    found = jax.jit(lambda m, f, x, v, b: decode_masks(m, f, x, v, b, chunk=2))(model, image, masks, valid, boxes)
-    close(found, wanted, valid)
-
-
-def test_no_prompt_is_there_or_of_another_shape():
-    model, image = recipe_model(SMALL), features()
-    boxes, _ = some_boxes(2)
-    masks = jnp.ones((2, SIDE // 4, SIDE // 4))
-    logits, ious = jax.jit(decode_masks)(model, image, masks, np.zeros(2, bool), boxes)
+    decode = jax.jit(lambda m, f, x, v, b: decode_masks(m, f, x, v, b, chunk=2))
+    close(decode(model, image, masks, valid, boxes), wanted, valid)
+    logits, ious = decode(model, image, masks, np.zeros(5, bool), boxes)
     assert not np.any(logits) and not np.any(ious)
+
+
+def test_boxes_of_another_shape():
     with pytest.raises(InputError, match=r"boxes \[P, 4\]"):
-        decode_boxes(model, image, jnp.zeros((3, 2)), jnp.ones(3, bool))
+        decode_boxes(recipe_model(SMALL), features(), jnp.zeros((3, 2)), jnp.ones(3, bool))
 
 
 def test_what_metas_predictor_adds_to_the_embedding():
