@@ -429,7 +429,7 @@ def memory_of_another_encoder_size(world, tmp):
 
 @case
 def memory_of_other_weights(world, tmp):
-    return world.evaluate(tmp / "out", dinov2=convert(tmp, DINOV2, seed=4)), "another checkpoint"
+    return world.evaluate(tmp / "out", dinov2=convert(tmp, DINOV2, seed=4)), "made with other weights of tiny_dinov2"
 
 
 # What the run folder holds.
