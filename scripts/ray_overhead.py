@@ -164,7 +164,7 @@ def written(count: int) -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     masks = np.random.default_rng(0).random((10, 480, 640)) < np.linspace(0, 0.001, 10)[:, None, None]
-    boxes, scores = np.tile(np.float32([10, 20, 30, 40]), (10, 1)), np.linspace(1, 0.5, 10, dtype=np.float32)
+    boxes, scores = np.tile(np.array([10, 20, 30, 40], np.float32), (10, 1)), np.linspace(1, 0.5, 10, dtype=np.float32)
     one = HostDetections(480, 640, boxes, scores, np.zeros(10, np.int32), tuple(encode_masks(masks)))
     record = image_record(0, one)
     bank: Any = argparse.Namespace(class_names=("bird",), category_ids=(1,))

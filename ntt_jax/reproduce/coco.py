@@ -79,12 +79,18 @@ def coco_url() -> str:
     return os.environ.get("NTT_JAX_COCO_URL", "").rstrip("/") or COCO_URL
 
 
+def _file_of(dataset: CocoDataset, folder: Path, image_id: int) -> Path:
+    place = dataset.image_path(folder, image_id)
+    assert isinstance(place, Path)  # no address: the folder is on this machine
+    return place
+
+
 def missing_images(dataset: CocoDataset, folder: Path, wanted: Iterable[int]) -> list[int]:
     """Ids of the `wanted` images whose file is not in `folder` or is empty."""
 
     def size(image_id: int) -> int:
         try:
-            return dataset.image_path(folder, image_id).stat().st_size
+            return _file_of(dataset, folder, image_id).stat().st_size
         except OSError:
             return 0
 
@@ -156,7 +162,7 @@ def fetch_images(coco: Coco, dataset: CocoDataset, wanted: list[int], step: Call
         name = dataset.images[image_id].file_name
         url = f"{coco_url()}/train2017/{name}"
         try:
-            fetch(url, dataset.image_path(coco.train_images, image_id), quiet=True)
+            fetch(url, _file_of(dataset, coco.train_images, image_id), quiet=True)
         except DownloadError as error:
             raise InputError(f"{url}: {error}") from None
 

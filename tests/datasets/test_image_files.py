@@ -118,6 +118,7 @@ def test_no_name_leaves_the_folder(folder: Path) -> None:
         dataset = survey(dataset_of(written), folder)
         if dataset.images:
             path = dataset.image_path(folder, 0)
-            assert "\0" not in str(path) and ".." not in path.parts and folder in (path, *path.parents)
+            assert isinstance(path, Path) and "\0" not in str(path)
+            assert ".." not in path.parts and folder in (path, *path.parents)
             if path.is_file():
                 assert path.resolve().is_relative_to(folder.resolve()) and "secret" not in path.name

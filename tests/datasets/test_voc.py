@@ -39,7 +39,7 @@ def test_one_year(devkit: pathlib.Path) -> None:
         12: ("VOC2007/JPEGImages/000012.jpg", 90, 120),
         33: ("VOC2007/JPEGImages/000033.jpg", 90, 120),
     }
-    assert all(dataset.image_path(devkit, i).is_file() for i in dataset.images)
+    assert all(pathlib.Path(str(dataset.image_path(devkit, i))).is_file() for i in dataset.images)
     bus, person = dataset.image_annotations[7]
     assert (bus.id, person.id) == (70001, 70002)
     assert bus.bbox == (11, 11, 49, 59)  # pixels 12 to 60 and 12 to 70, counted from 1
