@@ -33,6 +33,8 @@ from ntt_jax.tuning.search import RULES, Change, Trial, greedy, one_at_a_time, p
 from weight_port.files import sha256
 
 OUTPUTS = ("tune.json", "method.json", "thresholds.json")
+SHOWN, SHOWN_RESAMPLES = 30, 100
+"""Rows of the table whose gain gets an interval, the best ones, and the resamples that it is made of."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ def choose(experiment: Experiment, plan: Plan) -> tuple[dict[str, Any], Trial]:
     values = gains([unchanged, *trials])
     chosen = [unchanged, *trials][int(np.argmax(values))]
     table = _table(list(tried.values()), score(list(tried.values())), experiment)
+    _add_intervals(table, list(tried.values()), experiment, plan, drawn[1])
     difference = {
         kind: _difference(score([unchanged, chosen])[kind][..., 1], gain(unchanged, chosen, 1, kind), memories.keys)
         for kind in experiment.kinds
@@ -276,6 +279,20 @@ def _table(trials: Sequence[Trial], scores: dict[str, np.ndarray], experiment: E
                 row.setdefault(name, {})[kind] = {"AP": _number(values.mean()), **_spread(values - first)}
         rows.append(row)
     return rows
+
+
+def _add_intervals(
+    table: list[dict[str, Any]], trials: Sequence[Trial], experiment: Experiment, plan: Plan, drawn: np.ndarray
+) -> None:
+    """Give the rows that are best on the images to choose on the interval of their gain on those to report on."""
+    kind, drawn = plan.metric, drawn[:SHOWN_RESAMPLES]
+    order = sorted(range(1, len(table)), key=lambda i: -(table[i]["choose"][kind]["AP"] or 0.0))[:SHOWN]
+    if not order:
+        return
+    first, *others = experiment.resampled_all([trials[0].config, *(trials[i].config for i in order)], drawn, kind)
+    for i, values in zip(order, others, strict=True):
+        gains = paired(first, values, experiment.memories.groups, plan.seed)
+        table[i]["report"][kind]["interval"] = interval(gains)
 
 
 def _difference(values: np.ndarray, resampled: np.ndarray, keys: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,13 +11,16 @@ def trial_table(outcome: dict[str, Any]) -> str:
     """The configurations, the best on the images to choose on first: AP, and gain +- its spread over the memories."""
     kind = outcome["metric"]
     rows = sorted(outcome["table"], key=lambda row: -(row["choose"][kind]["AP"] or 0.0))
-    lines = [f"{'chosen on':>24}  {'reported on':>24}", f"{'AP':>6}  {'gain':>16}  {'AP':>6}  {'gain':>16}  rules"]
+    head = f"{'AP':>6}  {'gain':>16}  {'AP':>6}  {'gain':>16}  {'95 % of the gain':>16}  rules"
+    lines = [f"{'chosen on':>24}  {'reported on':>24}", head]
     for row in rows[:_SHOWN]:
         cells = []
         for part in ("choose", "report"):
             number = row[part][kind]
             cells += [f"{percent(number['AP']):>6}", f"{gain(number):>16}"]
-        lines.append("  ".join([*cells, one_line(row["name"])]))
+        bounds = row["report"][kind].get("interval")
+        between = "" if bounds is None else f"{100 * bounds[0]:+.1f} .. {100 * bounds[1]:+.1f}"
+        lines.append("  ".join([*cells, f"{between:>16}", one_line(row["name"])]))
     if len(rows) > _SHOWN:
         lines.append(f"... {len(rows) - _SHOWN} more in tune.json")
     return "\n".join(lines)
