@@ -33,5 +33,5 @@ def similar_points(patches: Array, prototypes: Array, count: int, image_size: in
     by_cell = jnp.where(cell[None, :] == jnp.arange(_CELLS**2)[:, None], peak[None, :], 0.0)  # [64, h w]
     value, place = lax.top_k(jnp.max(by_cell, axis=1), count)
     patch = jnp.argmax(by_cell, axis=1)[place]
-    x, y = (patch % w + 0.5) / w, (patch // w + 0.5) / h
+    x, y = ((patch % w).astype(jnp.float32) + 0.5) / w, ((patch // w).astype(jnp.float32) + 0.5) / h
     return jnp.stack([x, y], axis=1).astype(jnp.float32) * image_size - 0.5, value > 0

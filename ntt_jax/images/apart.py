@@ -4,6 +4,7 @@ This file is run by the other process as a script: of this package it imports no
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -185,6 +186,8 @@ def _main(paths: str, kind: str, limit: int, allowed: int, wanted: str) -> None:
     except Exception as error:
         if type(error).__name__ == "UnidentifiedImageError":  # whose text names an object of this process
             error = ValueError("cut short or damaged")
+        if getattr(error, "errno", None) == errno.ENOMEM:
+            error = ValueError("the decoder did not finish within its limit of memory")
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
         _send(out, json.dumps({"error": text[:300]}).encode())
 

@@ -224,7 +224,8 @@ def test_from_a_folder_of_photos_to_an_export(world, open_page):
 
     by_keyboard(page, dataset, chosen[1][0])
     windows(page, open_page, program)
-    assert program.end(signal.SIGINT) == 130  # interrupted, with everything saved
+    # Interrupted, with everything saved. (Background jobs of a shell ignore SIGINT: there it ends as asked.)
+    assert program.end(signal.SIGINT) == (0 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else 130)
 
 
 def by_keyboard(page, dataset, annotation):
