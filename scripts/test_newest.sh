@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv_newest from nothing with the newest Python found (3.13 or 3.12; PYTHON chooses another) and the newest JAX, and
-# passes the tests that need no torch. With the argument `core` only those that a new JAX can break by itself: models, the
-# pass, recorded outputs, exported programs, the segmenter and the command line from references to scores.
+# passes the tests that need no torch. With the argument `core` only those that a new JAX can break by itself: the pass and
+# its parts, recorded outputs, exported programs, and the command line from references to scores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/_setup.sh
@@ -16,6 +16,6 @@ left+=(hostile hub reproduce images/test_reading.py test_tutorial.py)
 # Compiled as users compile it: the command line, and what has recorded outputs.
 whole=(tests/cli/test_commands.py tests/golden)
 some=(tests)
-[ "${1:-}" != core ] || some=(tests/{compiled,detection,export,memory,models,segmenter} tests/test_{pipeline,config,public_names}.py tests/cli/test_cores.py)
+[ "${1:-}" != core ] || some=(tests/{compiled,detection,export,memory} tests/test_{pipeline,config,public_names}.py tests/cli/test_cores.py)
 XLA_FLAGS=$QUICK_COMPILATION run_tests "${some[@]}" "${left[@]/#/--ignore=tests/}" "${whole[@]/#/--ignore=}"
 run_tests "${whole[@]}"
