@@ -23,17 +23,21 @@ _OPTIONS = {
 }
 
 
-def constant(name: str) -> Callable[[str], int | float]:
-    """An argparse type: a value that the constant `name` of `DetectConfig` may have."""
-    limits = DetectConfig.limits(name)
+def limited(limits: Any, other: str = "") -> Callable[[str], Any]:
+    """An argparse type: a value within `Limits` or of `Choices`. other: what else the message says is expected."""
 
-    def parse(text: str) -> int | float:
+    def parse(text: str) -> Any:
         try:
-            return limits.check(name, limits.kind(text))
+            return limits.check("", limits.kind(text))
         except ValueError:  # an InputError too
-            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
+            raise argparse.ArgumentTypeError(f"expected {other}{limits}, found {text!r}") from None
 
     return parse
+
+
+def constant(name: str) -> Callable[[str], int | float]:
+    """An argparse type: a value that the constant `name` of `DetectConfig` may have."""
+    return limited(DetectConfig.limits(name))
 
 
 def method_file(path: str) -> DetectConfig:

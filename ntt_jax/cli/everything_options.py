@@ -2,9 +2,9 @@
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
+from ntt_jax.cli.detection_options import limited
 from ntt_jax.errors import InputError
 from ntt_jax.everything.settings import MaskSettings
 
@@ -40,7 +40,7 @@ def add_everything(parser: Any) -> None:
         value = getattr(default, name)
         group.add_argument(
             f"--{name.replace('_', '-')}",
-            type=_setting(name),
+            type=limited(MaskSettings.limits(name)),
             metavar=metavar,
             help=f"{text} (default: {value:.3g})",
         )
@@ -60,15 +60,3 @@ def mask_settings(args: argparse.Namespace) -> MaskSettings:
     """What the options say. Raises `InputError` for settings that do not go together."""
     given = {name: getattr(args, name) for name in ("points_per_side", *_OPTIONS)}
     return dataclasses.replace(MaskSettings(), **{name: value for name, value in given.items() if value is not None})
-
-
-def _setting(name: str) -> Callable[[str], int | float]:
-    limits = MaskSettings.limits(name)
-
-    def parse(text: str) -> int | float:
-        try:
-            return limits.check(name, limits.kind(text))
-        except ValueError:  # an InputError too
-            raise argparse.ArgumentTypeError(f"expected {limits}, found {text!r}") from None
-
-    return parse

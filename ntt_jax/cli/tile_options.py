@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 from typing import Any
 
+from ntt_jax.cli.detection_options import limited
+from ntt_jax.config import Limits
 from ntt_jax.errors import InputError
 from ntt_jax.tiles.layout import TileConfig
 
@@ -19,11 +21,14 @@ def add_tiles(parser: Any) -> None:
         "SAM 2 sees, for images more than 1.5 times larger (default: only at the whole image)",
     )
     group.add_argument(
-        "--tile-size", type=_number("size"), metavar="PIXELS", help="look at tiles of this side in place of a number"
+        "--tile-size",
+        type=limited(_given("size")),
+        metavar="PIXELS",
+        help="look at tiles of this side in place of a number",
     )
     group.add_argument(
         "--tile-overlap",
-        type=_number("overlap"),
+        type=limited(_given("overlap")),
         metavar="X",
         help="what neighbouring tiles share at least, as a part of a side; smaller objects are whole in some tile "
         f"(default: {TileConfig.overlap})",
@@ -44,24 +49,9 @@ def tile_config(args: argparse.Namespace) -> TileConfig | None:
 
 def _tiles(text: str) -> int:
     """How many tiles; 0 for "auto"."""
-    return 0 if text == "auto" else int(_parsed("count", text, f"'auto' or {_stated('count')}"))
+    return 0 if text == "auto" else limited(_given("count"), "'auto' or ")(text)
 
 
-def _stated(name: str) -> str:
+def _given(name: str) -> Limits:
     """The limits without the 0 that stands for "not given"."""
-    return str(dataclasses.replace(TileConfig.limits(name), also=()))
-
-
-def _number(name: str) -> Any:
-    return lambda text: _parsed(name, text, _stated(name))
-
-
-def _parsed(name: str, text: str, expected: str) -> int | float:
-    limits = TileConfig.limits(name)
-    try:
-        value = limits.check(name, limits.kind(text))
-        if value not in limits.also:
-            return value
-    except ValueError:  # an InputError too
-        pass
-    raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return dataclasses.replace(TileConfig.limits(name), also=())

@@ -1,5 +1,6 @@
 """The detections of one image on the host: the one type that every part after the device pass works with."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.images.rle import Rle, encode_masks, segmentation_to_rle
+from ntt_jax.images.rle import Rle, decode_masks, encode_masks, segmentation_to_rle
 
 _KEYS = ("height", "width", "boxes", "scores", "labels", "counts")
 _MAX_SIDE = 10**6
@@ -145,3 +146,50 @@ def number_array(value: Any, kinds: str, rank: int, where: str) -> np.ndarray:
     if not shaped or array.dtype.kind not in kinds or not (np.abs(array) < 2**31).all():
         raise InputError(f"{where}: expected a list of {'four numbers each' if rank == 2 else 'numbers'}")
     return array
+
+
+class OfDetections:
+    """What every view of one image's detections says of them; `detections` holds them."""
+
+    detections: HostDetections
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+    @property
+    def height(self) -> int:
+        """Of the image, in pixels."""
+        return self.detections.height
+
+    @property
+    def width(self) -> int:
+        """Of the image, in pixels."""
+        return self.detections.width
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """`[n, 4]` float32 x1, y1, x2, y2 in pixels, corners inclusive."""
+        return self.detections.boxes
+
+    @property
+    def rles(self) -> tuple[Rle, ...]:
+        """The n masks as COCO run lengths."""
+        return self.detections.rles
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray:
+        """All masks, bool `[n, H, W]`; decoded when first asked for, then kept. `rles` hold them in far less memory."""
+        return decode_masks(self.rles, self.height, self.width)
+
+    def _to_supervision(self, data: dict[str, Any]) -> Any:
+        try:
+            import supervision  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError(f'to_supervision needs the library: "pip install supervision" ({error})') from error
+        return supervision.Detections(
+            xyxy=self.boxes.astype(np.float32),
+            mask=self.masks,
+            confidence=self.detections.scores,
+            class_id=self.detections.labels.astype(int),
+            data=data,
+        )

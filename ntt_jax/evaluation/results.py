@@ -38,6 +38,12 @@ def parse_record(data: Any, where: str) -> ImageDetections:
     return image_id, HostDetections.from_json(rest, where)
 
 
+def require_image_id(image_id: Any, where: str) -> None:
+    """Raise `InputError`, beginning with `where`, for what is no id of an image."""
+    if type(image_id) is not int or image_id < 0:
+        raise InputError(f"{where}: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
+
+
 def coco_results(detections: HostDetections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The detections of one image as entries of COCO's results format, in order.
 

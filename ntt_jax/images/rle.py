@@ -56,6 +56,14 @@ def decode_rle(rle: Rle) -> np.ndarray:
     return np.ascontiguousarray(_columns(rle["counts"], height, width).T)
 
 
+def decode_masks(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
+    """Bool `[n, H, W]` of n masks of one size in pixels; the way back from `encode_masks`."""
+    masks = np.zeros((len(rles), height, width), np.bool_)
+    for mask, rle in zip(masks, rles, strict=True):
+        mask[:] = decode_rle(rle)
+    return masks
+
+
 def sample_rle(rle: Rle, height: int, width: int) -> Rle:
     """The mask on a grid of height x width pixels, each the value at its centre. Raises `InputError` if unsound."""
     full_height, full_width = rle["size"]

@@ -1,7 +1,6 @@
 """What `Segmenter.predict` found in one image: arrays, names, COCO entries, a picture. Host only."""
 
 import dataclasses
-import functools
 import io
 import os
 from collections import Counter, deque
@@ -16,16 +15,15 @@ from PIL import Image
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.boxes import BoxedImage
-from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.detection.on_host import HostDetections, OfDetections
 from ntt_jax.detection.thresholds import by_class, choose, class_indices
 from ntt_jax.errors import InputError
-from ntt_jax.evaluation.results import coco_results
+from ntt_jax.evaluation.results import coco_results, require_image_id
 from ntt_jax.files import describe, show_path
 from ntt_jax.formats import Photo, labelme, yolo
 from ntt_jax.images.photos import photos_of_folder
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.reading import read_image
-from ntt_jax.images.rle import Rle, decode_rle
 from ntt_jax.notes import Notes
 from ntt_jax.runs.segment_output import draw_overlay
 from ntt_jax.segmenter.boxed import boxed_image
@@ -35,7 +33,7 @@ _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prediction:
+class Prediction(OfDetections):
     """The detections of one image, best first.
 
     detections: what was found, on the host; its sizes, boxes, scores, labels and masks are attributes here too.
@@ -89,21 +87,6 @@ class Prediction:
         return dataclasses.replace(self, detections=choose(self.detections, lowest, wanted, max_detections))
 
     @property
-    def height(self) -> int:
-        """Of the image, in pixels."""
-        return self.detections.height
-
-    @property
-    def width(self) -> int:
-        """Of the image, in pixels."""
-        return self.detections.width
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """`[n, 4]` float32 x1, y1, x2, y2 in pixels, corners inclusive."""
-        return self.detections.boxes
-
-    @property
     def scores(self) -> np.ndarray:
         """`[n]` float32, in descending order."""
         return self.detections.scores
@@ -112,14 +95,6 @@ class Prediction:
     def labels(self) -> np.ndarray:
         """`[n]` int32, indices into `classes`."""
         return self.detections.labels
-
-    @property
-    def rles(self) -> tuple[Rle, ...]:
-        """The n masks as COCO run lengths."""
-        return self.detections.rles
-
-    def __len__(self) -> int:
-        return len(self.rles)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).items())
@@ -130,18 +105,9 @@ class Prediction:
         """The class of each detection, n names."""
         return tuple(self.classes[label] for label in self.labels)
 
-    @functools.cached_property
-    def masks(self) -> np.ndarray:
-        """All masks, bool `[n, H, W]`; decoded when first asked for, then kept. `rles` hold them in far less memory."""
-        masks = np.zeros((len(self), self.height, self.width), np.bool_)
-        for mask, rle in zip(masks, self.rles, strict=True):
-            mask[:] = decode_rle(rle)
-        return masks
-
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of COCO's results format, best first: image_id, category_id, bbox x y w h, score, segmentation."""
-        if type(image_id) is not int or image_id < 0:
-            raise InputError(f"to_coco: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
+        require_image_id(image_id, "to_coco")
         return coco_results(self.detections, image_id, self.category_ids)
 
     def to_labelme(self, *, polygon_error: float = POLYGON_ERROR) -> dict[str, Any]:
@@ -169,17 +135,7 @@ class Prediction:
 
         Raises `InputError` if that library is not installed; nothing else here needs it.
         """
-        try:
-            import supervision  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise InputError(f'to_supervision needs the library: "pip install supervision" ({error})') from error
-        return supervision.Detections(
-            xyxy=self.boxes.astype(np.float32),
-            mask=self.masks,
-            confidence=self.scores,
-            class_id=self.labels.astype(int),
-            data={"class_name": np.array(self.class_names, dtype=str)},
-        )
+        return self._to_supervision({"class_name": np.array(self.class_names, dtype=str)})
 
     def image(self) -> np.ndarray:
         """The image itself, `[H, W, 3]` uint8. Raises `InputError` if its file is gone or of another size by now."""
