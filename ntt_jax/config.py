@@ -8,7 +8,7 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, parse_json, read_bytes, show_path
@@ -94,12 +94,30 @@ class Several:
         return tuple(self.each.check(f"{name}[{index}]", one) for index, one in enumerate(value))
 
 
-def _constant(default: Any, limits: Limits | Choices | Several) -> Any:
+def constant(default: Any, limits: Limits | Choices | Several) -> Any:
+    """A field of a `Checked` dataclass."""
     return field(default=default, metadata={"limits": limits})
 
 
+class Checked:
+    """A frozen dataclass whose fields (`constant`) are checked when one is made; an `InputError` names the field."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    _WHAT: ClassVar[str] = ""  # before the name in a message
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value = self.limits(one.name).check(f"{self._WHAT}{one.name}", getattr(self, one.name))
+            object.__setattr__(self, one.name, value)
+
+    @classmethod
+    def limits(cls, name: str) -> Any:
+        """Which values a field may have: `Limits`, `Choices` or `Several`."""
+        return cls.__dataclass_fields__[name].metadata["limits"]
+
+
 @dataclass(frozen=True)
-class DetectConfig:
+class DetectConfig(Checked):
     """Constants of the target pass (METHOD stage 3). The defaults are the published ones.
 
     points_per_side: prompts per image side; 32 gives 1024 candidates.
@@ -133,40 +151,38 @@ class DetectConfig:
     Raises `InputError`, naming the constant, for a value that is no number of its kind or outside its `limits`.
     """
 
-    points_per_side: int = _constant(32, Limits(int, 1, 256))
-    pred_iou_threshold: float = _constant(0.4, Limits(float, 0, 1))
-    nms_iou_threshold: float = _constant(0.5, Limits(float, 0, 1))
-    max_candidates: int = _constant(800, Limits(int, 1, 2**20))
-    max_detections: int = _constant(100, Limits(int, 1, 2**20))
-    classes_per_mask: int = _constant(1, Limits(int, 1, 2**16, also=(-1,)))
-    negative_sigma: float = _constant(0.8, Limits(float, 0, open_low=True))
-    iou_power: float = _constant(0.0, Limits(float, 0, 100))
-    softmax_temperature: float = _constant(0.0, Limits(float, 0))
-    hubness: str = _constant("none", Choices(("none", "centre", "csls")))
-    csls_neighbours: int = _constant(10, Limits(int, 1, 2**16))
-    order_area_power: float = _constant(0.0, Limits(float, -10, 10))
-    order_similarity_power: float = _constant(0.0, Limits(float, -10, 10))
-    stability_threshold: float = _constant(0.0, Limits(float, 0, 1))
-    stability_power: float = _constant(0.0, Limits(float, 0, 100))
-    stability_offset: float = _constant(0.7, Limits(float, 0))
-    merge: str = _constant("cosine", Choices(("cosine", "plain", "diffusion", "none")))
-    diffusion_alpha: float = _constant(0.3, Limits(float, 0, 0.999))
-    diffusion_power: float = _constant(0.5, Limits(float, 0, 100))
-    diffusion_transition: str = _constant("overlaps", Choices(("overlaps", "normalised")))
-    class_thresholds: tuple[float, ...] = _constant((), Several(Limits(float, 0)))
-    proposals: str = _constant("none", Choices(("none", "replace", "join")))
-    proposal_threshold: float = _constant(0.01, Limits(float, -1e9, 1e9))
-    max_proposals: int = _constant(100, Limits(int, 1, 2**14))
-    proposal_mask: str = _constant("single", Choices(("single", "best")))
-    proposal_order: str = _constant("objectness", Choices(("objectness", "predicted_iou")))
-    report_boxes: str = _constant("mask", Choices(("mask", "proposal")))
-    refine: str = _constant("none", Choices(("none", "box", "mask", "mask_and_box")))
-    extra_points: int = _constant(0, Limits(int, 0, 64))
+    points_per_side: int = constant(32, Limits(int, 1, 256))
+    pred_iou_threshold: float = constant(0.4, Limits(float, 0, 1))
+    nms_iou_threshold: float = constant(0.5, Limits(float, 0, 1))
+    max_candidates: int = constant(800, Limits(int, 1, 2**20))
+    max_detections: int = constant(100, Limits(int, 1, 2**20))
+    classes_per_mask: int = constant(1, Limits(int, 1, 2**16, also=(-1,)))
+    negative_sigma: float = constant(0.8, Limits(float, 0, open_low=True))
+    iou_power: float = constant(0.0, Limits(float, 0, 100))
+    softmax_temperature: float = constant(0.0, Limits(float, 0))
+    hubness: str = constant("none", Choices(("none", "centre", "csls")))
+    csls_neighbours: int = constant(10, Limits(int, 1, 2**16))
+    order_area_power: float = constant(0.0, Limits(float, -10, 10))
+    order_similarity_power: float = constant(0.0, Limits(float, -10, 10))
+    stability_threshold: float = constant(0.0, Limits(float, 0, 1))
+    stability_power: float = constant(0.0, Limits(float, 0, 100))
+    stability_offset: float = constant(0.7, Limits(float, 0))
+    merge: str = constant("cosine", Choices(("cosine", "plain", "diffusion", "none")))
+    diffusion_alpha: float = constant(0.3, Limits(float, 0, 0.999))
+    diffusion_power: float = constant(0.5, Limits(float, 0, 100))
+    diffusion_transition: str = constant("overlaps", Choices(("overlaps", "normalised")))
+    class_thresholds: tuple[float, ...] = constant((), Several(Limits(float, 0)))
+    proposals: str = constant("none", Choices(("none", "replace", "join")))
+    proposal_threshold: float = constant(0.01, Limits(float, -1e9, 1e9))
+    max_proposals: int = constant(100, Limits(int, 1, 2**14))
+    proposal_mask: str = constant("single", Choices(("single", "best")))
+    proposal_order: str = constant("objectness", Choices(("objectness", "predicted_iou")))
+    report_boxes: str = constant("mask", Choices(("mask", "proposal")))
+    refine: str = constant("none", Choices(("none", "box", "mask", "mask_and_box")))
+    extra_points: int = constant(0, Limits(int, 0, 64))
 
     def __post_init__(self) -> None:
-        for constant in dataclasses.fields(self):
-            value = self.limits(constant.name).check(constant.name, getattr(self, constant.name))
-            object.__setattr__(self, constant.name, value)
+        super().__post_init__()
         if self.max_detections > self.max_candidates:
             raise InputError(
                 f"max_detections: expected at most max_candidates, {self.max_candidates}, found {self.max_detections}"
@@ -178,7 +194,7 @@ class DetectConfig:
 
         Raises `InputError` for an unknown name or a value that may not be. `dataclasses.asdict` is the way back.
         """
-        known = [constant.name for constant in dataclasses.fields(cls)]
+        known = [one.name for one in dataclasses.fields(cls)]
         if not isinstance(data, dict):
             raise InputError(f"configuration: expected a JSON object, found {type(data).__name__}")
         if unknown := sorted(str(name) for name in data if name not in known):
@@ -213,11 +229,6 @@ class DetectConfig:
                     f"{what}: {name}={value} is not supported here, only in evaluate, run, segment and Segmenter; "
                     f"leave {name} out"
                 )
-
-    @classmethod
-    def limits(cls, name: str) -> Any:
-        """Which values a constant may have: `Limits`, `Choices` or `Several`."""
-        return cls.__dataclass_fields__[name].metadata["limits"]
 
 
 DEFAULT_THRESHOLD = 0.5

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
-from ntt_jax.config import Limits
+from ntt_jax.config import Checked, Limits, constant
 from ntt_jax.errors import InputError
 
 
-def _setting(default: Any, limits: Limits) -> Any:
-    return dataclasses.field(default=default, metadata={"limits": limits})
-
-
 @dataclass(frozen=True)
-class MaskSettings:
+class MaskSettings(Checked):
     """Settings of `sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator`, with its names and defaults.
 
     points_per_side: of the grid of points; three masks each. pred_iou_thresh: masks whose predicted IoU is not above it
@@ -31,30 +27,23 @@ class MaskSettings:
     Raises `InputError`, naming the setting, for a value that may not be.
     """
 
-    points_per_side: int = _setting(32, Limits(int, 1, 256))
-    pred_iou_thresh: float = _setting(0.8, Limits(float, 0, 1))
-    stability_score_thresh: float = _setting(0.95, Limits(float, 0, 1))
-    stability_score_offset: float = _setting(1.0, Limits(float, 0))
-    box_nms_thresh: float = _setting(0.7, Limits(float, 0, 1))
-    crop_n_layers: int = _setting(0, Limits(int, 0, 5))
-    crop_nms_thresh: float = _setting(0.7, Limits(float, 0, 1))
-    crop_overlap_ratio: float = _setting(512 / 1500, Limits(float, 0, 1))
-    crop_n_points_downscale_factor: int = _setting(1, Limits(int, 1, 256))
+    points_per_side: int = constant(32, Limits(int, 1, 256))
+    pred_iou_thresh: float = constant(0.8, Limits(float, 0, 1))
+    stability_score_thresh: float = constant(0.95, Limits(float, 0, 1))
+    stability_score_offset: float = constant(1.0, Limits(float, 0))
+    box_nms_thresh: float = constant(0.7, Limits(float, 0, 1))
+    crop_n_layers: int = constant(0, Limits(int, 0, 5))
+    crop_nms_thresh: float = constant(0.7, Limits(float, 0, 1))
+    crop_overlap_ratio: float = constant(512 / 1500, Limits(float, 0, 1))
+    crop_n_points_downscale_factor: int = constant(1, Limits(int, 1, 256))
 
     def __post_init__(self) -> None:
-        for setting in dataclasses.fields(self):
-            value = self.limits(setting.name).check(setting.name, getattr(self, setting.name))
-            object.__setattr__(self, setting.name, value)
+        super().__post_init__()
         if self.points_of(self.crop_n_layers) < 1:
             raise InputError(
                 f"crop_n_points_downscale_factor: {self.crop_n_points_downscale_factor} leaves no point in layer "
                 f"{self.crop_n_layers}"
             )
-
-    @classmethod
-    def limits(cls, name: str) -> Limits:
-        """Which values a setting may have."""
-        return cls.__dataclass_fields__[name].metadata["limits"]
 
     @classmethod
     def of(cls, settings: "MaskSettings | None", changes: dict[str, Any]) -> "MaskSettings":

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32
 
-from ntt_jax.config import DinoV2Config
+from ntt_jax.config import DinoV2Config, EncoderConfig
 from ntt_jax.errors import InputError
 from ntt_jax.models.attention import attention
 from ntt_jax.models.layers import Conv, LayerNorm, Linear, Mlp, ShapesOnly
@@ -143,8 +143,7 @@ class DinoVisionTransformer(nnx.Module):
             InputError: images of another shape or of integers.
         """
         tokens = self.forward_features(images)["norm"]
-        (b, height, width, _), p = images.shape, self.config.patch_size
-        return tokens[:, 1 + self.config.num_register_tokens :].reshape(b, height // p, width // p, -1)
+        return patch_grid(tokens, images, self.config)
 
     def forward_features(self, images: Float[Array, "B H W 3"]) -> dict[str, Float32[Array, "B N C"]]:
         """Every stage by name, for tests and analysis; what is not used costs nothing under jit.
@@ -199,6 +198,12 @@ class DinoVisionTransformer(nnx.Module):
             precision=jax.lax.Precision.HIGHEST,
         )
         return table.reshape(1, h * w, dim)
+
+
+def patch_grid(tokens: Array, images: Array, config: EncoderConfig) -> Array:
+    """The patches of `tokens` `[B, 1 + R + h * w, C]` as `[B, h, w, C]`, without CLS and registers."""
+    (b, height, width, _), p = images.shape, config.patch_size
+    return tokens[:, 1 + config.num_register_tokens :].reshape(b, height // p, width // p, -1)
 
 
 def check_images(images: Array, patch_size: int, name: str) -> None:

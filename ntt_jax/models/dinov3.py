@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32
 from ntt_jax.config import DinoV3Config
 from ntt_jax.errors import InputError
 from ntt_jax.models.attention import attention
-from ntt_jax.models.dinov2 import check_images, normal
+from ntt_jax.models.dinov2 import check_images, normal, patch_grid
 from ntt_jax.models.layers import Conv, LayerNorm, Linear, gelu
 
 LAYER_NORM_EPSILON = 1e-5
@@ -139,8 +139,7 @@ class DINOv3ViTModel(nnx.Module):
             InputError: images of another shape or of integers.
         """
         tokens = self.forward_features(images)["norm"]
-        (b, height, width, _), p = images.shape, self.config.patch_size
-        return tokens[:, 1 + self.config.num_register_tokens :].reshape(b, height // p, width // p, -1)
+        return patch_grid(tokens, images, self.config)
 
     def forward_features(self, images: Float[Array, "B H W 3"]) -> dict[str, Float32[Array, "B N C"]]:
         """Every stage by name, for tests and analysis; what is not used costs nothing under jit.

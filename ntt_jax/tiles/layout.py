@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ntt_jax.config import DetectConfig, Limits
+from ntt_jax.config import Checked, DetectConfig, Limits, constant
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 
@@ -23,16 +23,8 @@ class Tile(NamedTuple):
     bottom: int
 
 
-_LIMITS = {
-    "size": Limits(int, 32, 2**15, also=(0,)),
-    "count": Limits(int, 1, 100, also=(0,)),
-    "overlap": Limits(float, 0, 0.9),
-    "merge_threshold": Limits(float, 0, 1, open_low=True),
-}
-
-
 @dataclass(frozen=True)
-class TileConfig:
+class TileConfig(Checked):
     """How images are cut into tiles, and what becomes of objects that several tiles see.
 
     size: side of a tile in pixels. count: in place of it, tiles along the longer side of every image. Neither: the side
@@ -43,21 +35,16 @@ class TileConfig:
     Raises `InputError` for a value that may not be, or for both size and count.
     """
 
-    size: int = 0
-    count: int = 0
-    overlap: float = 0.25
-    merge_threshold: float = 0.5
+    _WHAT = "tiles: "
+    size: int = constant(0, Limits(int, 32, 2**15, also=(0,)))
+    count: int = constant(0, Limits(int, 1, 100, also=(0,)))
+    overlap: float = constant(0.25, Limits(float, 0, 0.9))
+    merge_threshold: float = constant(0.5, Limits(float, 0, 1, open_low=True))
 
     def __post_init__(self) -> None:
-        for name, limits in _LIMITS.items():
-            object.__setattr__(self, name, limits.check(f"tiles: {name}", getattr(self, name)))
+        super().__post_init__()
         if self.size and self.count:
             raise InputError("tiles: give a size in pixels or a count along the longer side, not both")
-
-    @classmethod
-    def limits(cls, name: str) -> Limits:
-        """Which values a field may have."""
-        return _LIMITS[name]
 
 
 def as_tiles(value: Any) -> TileConfig | None:
