@@ -219,6 +219,10 @@ class DetectConfig(Checked):
         changed = {name: value for name, value in dataclasses.asdict(self).items() if value != default[name]}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
+    def taking_boxes(self) -> "DetectConfig":
+        """This one with boxes as prompts: in place of the points, unless it says "join"."""
+        return dataclasses.replace(self, proposals="replace") if self.proposals == "none" else self
+
     def require_plain_points(self, what: str) -> None:
         """Raise `InputError`, starting with `what`, if a constant asks for more than the grid of points, decoded once:
         what was proposed then depends on the memory or on boxes, and not on the image alone."""

@@ -245,8 +245,7 @@ def _with_boxes(config: DetectConfig, boxes: Any, scores: Any) -> tuple[DetectCo
     scores = jnp.ones(len(rows), jnp.float32) if scores is None else jnp.asarray(scores, jnp.float32)
     if scores.shape != rows.shape[:1]:
         raise InputError(f"box_scores: expected [{len(rows)}], one for each box, found {list(scores.shape)}")
-    config = dataclasses.replace(config, proposals="replace") if config.proposals == "none" else config
-    return config, jnp.concatenate([rows, scores[:, None]], axis=1)
+    return config.taking_boxes(), jnp.concatenate([rows, scores[:, None]], axis=1)
 
 
 def detect_images(

@@ -101,5 +101,5 @@ def detect_config(args: argparse.Namespace) -> DetectConfig:
             why = "--proposals-mode" if args.proposals_mode else f"--method (proposals={config.proposals})"
             raise InputError(f"{why}: needs boxes; give --proposals FILE")
         return config
-    mode = args.proposals_mode or ("replace" if config.proposals == "none" else config.proposals)
+    mode = args.proposals_mode or config.taking_boxes().proposals
     return dataclasses.replace(config, proposals=mode)

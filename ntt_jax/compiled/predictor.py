@@ -32,7 +32,7 @@ from ntt_jax.detection.boxes import BoxedImage, choose_boxes
 from ntt_jax.detection.merge import Merged
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
-from ntt_jax.images.preprocess import resize_for_sam
+from ntt_jax.images.preprocess import check_image, resize_for_sam
 from ntt_jax.images.rle import Rle, encode_masks
 from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
@@ -215,13 +215,13 @@ class Predictor:
         if self.config.proposals == "none":
             if isinstance(given, BoxedImage):
                 raise InputError('an image with boxes: the configuration takes none; set proposals="replace" or "join"')
-            return _check_image(given), []
+            return check_image(given), []
         if not isinstance(given, BoxedImage):
             raise InputError(
                 f'the configuration takes boxes as prompts (proposals="{self.config.proposals}"), but images came'
                 " without them"
             )
-        return _check_image(given.image), [choose_boxes(given.boxes, self.config)]
+        return check_image(given.image), [choose_boxes(given.boxes, self.config)]
 
     def _dispatch(
         self, images: list[np.ndarray], sizes: list[tuple[int, int]], boxes: list[np.ndarray]
@@ -275,12 +275,3 @@ class Predictor:
                 part = np.unpackbits(part, axis=-1)
             rles.extend(encode_masks(part[:, :, :width].view(np.bool_)))
         return rles
-
-
-def _check_image(image: Any) -> np.ndarray:
-    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        found = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image).__name__
-        raise InputError(f"expected an image as a numpy array uint8 [H, W, 3], found {found}")
-    if not min(image.shape):
-        raise InputError("expected an image with pixels, found an empty one")
-    return image

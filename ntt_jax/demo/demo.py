@@ -30,7 +30,7 @@ from ntt_jax.files import write_json
 from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import encoder_input, resize_for_sam
 from ntt_jax.images.reading import read_image
-from ntt_jax.images.rle import Rle, decode_masks, encode_masks
+from ntt_jax.images.rle import Rle, decode_rles, encode_masks
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.bank import MemoryBank, save_memory
 from ntt_jax.models.encoder import Encoder
@@ -230,11 +230,11 @@ def _draw_targets(path: Path, benchmark: Benchmark, detections: Sequence[HostDet
         annotations = dataset.image_annotations[image_id]
         labels = [a.category_id - 1 for a in annotations]
         truth = np.stack([dataset.mask(a) for a in annotations])
-        other = decode_masks(benchmark.distractors.get(image_id, []), *image.shape[:2])
+        other = decode_rles(benchmark.distractors.get(image_id, []), *image.shape[:2])
         drawn = visualize.overlay(visualize.outlined(image, other), truth, labels, [names[k] for k in labels])
         tiles.append(visualize.titled(drawn, f"scene {image_id}: what is there"))
         shown = np.flatnonzero(found.scores >= _SHOWN_SCORE)
-        masks = decode_masks([found.rles[i] for i in shown], *image.shape[:2])
+        masks = decode_rles([found.rles[i] for i in shown], *image.shape[:2])
         captions = [f"{names[found.labels[i]]} {found.scores[i]:.2f}" for i in shown]
         drawn = visualize.overlay(image, masks, found.labels[shown], captions)
         tiles.append(visualize.titled(drawn, f"scene {image_id}: what was found"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.images.rle import Rle, decode_masks, encode_masks, segmentation_to_rle
+from ntt_jax.images.rle import Rle, decode_rles, encode_masks, segmentation_to_rle
 
 _KEYS = ("height", "width", "boxes", "scores", "labels", "counts")
 _MAX_SIDE = 10**6
@@ -179,7 +179,7 @@ class OfDetections:
     @functools.cached_property
     def masks(self) -> np.ndarray:
         """All masks, bool `[n, H, W]`; decoded when first asked for, then kept. `rles` hold them in far less memory."""
-        return decode_masks(self.rles, self.height, self.width)
+        return decode_rles(self.rles, self.height, self.width)
 
     def _to_supervision(self, data: dict[str, Any]) -> Any:
         try:

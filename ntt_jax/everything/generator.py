@@ -27,6 +27,7 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.everything.found import FoundMasks
 from ntt_jax.everything.settings import Crop, MaskSettings, crops_of
+from ntt_jax.images.preprocess import check_image
 from ntt_jax.images.resize import resize_taps
 from ntt_jax.images.rle import Rle
 from ntt_jax.images.rle_crops import place_mask
@@ -76,11 +77,7 @@ class MaskGenerator:
 
     def __call__(self, image: np.ndarray) -> FoundMasks:
         """The masks of an image `[H, W, 3]` uint8 RGB. Raises `InputError` for anything else."""
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            found = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image).__name__
-            raise InputError(f"generate_masks: expected an image uint8 [H, W, 3], found {found}")
-        if not image.size:
-            raise InputError("generate_masks: expected an image with pixels, found an empty one")
+        check_image(image, "generate_masks")
         height, width = image.shape[:2]
         crops = crops_of(height, width, self.settings)
         parts = [self._of_crop(image, crop) for crop in crops]

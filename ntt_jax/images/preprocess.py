@@ -3,6 +3,8 @@
 Host functions work on numpy arrays of any size; device functions on batches of one fixed size, under jit.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -36,7 +38,7 @@ def resize_for_sam(image: np.ndarray, size: int) -> np.ndarray:
     Raises:
       InputError: not a uint8 RGB image.
     """
-    _check_image(image)
+    check_image(image)
     resized = Image.fromarray(np.ascontiguousarray(image))
     for shape in ((size, resized.height), (size, size)):
         resized = resized.resize(shape, Image.Resampling.BICUBIC)
@@ -99,7 +101,7 @@ def reference_crop(
     Raises:
       InputError: wrong types or sizes, or a box that covers no pixel of the image.
     """
-    _check_image(image)
+    check_image(image)
     mask = np.asarray(mask)
     if mask.shape != image.shape[:2]:
         raise InputError(f"reference mask: expected {image.shape[:2]} like the image, found {mask.shape}")
@@ -124,6 +126,11 @@ def mask_to_grid(mask: np.ndarray, grid: int) -> np.ndarray:
     return mask[rows[:, None], columns[None, :]]
 
 
-def _check_image(image: np.ndarray) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 1:
-        raise InputError(f"image: expected uint8 [H, W, 3], found {image.dtype} {image.shape}")
+def check_image(image: Any, what: str = "image") -> np.ndarray:
+    """The image. Raises `InputError`, beginning with `what`, unless it is uint8 RGB `[H, W, 3]` with pixels."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        found = f"{image.dtype} {list(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+        raise InputError(f"{what}: expected an image as a numpy array uint8 [H, W, 3], found {found}")
+    if not image.size:
+        raise InputError(f"{what}: expected an image with pixels, found an empty one")
+    return image

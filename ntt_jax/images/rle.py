@@ -56,7 +56,7 @@ def decode_rle(rle: Rle) -> np.ndarray:
     return np.ascontiguousarray(_columns(rle["counts"], height, width).T)
 
 
-def decode_masks(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
+def decode_rles(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
     """Bool `[n, H, W]` of n masks of one size in pixels; the way back from `encode_masks`."""
     masks = np.zeros((len(rles), height, width), np.bool_)
     for mask, rle in zip(masks, rles, strict=True):

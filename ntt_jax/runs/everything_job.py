@@ -10,11 +10,9 @@ import numpy as np
 import ntt_jax
 from ntt_jax.config import arithmetic
 from ntt_jax.detection.on_host import HostDetections
-from ntt_jax.errors import InputError
 from ntt_jax.everything.found import CLASS
 from ntt_jax.everything.generator import MaskGenerator
 from ntt_jax.everything.settings import MaskSettings
-from ntt_jax.files import describe
 from ntt_jax.formats import check_formats
 from ntt_jax.images.polygons import POLYGON_ERROR
 from ntt_jax.images.remote import Address, Location
@@ -24,7 +22,7 @@ from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute
 from ntt_jax.runs.observer import SILENT, Observer
 from ntt_jax.runs.segment_job import segment_photos
-from ntt_jax.runs.segment_output import PICTURES, Categories, Shown
+from ntt_jax.runs.segment_output import PICTURES, Categories, Shown, check_pictures
 from weight_port.files import sha256
 
 
@@ -81,11 +79,8 @@ def segment_everything(
     Returns and raises as `segment`.
     """
     settings, compute = settings or MaskSettings(), compute or Compute()
-    if unknown := [name for name in pictures if name not in PICTURES]:
-        raise InputError(f"pictures: expected some of {', '.join(PICTURES)}, found {describe(unknown[0])}")
-    shown = Shown(
-        np.array([score_threshold], np.float32), None, tuple(pictures), check_formats(formats), polygon_error, True
-    )
+    pictures, formats = check_pictures(pictures), check_formats(formats)
+    shown = Shown(np.array([score_threshold], np.float32), None, pictures, formats, polygon_error, by_instance=True)
     identity = {
         "ntt-jax": ntt_jax.__version__,
         "SAM 2 checkpoint": sha256(sam2),

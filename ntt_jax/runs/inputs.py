@@ -74,7 +74,7 @@ def read_boxes(path: Path | None, config: DetectConfig) -> tuple[DetectConfig, B
         if config.proposals != "none":
             raise InputError(f"proposals={config.proposals}: the method takes boxes as prompts; give --proposals FILE")
         return config, None
-    config = dataclasses.replace(config, proposals="replace") if config.proposals == "none" else config
+    config = config.taking_boxes()
     return config, load_box_proposals(path)
 
 

@@ -19,7 +19,7 @@ from ntt_jax.config import DEFAULT_THRESHOLD, DetectConfig
 from ntt_jax.datasets.dataset import CocoDataset, CocoImage, make_dataset
 from ntt_jax.detection.thresholds import by_class, class_indices, of_memory
 from ntt_jax.errors import InputError
-from ntt_jax.files import describe, show_path
+from ntt_jax.files import show_path
 from ntt_jax.formats import check_formats
 from ntt_jax.images.photos import find_photos
 from ntt_jax.images.polygons import POLYGON_ERROR
@@ -37,7 +37,7 @@ from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute, TargetPass, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer, warn
 from ntt_jax.runs.paths import make_output_folder
-from ntt_jax.runs.segment_output import PICTURES, Categories, Found, Shown, write_output
+from ntt_jax.runs.segment_output import PICTURES, Categories, Found, Shown, check_pictures, write_output
 from ntt_jax.tiles.layout import TileConfig
 from weight_port.files import sha256
 
@@ -94,13 +94,7 @@ def segment(
     """
     config, given_boxes = inputs.read_boxes(proposals, config or DetectConfig())
     compute = compute or Compute()
-    if copy_to is not None:
-        check_target(copy_to)
-    if isinstance(out, Path):
-        make_output_folder(out)
-    if unknown := [name for name in pictures if name not in PICTURES]:
-        raise InputError(f"pictures: expected some of {', '.join(PICTURES)}, found {describe(unknown[0])}")
-    formats = check_formats(formats)
+    pictures, formats = check_pictures(pictures), check_formats(formats)
     bank = load_memory(memory)
     require_encoder(bank, *read_encoder(dinov2))
     if score_threshold is None and (score_threshold := of_memory(bank.provenance, bank.class_names)):
@@ -109,7 +103,7 @@ def segment(
     shown = Shown(
         by_class(score_threshold, bank.class_names, default=default_threshold),
         None if classes is None else tuple(class_indices(classes, bank.class_names, "classes")),
-        tuple(pictures),
+        pictures,
         formats,
         polygon_error,
     )

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,7 +15,7 @@ from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import choose
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import coco_results, parse_record
-from ntt_jax.files import TEMPORARY, make_folder, remove_temporaries, show_path, write_bytes
+from ntt_jax.files import TEMPORARY, describe, make_folder, remove_temporaries, show_path, write_bytes
 from ntt_jax.formats import FORMATS, Classes, Photo, write_formats
 from ntt_jax.images.drawing import overlay, save_picture
 from ntt_jax.images.polygons import POLYGON_ERROR
@@ -34,6 +34,13 @@ OVERLAY_SIDE = 2048
 _TOGETHER = 64  # masks drawn together where there may be hundreds
 
 _UPRIGHT = "without --exif raw they lie as the tools show them"
+
+
+def check_pictures(names: Collection[str]) -> tuple[str, ...]:
+    """The names. Raises `InputError` for one that is not of `PICTURES`."""
+    if unknown := [name for name in names if name not in PICTURES]:
+        raise InputError(f"pictures: expected some of {', '.join(PICTURES)}, found {describe(unknown[0])}")
+    return tuple(names)
 
 
 @dataclass(frozen=True)

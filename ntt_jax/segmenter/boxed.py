@@ -1,6 +1,5 @@
 """Boxes that people give beside images, in whatever form the images come. Host only."""
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,11 +11,6 @@ from ntt_jax.detection.boxes import BoxedImage, as_boxes, inside
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.segmenter.inputs import is_image
-
-
-def with_boxes(config: DetectConfig) -> DetectConfig:
-    """The configuration that takes boxes as prompts: in place of the points, unless it says "join"."""
-    return dataclasses.replace(config, proposals="replace") if config.proposals == "none" else config
 
 
 def boxes_beside(images: Any, boxes: Any, scores: Any) -> Iterator[np.ndarray] | None:

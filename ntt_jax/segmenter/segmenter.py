@@ -34,7 +34,7 @@ from ntt_jax.references.build import Negatives
 from ntt_jax.references.folder import FoundReferences, find_references
 from ntt_jax.references.negatives import negative_set
 from ntt_jax.references.sampling import ReferenceSet, load_references
-from ntt_jax.segmenter.boxed import boxes_beside, with_boxes
+from ntt_jax.segmenter.boxed import boxes_beside
 from ntt_jax.segmenter.classes import (
     ClassReferences,
     from_bank,
@@ -320,7 +320,7 @@ class Segmenter:
           InputError: nothing has been learned, an image that cannot be used (an iterator raises it at its turn).
         """
         cut, rows = as_tiles(tiles), boxes_beside(images, boxes, box_scores)
-        predictor = tiled(self._ready_predictor(self.config if rows is None else with_boxes(self.config)), cut)
+        predictor = tiled(self._ready_predictor(self.config if rows is None else self.config.taking_boxes()), cut)
         finish = functools.partial(
             Prediction.select,
             classes=tuple(self._classes),
@@ -388,9 +388,10 @@ class Segmenter:
             self._predictors = {key: one.with_prototypes(*padded) for key, one in self._predictors.items()}
 
     def _ready_predictor(self, config: DetectConfig) -> Predictor:
-        with published_numbers():
-            prototypes, negatives = padded_classes(self.memory, config.classes_per_mask)
+        memory = self.memory  # raises where nothing has been learned
         if config not in self._predictors:
+            with published_numbers():
+                prototypes, negatives = padded_classes(memory, config.classes_per_mask)
             made = Predictor(*self._models, prototypes, config, negatives=negatives, **self._options)
             self._predictors = {**self._predictors, config: made}
         return self._predictors[config]
