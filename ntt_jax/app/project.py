@@ -242,7 +242,10 @@ class Project:
 def _next(ids: Collection[int]) -> int:
     """One more than the largest id; the first that is free, if that would be larger than JSON's numbers."""
     after = max(ids, default=0) + 1
-    return after if 0 < after < 2**53 else next(i for i in range(1, len(ids) + 2) if i not in set(ids))
+    if 0 < after < 2**53:
+        return after
+    taken = set(ids)
+    return next(i for i in range(1, len(taken) + 2) if i not in taken)
 
 
 def _photo(folder: Path, path: Path) -> Photo:

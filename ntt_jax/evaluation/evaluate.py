@@ -10,7 +10,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation.coco import SCORERS, CocoScorer
 from ntt_jax.evaluation.ground_truth import GroundTruth
 from ntt_jax.evaluation.lvis import LvisScorer
-from ntt_jax.evaluation.results import ImageDetections
+from ntt_jax.evaluation.results import ImageDetections, check_labels
 from ntt_jax.evaluation.semantic import SemanticScorer
 from ntt_jax.evaluation.voc import VocScorer
 
@@ -69,11 +69,7 @@ class Evaluation:
             raise InputError(f"evaluation: image {image_id} of the detections {problem}")
         self._seen.add(image_id)
         classes = len(self._counts)
-        if len(found) and found.labels.max() >= classes:
-            raise InputError(
-                f"detections of image {image_id}: label {found.labels.max()} has no category"
-                f" (there are {classes} classes)"
-            )
+        check_labels(found, image_id, classes)
         self._counts += np.bincount(found.labels, minlength=classes)
         self._scorer.add(image_id, found)
         if self._semantic is not None:

@@ -44,6 +44,15 @@ def require_image_id(image_id: Any, where: str) -> None:
         raise InputError(f"{where}: expected the image's id, an integer of at least 0, found {image_id!r:.60}")
 
 
+def check_labels(detections: HostDetections, image_id: int, classes: int) -> None:
+    """Raise `InputError` if one of an image's detections has a label beyond so many classes."""
+    if len(detections) and detections.labels.max() >= classes:
+        raise InputError(
+            f"detections of image {image_id}: label {detections.labels.max()} has no category"
+            f" (there are {classes} classes)"
+        )
+
+
 def coco_results(detections: HostDetections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """The detections of one image as entries of COCO's results format, in order.
 
@@ -52,11 +61,7 @@ def coco_results(detections: HostDetections, image_id: int, category_ids: Sequen
     detections give equal text.
     Raises `InputError` if a label has no category.
     """
-    if len(detections) and detections.labels.max() >= len(category_ids):
-        raise InputError(
-            f"detections of image {image_id}: label {detections.labels.max()} has no category"
-            f" (there are {len(category_ids)} classes)"
-        )
+    check_labels(detections, image_id, len(category_ids))
     corners = detections.boxes
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # [n, 4] xywh
     return [

@@ -45,8 +45,10 @@ def tasks(benchmark: ByHand, folder: Path, shots: Sequence[int]) -> tuple[list[T
         raise InputError(f"--shots: {benchmark.name} has reference lists of {known} shots, not of {unknown[0]}")
     made, lacking = _voc(folder, shots) if benchmark is BY_HAND["voc"] else _cd_fsod(folder, shots)
     for task in made:
-        for path in (task.source, task.images, task.annotations, task.target_images, *filter(None, [task.lists])):
-            if "+" not in str(path.relative_to(folder)) and not path.exists():
+        # With lists, the source names two years of VOC at once, each of which has been looked for.
+        needed = [task.images, task.annotations, task.target_images]
+        for path in [*needed, task.lists] if task.lists else [task.source, *needed]:
+            if not path.exists():
                 raise _missing(path, benchmark)
     if not made:
         raise _missing(folder / lacking[0], benchmark)
