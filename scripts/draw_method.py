@@ -28,7 +28,7 @@ from ntt_jax.files import write_bytes
 from ntt_jax.images import drawing as visualize
 from ntt_jax.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, encoder_input, resize_for_sam, sam_input
 from ntt_jax.loading import load_dinov2, load_sam2
-from ntt_jax.memory.aggregate import normalise
+from ntt_jax.memory.aggregate import unit_vectors
 from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.point_grid.decode_grid import grid_points
 from ntt_jax.models.sam2.sam2_base import Sam2
@@ -181,7 +181,7 @@ def draw_candidates(one: Stages, image_size: int) -> np.ndarray:
 
 def draw_similarities(one: Stages, prototypes: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Cosine of every patch with every prototype; below, some candidates and their similarities to all classes."""
-    unit = np.asarray(normalise(jnp.asarray(one.patches))[0])
+    unit = np.asarray(unit_vectors(jnp.asarray(one.patches))[0])
     size = fit(one.image, 140).shape[:2]
     maps = [visualize.enlarge(shades(unit @ prototype, 0, 0.9), *size) for prototype in prototypes]
     above = visualize.grid([visualize.titled(m, n) for m, n in zip(maps, names, strict=True)], len(names))

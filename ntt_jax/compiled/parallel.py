@@ -1,7 +1,7 @@
 """Work spread over devices: per-shard functions, written once, and their two wrappers, `sharded` and `pmapped`.
 
-A per-shard function is `function(shared, rows, there)`. `shared` (a model, prototypes) is the same on every device;
-`rows` is a pytree of arrays whose first axis (references, classes, images) is divided among the devices; `there` says
+A per-shard function is `function(shared, rows, valid)`. `shared` (a model, prototypes) is the same on every device;
+`rows` is a pytree of arrays whose first axis (references, classes, images) is divided among the devices; `valid` says
 which of them are real and not padding. What it returns is either rows again, or, `reduced` over `AXIS`, the same whole
 result on every device. Both wrappers take any number of rows on any number of devices.
 
@@ -37,22 +37,22 @@ AXIS = "batch"
 PerShard = Callable[[Any, Any, Array], Any]
 
 
-def fill_memory(shared: Any, rows: tuple[Array, Array, Array], there: Array, *, classes: int, shots: int) -> Memory:
+def fill_memory(shared: Any, rows: tuple[Array, Array, Array], valid: Array, *, classes: int, shots: int) -> Memory:
     """Per shard, reduced: encode references and collect the memory of all classes (METHOD stages 1 and 2).
 
     Args:
       shared: the encoder.
       rows: crops `[n, E, E, 3]` float32 normalised; masks `[n, g, g]` float32 in [0, 1] on the patch grid; places
         `[n, 2]` int32, class index in 0..classes-1 and reference index in 0..shots-1, each place once.
-      there: `[n]` bool. classes, shots: K and S of the memory.
+      valid: `[n]` bool. classes, shots: K and S of the memory.
 
     Returns:
       `Memory` with prototypes `[K, C]`: that of `aggregate_memory`. References with an all-zero mask are not valid.
     """
     crops, masks, places = rows
     means = encode_references(shared, crops, masks)
-    there = there & (jnp.sum(masks, axis=(1, 2)) > 0)
-    row = jnp.where(there, places[:, 0], classes)  # beyond the last class: dropped
+    valid = valid & (jnp.sum(masks, axis=(1, 2)) > 0)
+    row = jnp.where(valid, places[:, 0], classes)  # beyond the last class: dropped
     filled = jnp.zeros((classes, shots, means.shape[-1])).at[row, places[:, 1]].set(means, mode="drop")
     count = jnp.zeros((classes, shots), jnp.int32).at[row, places[:, 1]].set(1, mode="drop")
     # Every place is filled by one device and zero on the others: the sum is exact.
@@ -60,16 +60,16 @@ def fill_memory(shared: Any, rows: tuple[Array, Array, Array], there: Array, *, 
     return Memory(prototypes_from_instance_means(filled, count > 0), filled, count > 0)
 
 
-def aggregate_classes(shared: Any, rows: tuple[Array, Array], there: Array) -> Memory:
+def aggregate_classes(shared: Any, rows: tuple[Array, Array], valid: Array) -> Memory:
     """Per shard: `aggregate_memory` of classes, rows features `[k, S, hw, C]` and masks `[k, S, hw]`; shared: ()."""
-    del shared, there
+    del shared, valid
     return aggregate_memory(*rows)
 
 
 def match_images(
     shared: Array | tuple[Array, Array],
     rows: tuple[Array, Array],
-    there: Array,
+    valid: Array,
     *,
     classes_per_mask: int = 1,
     negative_sigma: float = DetectConfig.negative_sigma,
@@ -84,7 +84,7 @@ def match_images(
     Returns:
       labels `[n, P, r]` int32 and scores `[n, P, r]` float32; -1 and 0 for candidates without a feature.
     """
-    del there
+    del valid
     prototypes, negatives = shared if isinstance(shared, tuple) else (shared, None)
 
     def one(image: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -124,7 +124,7 @@ def pad_rows(rows: Any, multiple: int) -> tuple[Any, np.ndarray, int]:
       rows: a pytree of arrays `[n, ...]`, n the same for all and at least 1.
 
     Returns:
-      the rows `[m, ...]`; there `[m]` bool, False for those added; n.
+      the rows `[m, ...]`; valid `[m]` bool, False for those added; n.
 
     Raises:
       InputError: no rows, or arrays with different numbers of them.
@@ -157,8 +157,8 @@ def sharded(
     program = jax.jit(over_mesh(function, mesh, reduced=reduced))
 
     def call(shared: Any, rows: Any) -> Any:
-        rows, there, count = pad_rows(rows, mesh.size)
-        found = program(shared, rows, there)
+        rows, valid, count = pad_rows(rows, mesh.size)
+        found = program(shared, rows, valid)
         return found if reduced else jax.tree.map(lambda array: array[:count], found)
 
     return call
@@ -177,15 +177,15 @@ def pmapped(
     own = [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     several = len(own) < mesh.size
 
-    def run(shared: Any, rows: Any, there: Array) -> Any:
-        return function(shared[0], rows, there)
+    def run(shared: Any, rows: Any, valid: Array) -> Any:
+        return function(shared[0], rows, valid)
 
     out = None if reduced else 0
     program = jax.pmap(run, AXIS, in_axes=(None, 0, 0), out_axes=out, devices=list(mesh.devices.flat))
 
     def call(shared: Any, rows: Any) -> Any:
-        rows, there, count = pad_rows(rows, mesh.size)
-        divided = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), (rows, there))
+        rows, valid, count = pad_rows(rows, mesh.size)
+        divided = jax.tree.map(lambda array: array.reshape(mesh.size, -1, *array.shape[1:]), (rows, valid))
         if several:
             divided = jax.tree.map(lambda array: array[np.array(own)], divided)
         # Beside a number: pmap takes the wrong axes for the rows where an argument with axis None holds no array.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ntt_jax.memory.aggregate import normalise
+from ntt_jax.memory.aggregate import unit_vectors
 
 _CELLS = 8  # cells along each side of the image; each gives one point at most
 
@@ -23,8 +23,8 @@ def similar_points(patches: Array, prototypes: Array, count: int, image_size: in
       there `[count]` bool, False where there are fewer.
     """
     h, w, _ = patches.shape
-    objects, _ = normalise(patches.astype(jnp.float32).reshape(h * w, -1))
-    classes, _ = normalise(prototypes.astype(jnp.float32))
+    objects, _ = unit_vectors(patches.astype(jnp.float32).reshape(h * w, -1))
+    classes, _ = unit_vectors(prototypes.astype(jnp.float32))
     similarity = jnp.max(jnp.einsum("pc,kc->pk", objects, classes, precision="highest"), axis=1).reshape(h, w)
     around = lax.reduce_window(similarity, -jnp.inf, lax.max, (3, 3), (1, 1), "SAME")
     peak = jnp.where((similarity > 0) & (similarity >= around), similarity, 0.0).reshape(-1)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.images.resize import resize_matrix
-from ntt_jax.memory.aggregate import normalise
+from ntt_jax.memory.aggregate import unit_vectors
 
 # Rank-ordered classes of a candidate below this share of its best similarity are set to 0 when all classes are kept.
 _ALL_CLASSES_FLOOR = 0.6
@@ -56,7 +56,7 @@ def object_features(
     features = features.astype(jnp.float32).reshape(-1, features.shape[-1])
     # The mean's division by the area is dropped: it does not change the direction.
     total = jnp.einsum("pk,kc->pc", weights.reshape(weights.shape[0], -1), features, precision="highest")
-    return normalise(total)
+    return unit_vectors(total)
 
 
 def similarities(
@@ -84,12 +84,12 @@ def similarities(
     Raises:
       InputError: `sigma` is not above 0.
     """
-    unit, _ = normalise(prototypes.astype(jnp.float32))
+    unit, _ = unit_vectors(prototypes.astype(jnp.float32))
     positive = jnp.maximum(0.0, jnp.einsum("pc,kc->pk", objects, unit, precision="highest"))
     if negatives is None:
         return positive
     sigma = DetectConfig.limits("negative_sigma").check("negative_sigma", sigma)
-    unit, _ = normalise(negatives.astype(jnp.float32))
+    unit, _ = unit_vectors(negatives.astype(jnp.float32))
     negative = jnp.max(jnp.einsum("pc,knc->pkn", objects, unit, precision="highest"), axis=-1, initial=0.0)
     return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / sigma)
 

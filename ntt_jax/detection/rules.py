@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import similarities
-from ntt_jax.memory.aggregate import normalise
+from ntt_jax.memory.aggregate import unit_vectors
 
 
 def _apart(value: Array) -> Array:
@@ -53,9 +53,9 @@ def centred(
     count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
     mean = _apart(jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count)
     there = jnp.any(prototypes != 0, axis=1)
-    unit, _ = normalise(prototypes.astype(jnp.float32))
+    unit, _ = unit_vectors(prototypes.astype(jnp.float32))
     moved = jnp.where(there[:, None], unit - mean[None, :], 0.0)
-    return _apart(normalise(_apart(objects - mean[None, :]))[0]), normalise(_apart(moved))[0]
+    return _apart(unit_vectors(_apart(objects - mean[None, :]))[0]), unit_vectors(_apart(moved))[0]
 
 
 def csls(

@@ -47,7 +47,7 @@ class Memory:
         return jnp.sum(jnp.any(self.negatives != 0, axis=-1), axis=-1, dtype=jnp.int32)
 
 
-def normalise(vectors: Float[Array, "*rows C"]) -> tuple[Float[Array, "*rows C"], Bool[Array, "*rows"]]:
+def unit_vectors(vectors: Float[Array, "*rows C"]) -> tuple[Float[Array, "*rows C"], Bool[Array, "*rows"]]:
     """L2-normalise `[..., C]`; zero vectors stay zero, without a NaN in value or gradient. Returns (unit, valid)."""
     # Scaled by the largest entry first, so that squares neither overflow nor vanish.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
@@ -94,7 +94,7 @@ def prototypes_from_instance_means(
     start = jnp.zeros((terms.shape[0], terms.shape[2]), terms.dtype)
     total, _ = lax.scan(lambda total, term: (total + term, None), start, jnp.swapaxes(terms, 0, 1))
     # The division of the mean does not change the direction.
-    return lax.map(lambda vector: normalise(vector)[0], total)
+    return lax.map(lambda vector: unit_vectors(vector)[0], total)
 
 
 def aggregate_memory(features: Float[Array, "K S hw C"], masks: Shaped[Array, "K S hw"]) -> Memory:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ntt_jax.memory.aggregate import Memory, normalise
+from ntt_jax.memory.aggregate import Memory, unit_vectors
 
 
 def pooled_mean(features: Array, masks: Array) -> Array:
@@ -46,8 +46,8 @@ def leave_one_out_similarity(features: Array, masks: Array) -> tuple[Array, Arra
     sums = jnp.einsum("ksp,kspc->ksc", foreground, features.astype(jnp.float32), precision="highest")
     valid = jnp.any(masks > 0, axis=-1)
     # Means differ from sums by a factor, which the cosine does not see.
-    own, _ = normalise(sums)
-    others, _ = normalise(jnp.sum(sums, axis=1, keepdims=True) - sums)
+    own, _ = unit_vectors(sums)
+    others, _ = unit_vectors(jnp.sum(sums, axis=1, keepdims=True) - sums)
     agreement = (1.0 + jnp.sum(own * others, axis=-1)) / 2.0
     shots = jnp.sum(valid, axis=1)
     mean = jnp.sum(jnp.where(valid, agreement, 0.0), axis=1) / jnp.maximum(1, shots).astype(jnp.float32)
@@ -75,7 +75,7 @@ def foreground_kmeans(features: Array, masks: Array, initial: Array, *, iteratio
     index = jnp.arange(centres.shape[0])
 
     def assign(centres: Array) -> Array:
-        unit, _ = normalise(centres)
+        unit, _ = unit_vectors(centres)
         similarity = jnp.einsum("nc,kc->nk", features, unit, precision="highest")
         return jnp.where(foreground, jnp.argmax(similarity, axis=1), -1).astype(jnp.int32)
 
@@ -86,7 +86,7 @@ def foreground_kmeans(features: Array, masks: Array, initial: Array, *, iteratio
         return jnp.where(count > 0, mean, centres)
 
     centres = lax.fori_loop(0, iterations, update, centres)
-    return normalise(centres)[0], assign(centres)
+    return unit_vectors(centres)[0], assign(centres)
 
 
 def kmeans_start(key: Array, masks: Array, clusters: int = 4) -> Array:

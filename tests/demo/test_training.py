@@ -13,7 +13,7 @@ from ntt_jax.demo.scenes import base_classes, make_scene
 from ntt_jax.demo.scenes.classes import OUTLINES, TEXTURES, base_palette
 from ntt_jax.demo.training import augment, data, dinov2, masks, sam2
 from ntt_jax.demo.training.loop import Schedule, builder, load_weights, save_weights, train
-from ntt_jax.images.preprocess import encoder_input, mask_to_grid, reference_crop
+from ntt_jax.images.preprocess import encoder_input, mask_to_grid, normalise, reference_crop
 from ntt_jax.images.resize import resize_images
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 
@@ -55,7 +55,7 @@ def test_crops_are_those_of_the_method(scenes, arrays):
             made[k] = reference_crop(scene.image, scene.masks[k], box, data.ENCODER_SIDE)
         for place in np.flatnonzero(kept >= 0):
             stored = jnp.asarray(arrays["crops"][i, place], jnp.float32)[None] / 255
-            ours = np.asarray(dinov2.enlarge(augment.normalise(stored)))[0]
+            ours = np.asarray(dinov2.enlarge(normalise(stored)))[0]
             nearest = min(made, key=lambda k: np.abs(ours - made[k][0]).mean())
             assert scene.labels[nearest] + 100 == kept[place]
             crop, soft = made.pop(nearest)  # no object twice
@@ -65,7 +65,7 @@ def test_crops_are_those_of_the_method(scenes, arrays):
 
 def test_scene_input_is_that_of_the_method(arrays):
     images = jnp.asarray(arrays["images"][:2])
-    ours = dinov2.enlarge(augment.normalise(images.astype(jnp.float32) / 255))
+    ours = dinov2.enlarge(normalise(images.astype(jnp.float32) / 255))
     # Normalising before the bicubic or after it is the same: its weights add up to 1.
     np.testing.assert_allclose(
         ours, encoder_input(images, data.ENCODER_SIDE), atol=1e-4

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-MEAN = (0.485, 0.456, 0.406)
-DEVIATION = (0.229, 0.224, 0.225)
+from ntt_jax.images.preprocess import normalise
+
 PERMUTATIONS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
@@ -55,8 +55,3 @@ def normalised(key: Array, images: Array, gain: float) -> Array:
     factor = jnp.exp(gain * jax.random.normal(common, (b, 1, 1, 1)) + gain / 2 * jax.random.normal(each, (b, 1, 1, 3)))
     x = jnp.clip(images.astype(jnp.float32) / 255 * factor, 0, 1)
     return normalise(x)
-
-
-def normalise(images: Array) -> Array:
-    """ImageNet's mean and deviation. images: `[B, H, W, 3]` in [0, 1]."""
-    return (images - jnp.asarray(MEAN).reshape(1, 1, 1, 3)) / jnp.asarray(DEVIATION).reshape(1, 1, 1, 3)

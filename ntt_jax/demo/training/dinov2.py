@@ -22,10 +22,11 @@ from jax import Array
 
 from ntt_jax.config import DinoV2Config
 from ntt_jax.demo.scenes.classes import NOVEL_CLASSES_PER_SPLIT, NOVEL_SPLITS, OUTLINES, TEXTURES, ObjectClass
-from ntt_jax.demo.training.augment import colour_maps, normalise, normalised, recolour, turn
+from ntt_jax.demo.training.augment import colour_maps, normalised, recolour, turn
 from ntt_jax.demo.training.data import CROPS, ENCODER_SIDE, GRID, GROUP, GROUP_CLASSES, MAX_OBJECTS
 from ntt_jax.demo.training.loop import Build
 from ntt_jax.demo.training.masks import patch_cover, soft_targets
+from ntt_jax.images.preprocess import normalise
 from ntt_jax.models.dinov2 import DinoVisionTransformer
 
 SMALL_DINOV2 = DinoV2Config(

@@ -21,10 +21,11 @@ from flax import nnx
 from jax import Array
 
 from ntt_jax.config import HieraConfig, Sam2Config
-from ntt_jax.demo.training.augment import normalise, normalised, permute_channels, turn
+from ntt_jax.demo.training.augment import normalised, permute_channels, turn
 from ntt_jax.demo.training.data import MAX_OBJECTS, SCENE_SIDE
 from ntt_jax.demo.training.loop import Build
 from ntt_jax.demo.training.masks import outside_box, soft_targets, true_ious
+from ntt_jax.images.preprocess import normalise
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 
 SMALL_SAM2 = Sam2Config(
