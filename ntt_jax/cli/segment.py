@@ -82,8 +82,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--thresholds",
         metavar="LIST",
-        help="one for each class, as bus=0.7,bird=0.6, or a JSON file, as thresholds.json of `ntt-jax report`; other "
-        "classes take --score-threshold",
+        help="one for each class, as bus=0.7,bird=0.6, or a JSON file, as thresholds.json of `ntt-jax tune` or of a "
+        "report; other classes take --score-threshold",
     )
     parser.add_argument("--classes", metavar="LIST", help="only these classes of the memory, separated by commas")
     parser.add_argument(

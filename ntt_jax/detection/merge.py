@@ -165,7 +165,11 @@ def label_rows(
 
     # Best predicted IoU first; equal ones by index, as a stable sort leaves them. Rows of a candidate stay together.
     order = jnp.argsort(jnp.where(valid, -rank_by, jnp.inf), stable=True)
-    keep = class_aware_nms(boxes[order], labels[order], valid[order], prototypes.shape[0], config.nms_iou_threshold)
+    there, threshold = valid[order], config.nms_iou_threshold
+    if threshold == 1.0:  # No NMS. Rows without a score, which would suppress none, take no other's place.
+        keep = there[:, None] & (scores[order] > 0)
+    else:
+        keep = class_aware_nms(boxes[order], labels[order], there, prototypes.shape[0], threshold)
     rows = keep.size
     row = jnp.nonzero(keep.reshape(-1), size=min(config.max_candidates, rows), fill_value=rows)[0]  # [M], in NMS order
     position = jnp.minimum(row, rows - 1)

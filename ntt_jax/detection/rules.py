@@ -3,6 +3,8 @@
 f is an object's feature and p a prototype, both of length 1. All functions are pure and keep their shapes.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -10,7 +12,6 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import similarities
-from ntt_jax.memory.aggregate import unit_vectors
 
 
 def _apart(value: Array) -> Array:
@@ -49,13 +50,33 @@ def centred(
     al., "Centering similarity measures to reduce hubs", EMNLP 2013). objects `[P, C]`, valid `[P]`, prototypes
     `[K, C]`. A zero prototype stays zero.
     """
-    objects = _apart(objects)
-    count = jnp.maximum(jnp.sum(valid), 1).astype(jnp.float32)
-    mean = _apart(jnp.sum(jnp.where(valid[:, None], objects, 0.0), axis=0) / count)
+    # In whole numbers, which no compiler adds in an order of its own, or leaves unrounded where it fuses them.
+    fixed = _fixed(objects, len(objects))
+    total = jnp.sum(jnp.where(valid[:, None], fixed, 0), axis=0)
+    count = jnp.maximum(jnp.sum(valid), 1)
+    mean = jnp.round(total.astype(jnp.float32) / count.astype(jnp.float32)).astype(jnp.int32)
     there = jnp.any(prototypes != 0, axis=1)
-    unit, _ = unit_vectors(prototypes.astype(jnp.float32))
-    moved = jnp.where(there[:, None], unit - mean[None, :], 0.0)
-    return _apart(unit_vectors(_apart(objects - mean[None, :]))[0]), unit_vectors(_apart(moved))[0]
+    moved = _fixed(_unit(prototypes), len(objects)) - mean[None, :]
+    return _unit(fixed - mean[None, :]), _unit(jnp.where(there[:, None], moved, 0))
+
+
+def _fixed(values: Array, terms: int) -> Array:
+    """Numbers from -1 to 1 as int32 in units so small that `terms` of them can be added: 2^-20 for 1024."""
+    return jnp.round(_apart(values) * _units(terms)).astype(jnp.int32)
+
+
+def _units(terms: int) -> float:
+    return 2.0 ** min(29, 30 - math.ceil(math.log2(terms)))
+
+
+def _unit(vectors: Array) -> Array:
+    """`unit_vectors` of `[n, C]` with the squares added as whole numbers."""
+    vectors = _apart(vectors.astype(jnp.float32))
+    largest = jnp.max(jnp.abs(vectors), axis=1, keepdims=True)
+    scaled = _apart(vectors / jnp.where(largest > 0, largest, 1.0))
+    total = jnp.sum(_fixed(scaled * scaled, vectors.shape[1]), axis=1, keepdims=True).astype(jnp.float32)
+    length = _apart(jnp.sqrt(total / _units(vectors.shape[1])))
+    return _apart(jnp.where(length > 0, scaled / jnp.where(length > 0, length, 1.0), 0.0))
 
 
 def csls(

@@ -20,7 +20,9 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import open_in_place, parse_json, show_path, sync_folder
 
 MAX_RECORD = 2**26
-"""Bytes of the longest line that is read; no real record comes near it."""
+"""Bytes of the longest line that is written and read; of real records only those of `ntt-jax tune` come near it."""
+LINE_BYTES = 10
+"""Bytes of a line beside the JSON text."""
 
 
 class RecordReader:
@@ -109,9 +111,17 @@ class RecordFile(RecordReader):
     def append(self, records: list[dict[str, Any]]) -> None:
         """Write the records and return when they are on the disk. On an error the file is as it was before.
 
-        Ctrl-C and SIGTERM wait until it is done.
+        Ctrl-C and SIGTERM wait until it is done. Raises `InputError` for a record over `MAX_RECORD`, which would end
+        the file for whoever opens it next.
         """
         lines = [_line(record) for record in records]
+        for record, line in zip(records, lines, strict=True):
+            if len(line) > MAX_RECORD:
+                raise InputError(
+                    f"{show_path(self.path)}: {self.key} {record[self.key]}: what was found takes "
+                    f"{len(line) / 2**20:.1f} MiB, over the limit of {MAX_RECORD // 2**20} for one record; ask for "
+                    "fewer detections or give a smaller image"
+                )
         with _uninterrupted():
             self._write(b"".join(lines))
             for record, line in zip(records, lines, strict=True):

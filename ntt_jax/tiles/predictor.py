@@ -93,7 +93,9 @@ class TiledPredictor:
 
     def _plan(self, height: int, width: int) -> _Plan:
         tiles = tiles_of(height, width, self._tiles, self._predictor.image_size)
-        return _Plan(height, width, -(-max(height, width) // WHOLE_SIDE) if tiles else 1, tiles)
+        # A strip of a few pixels' height keeps one of them.
+        factor = min(-(-max(height, width) // WHOLE_SIDE), height, width) if tiles else 1
+        return _Plan(height, width, factor, tiles)
 
     def _merge(self, plan: _Plan, found: list[HostDetections]) -> HostDetections:
         whole, *parts = found

@@ -24,6 +24,8 @@ from ntt_jax.runs.lock import FolderLock
 from ntt_jax.runs.models import Compute, TargetPass, read_encoder
 from ntt_jax.runs.observer import SILENT, Observer, warn
 from ntt_jax.runs.paths import make_output_folder
+from ntt_jax.runs.records import LINE_BYTES, MAX_RECORD
+from ntt_jax.text import counted
 from ntt_jax.tuning.experiment import Experiment, halves, interval, paired, resamples
 from ntt_jax.tuning.memories import of_files, of_shots
 from ntt_jax.tuning.operating_points import Target, operating_points
@@ -114,12 +116,13 @@ def tune(
             record_left(run, target, dataset, observer)
             skipped = skipped_images(run, dataset)
             count = len(dataset.images) - len(skipped)
-            made = make()
+            made, short = make(), {}
             experiment = Experiment(
-                lambda: recorded(run, dataset), count, ground_truth, made, config, observer=observer
+                lambda: recorded(run, dataset, short), count, ground_truth, made, config, observer=observer
             )
             outcome, chosen = choose(experiment, plan)
-            outcome |= {"skipped": skipped, "provenance": {**run.identity, **origin}}
+            outcome |= {"skipped": skipped, "shortened": _shortened(short, dataset, observer)}
+            outcome["provenance"] = {**run.identity, **origin}
         if outcome["chosen"]["within_noise"]:
             warn(observer, "the gain is within noise: the published constants may serve as well on other images")
         thresholds = {one["class"]: one["threshold"] for one in outcome["thresholds"] if one["threshold"] is not None}
@@ -178,16 +181,37 @@ def record_left(run: RunFolder, target: Targets, dataset: CocoDataset, observer:
 
 
 def proposal_record(image_id: int, found: Proposals) -> dict[str, Any]:
-    """The record of an image."""
-    return dataclasses.replace(found, image_id=image_id).to_json()
+    """The record of an image. Candidates for which it has no room are left out, those of the lowest predicted IoUs."""
+    return dataclasses.replace(found, image_id=image_id).fitted(MAX_RECORD - LINE_BYTES)
 
 
-def recorded(run: RunFolder, dataset: CocoDataset) -> Iterator[Proposals]:
-    """The recorded proposals by ascending image id, read from the disk one by one; skipped images are left out."""
+def recorded(run: RunFolder, dataset: CocoDataset, short: dict[int, int] | None = None) -> Iterator[Proposals]:
+    """The recorded proposals by ascending image id, read from the disk one by one; skipped images are left out.
+
+    short: where given, receives how many candidates are missing from records that had no room for them, by image id.
+    """
     for image_id in sorted(dataset.images):
         if not run.records.skipped(image_id):
             where = f"{show_path(run.folder)}: record of image {image_id}"
-            yield Proposals.from_json(run.records.read(image_id), where)
+            found = Proposals.from_json(run.records.read(image_id), where)
+            if short is not None and found.left_out:
+                short[image_id] = found.left_out
+            yield found
+
+
+def _shortened(short: Mapping[int, int], dataset: CocoDataset, observer: Observer) -> list[dict[str, Any]]:
+    """Say of which images not all candidates were recorded."""
+    if short:
+        warn(
+            observer,
+            f"{counted(len(short), 'image')} with more candidates than a record holds: at most {max(short.values())} of"
+            " the lowest predicted IoUs were left out; fewer --points-per-side or a higher --pred-iou-threshold record"
+            " all (tune.json names the images)",
+        )
+    return [
+        {"image_id": image_id, "file_name": dataset.images[image_id].file_name, "left_out": count}
+        for image_id, count in sorted(short.items())
+    ]
 
 
 def choose(experiment: Experiment, plan: Plan) -> tuple[dict[str, Any], Trial]:

@@ -1,5 +1,7 @@
 """What a recording pass keeps of one image: all that labels, NMS, merging and scoring need of its candidates."""
 
+import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +41,7 @@ class Proposals:
     float32 `[L]`. grid_boxes: int32 `[L, 4]` on the mask grid. areas: float32 `[L]` in pixels of the mask grid.
     stabilities: float32 `[L, 3]` at `STABILITY_OFFSETS`. boxes: int32 `[L, 4]` x1, y1, x2, y2 in pixels of the image,
     inclusive. intersections: int32 `[L, L]` in pixels of the image, areas on the diagonal. rles: the L masks.
+    left_out: how many more there were, of lower predicted IoUs, for which a record had no room (`fitted`).
     """
 
     image_id: int
@@ -54,6 +57,7 @@ class Proposals:
     boxes: np.ndarray
     intersections: np.ndarray
     rles: tuple[Rle, ...]
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.place)
@@ -70,16 +74,38 @@ class Proposals:
             "channels": self.objects.shape[1],
             "counts": [rle["counts"] for rle in self.rles],
             **{name: pack_array(arrays[name].astype(kind)) for name, (kind, _) in _ARRAYS.items()},
+            **({"left_out": self.left_out} if self.left_out else {}),
         }
+
+    def best(self, count: int) -> "Proposals":
+        """The `count` of the highest predicted IoUs, equal ones by place; the others are `left_out`."""
+        rows = np.sort(np.argsort(-self.predicted_ious, kind="stable")[:count])
+        return dataclasses.replace(
+            self,
+            **{name: getattr(self, name)[rows] for name in _ARRAYS if name != "intersections"},
+            intersections=self.intersections[np.ix_(rows, rows)],
+            rles=tuple(self.rles[row] for row in rows),
+            left_out=self.left_out + len(self) - len(rows),
+        )
+
+    def fitted(self, limit: int) -> dict[str, Any]:
+        """`to_json` of as many of the best candidates as `limit` bytes of JSON text hold."""
+        some, data = self, self.to_json()
+        while len(some) and (size := len(json.dumps(data, separators=(",", ":")))) > limit:
+            # Shared pixels grow with the square of the number, all else with the number.
+            some = some.best(int(len(some) * min(0.97, math.sqrt(limit / size))))
+            data = some.to_json()
+        return data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> "Proposals":
         """Inverse of `to_json`; `where` starts the messages. Raises `InputError` unless the data has this form."""
         keys = {*_SIZES, "counts", *_ARRAYS}
-        if type(data) is not dict or set(data) != keys:
+        if type(data) is not dict or set(data) - {"left_out"} != keys:
             raise InputError(f"{where}: expected an object with the keys {', '.join(sorted(keys))}")
-        limits = (2**63 - 1, 10**6, 10**6, MAX_CANDIDATES, 2**13)
-        for name, limit in zip(_SIZES, limits, strict=True):
+        data = {"left_out": 0, **data}
+        limits = (2**63 - 1, 10**6, 10**6, MAX_CANDIDATES, 2**13, MAX_CANDIDATES)
+        for name, limit in zip((*_SIZES, "left_out"), limits, strict=True):
             if type(data[name]) is not int or not 0 <= data[name] <= limit:
                 raise InputError(
                     f"{where}: {name}: expected a whole number up to {limit}, found {describe(data[name])}"
@@ -105,7 +131,8 @@ class Proposals:
         rles = tuple(
             segmentation_to_rle({"size": [height, width], "counts": text}, height, width, where) for text in counts
         )
-        return cls(data["image_id"], height, width, data["candidates"], rles=rles, **arrays)
+        left_out = data["left_out"]
+        return cls(data["image_id"], height, width, data["candidates"], rles=rles, left_out=left_out, **arrays)
 
 
 def record_bytes(count: int, channels: int) -> int:

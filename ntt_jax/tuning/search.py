@@ -19,6 +19,9 @@ Change = Mapping[str, Any]
 """Constants by name that are set together."""
 
 MAX_CONFIGS = 10_000
+MAX_ROWS = 4096
+"""Rows without NMS at most: their overlaps are matrices of so many rows and columns. The rest is that of the lowest
+predicted IoUs."""
 
 _UNSUPPRESSED: dict[str, Any] = {"nms_iou_threshold": 1.0}
 
@@ -77,15 +80,27 @@ class Trial:
 
 
 def trial(base: DetectConfig, *changes: Change) -> Trial:
-    """The configuration with the changes. Without NMS, all candidates go on (`max_candidates` may grow)."""
+    """The configuration with the changes. Where they leave no NMS, all rows go on: `max_candidates` grows as needed."""
     merged = {name: value for change in changes for name, value in change.items()}
     name = ", ".join(
         f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in merged.items()
     )
-    if merged.get("nms_iou_threshold") == 1.0 and "max_candidates" not in merged:
-        per_mask = max(1, merged.get("classes_per_mask", base.classes_per_mask))
-        merged["max_candidates"] = max(base.max_candidates, base.points_per_side**2 * per_mask)
-    return Trial(name or "unchanged", dataclasses.replace(base, **merged))
+    config = dataclasses.replace(base, **merged)
+    # A base without NMS has the rows that it was given, unless a change makes more of them.
+    more = {"nms_iou_threshold", "classes_per_mask", "points_per_side"} & merged.keys()
+    if config.nms_iou_threshold == 1.0 and more and "max_candidates" not in merged:
+        config = dataclasses.replace(config, max_candidates=max(config.max_candidates, unsuppressed_rows(config)))
+    return Trial(name or "unchanged", config)
+
+
+def unsuppressed_rows(config: DetectConfig) -> int:
+    """Rows (a candidate with a class) of a score above 0 that an image has without NMS, `MAX_ROWS` at most.
+
+    With all classes of a mask (-1) how many have a score depends on the image: room for four is made.
+    """
+    points = config.points_per_side**2
+    per_mask = 4 if config.classes_per_mask == -1 else config.classes_per_mask
+    return min(points * per_mask, max(points, MAX_ROWS))
 
 
 def one_at_a_time(base: DetectConfig, rules: Mapping[str, Sequence[Change]]) -> list[Trial]:

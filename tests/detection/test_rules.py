@@ -183,6 +183,20 @@ def test_without_nms_the_copy_stays():
     assert np.sort(np.asarray(merged.scores)[np.asarray(merged.valid)])[0] == 0  # the copy lies in the first one
 
 
+def test_without_nms_classes_that_score_0_take_no_room():
+    """All classes of each of six masks, of which few are near the best one: as many rows as there are scores do."""
+    everything = {"nms_iou_threshold": 1.0, "classes_per_mask": -1, "merge": "plain", "max_detections": 1}
+    few = [
+        run(*scene(), DetectConfig(max_candidates=most, **everything | {"max_detections": most})) for most in (18, 12)
+    ]
+    count = int(few[0].valid.sum())
+    assert 6 <= count <= 12
+    for one in few:
+        assert int(one.valid.sum()) == count and int(one.labels[count - 1]) >= 0
+    np.testing.assert_array_equal(few[0].scores[:count], few[1].scores[:count])
+    assert len({tuple(map(int, box)) for box in few[1].boxes[:count]}) == 5  # all masks; one is a copy
+
+
 def test_diffusion_without_diffusion_is_the_plain_merge():
     one, other = found(merge="plain"), found(merge="diffusion", diffusion_alpha=0.0)
     assert one.keys() == other.keys()

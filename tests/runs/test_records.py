@@ -158,3 +158,23 @@ def test_a_line_is_readable_by_hand(tmp_path):
     checksum, text = path.read_bytes().split(b" ", 1)
     assert len(checksum) == 8 and json.loads(text) == {"image_id": 1}
     assert records.MAX_RECORD > 2**20
+
+
+def test_a_record_that_could_not_be_read_again_is_refused(tmp_path, monkeypatch):
+    """The next start would take a line over the limit for a torn one, and drop it and all behind it."""
+    path = tmp_path / "finished.records"
+    write(path, RECORDS[:1])
+    before = path.read_bytes()
+    monkeypatch.setattr(records, "MAX_RECORD", 1000)
+    file = RecordFile(path)
+    fits = {"image_id": 1, "text": "x" * (1000 - records.LINE_BYTES - len('{"image_id":1,"text":""}'))}
+    with pytest.raises(InputError, match=r"image_id 2: what was found takes 0\.0 MiB, over the limit"):
+        file.append([fits, {**fits, "image_id": 2, "text": fits["text"] + "x"}])
+    assert path.read_bytes() == before
+    file.append([fits])
+    file.append(RECORDS[1:])
+    file.close()
+    assert len(path.read_bytes().splitlines()[1]) == 999
+    again = RecordFile(path)
+    assert again.dropped == 0 and again.read(1) == fits and len(again) == 5
+    again.close()

@@ -175,6 +175,15 @@ def test_a_smaller_whole_image_is_brought_to_size():
     assert rle_areas(views.rles).tolist() == [400] and views.boxes.tolist() == [[10, 20, 29, 39]]
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 5000), (2, 9000), (9000, 3), (4097, 5)])
+def test_a_strip_of_few_pixels_is_looked_at_whole_too(height, width):
+    views = Views()
+    (found,) = TiledPredictor(views, TileConfig(size=2000))([np.zeros((height, width, 3), np.uint8)])
+    assert (found.height, found.width) == (height, width)
+    assert all(min(seen) >= 1 for seen in views.seen) and len(views.seen) > 2
+    assert max(views.seen[0]) <= max(4096, max(height, width) // min(height, width))
+
+
 class Views:
     """In place of the compiled pass: counts views, and finds in each the mean of its pixels as a score."""
 

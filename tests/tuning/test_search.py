@@ -33,6 +33,31 @@ def test_without_nms_all_candidates_go_on():
     assert trial(BASE).name == "unchanged" and trial(BASE).config == BASE
 
 
+@pytest.mark.parametrize(
+    ("base", "changes", "rows"),
+    [
+        (DetectConfig(), {"nms_iou_threshold": 1.0, "classes_per_mask": 2}, 2048),
+        (DetectConfig(), {"nms_iou_threshold": 1.0, "classes_per_mask": -1}, 4096),
+        (DetectConfig(classes_per_mask=3), {"nms_iou_threshold": 1.0}, 3072),
+        (DetectConfig(), {"nms_iou_threshold": 1.0, "classes_per_mask": 80}, 4096),
+        (DetectConfig(points_per_side=64), {"nms_iou_threshold": 1.0}, 4096),
+        (DetectConfig(points_per_side=100), {"nms_iou_threshold": 1.0, "classes_per_mask": 2}, 10_000),
+        (BASE, {"nms_iou_threshold": 1.0, "classes_per_mask": -1}, 1024),
+        (BASE, {"nms_iou_threshold": 1.0, "classes_per_mask": -1, "max_candidates": 300}, 300),
+        # With NMS the rows are those that were given.
+        (DetectConfig(), {"classes_per_mask": -1}, 800),
+        (DetectConfig(), {"nms_iou_threshold": 0.9, "classes_per_mask": 2}, 800),
+        # A base without NMS keeps its rows, unless a change makes more.
+        (DetectConfig(nms_iou_threshold=1), {"iou_power": 1.0}, 800),
+        (DetectConfig(nms_iou_threshold=1), {}, 800),
+        (DetectConfig(nms_iou_threshold=1), {"classes_per_mask": 2}, 2048),
+        (DetectConfig(nms_iou_threshold=1, max_candidates=9000), {"classes_per_mask": 2}, 9000),
+    ],
+)
+def test_there_is_room_for_the_rows_of_a_configuration(base, changes, rows):
+    assert trial(base, changes).config.max_candidates == rows
+
+
 def test_every_change_is_tried_once():
     tried = one_at_a_time(BASE, RULES)
     assert tried[0].config == BASE and len(tried) == 1 + sum(map(len, RULES.values()))
