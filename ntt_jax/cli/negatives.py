@@ -9,6 +9,7 @@ from ntt_jax.text import counted, show
 
 if TYPE_CHECKING:
     from ntt_jax.evaluation.results import ImageDetections
+    from ntt_jax.images.remote import Location
     from ntt_jax.report.run_files import Scored
 
 EPILOG = """\
@@ -40,7 +41,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="also draw them over the images, to check")
     group = parser.add_argument_group("files, where run.json does not say or they have moved")
-    options.add_paths(group, "annotations", "images", required=False)
+    options.add_paths(group, "annotations", "images", required=False, remote=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         show(f"  {category.name}: {count}")
 
 
-def draw(folder: Path, images: Path, scored: "Scored", chosen: "list[ImageDetections]") -> None:
+def draw(folder: Path, images: "Location", scored: "Scored", chosen: "list[ImageDetections]") -> None:
     """Each image with its negative references drawn on it. Raises `InputError` for one that cannot be read."""
     from ntt_jax.files import make_folder
     from ntt_jax.images.drawing import save_picture

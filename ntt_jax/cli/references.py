@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         "shows components and clusters of their patches too",
     )
     options.add_paths(parser, "annotations", required=False, note=" (not needed for a memory of `ntt-jax fit`)")
-    options.add_paths(parser, "images", required=False, note=", for thumbnails and for --dinov2")
+    options.add_paths(parser, "images", required=False, note=", for thumbnails and for --dinov2", remote=True)
     options.add_paths(parser, "references", required=False, note=" (default: those that --memory names)")
     options.add_exif(parser)
     parser.add_argument("--out", type=Path, metavar="references.html", help="also write a page with thumbnails")

@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
         help="which of the demo's runs (default: the one with the most references)",
     )
     group = parser.add_argument_group("files, where run.json does not say or they have moved")
-    options.add_paths(group, *OPTIONS, required=False)
+    options.add_paths(group, *OPTIONS, required=False, remote=True)
     parser.add_argument(
         "--dinov2",
         metavar="W",

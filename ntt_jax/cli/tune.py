@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> None:
     group.add_argument(
         "--memory", type=Path, nargs="+", metavar="memory.safetensors", help="files that `ntt-jax memory` wrote"
     )
-    options.add_paths(parser, "annotations", "images")
+    options.add_paths(parser, "annotations", "images", remote=True)
     evaluate.add_run_folder(parser)
     options.add_exif(parser)
     group = parser.add_argument_group("what is tried")

@@ -13,6 +13,7 @@ from ntt_jax.datasets.dataset import CocoAnnotation, CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_bytes
 from ntt_jax.images.reading import EXIF
+from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import rle_areas, sample_rle
 from ntt_jax.report import analysis, gallery
 from ntt_jax.report.page import class_colours, render
@@ -30,7 +31,7 @@ class FoundPhotos:
     title: str
     dataset: CocoDataset
     scores: Mapping[int, float]
-    images: Path | None
+    images: Location | None
     skipped: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     provenance: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
@@ -38,7 +39,7 @@ class FoundPhotos:
 
 
 def read_found(
-    folder: Path, images: Path | None, run: Mapping[str, Any], *, title: str, max_images: int, exif: str = "upright"
+    folder: Path, images: Location | None, run: Mapping[str, Any], *, title: str, max_images: int, exif: str = "upright"
 ) -> FoundPhotos:
     """Read detections.json of a folder. images: where the photos are, None if unknown. run: what run.json holds.
 

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth
 from ntt_jax.images.drawing import overlay
 from ntt_jax.images.preprocess import crop_box
+from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import sample_rle
 from ntt_jax.report.matching import MatchedRows, image_rows
 
@@ -124,7 +124,7 @@ def reference_thumbnail(image: np.ndarray, mask: np.ndarray, box: tuple[float, f
     return data_uri(overlay(dimmed, shape[None], [label], opacity=0.0), THUMBNAIL_BYTES)
 
 
-def read_picture(dataset: CocoDataset, folder: Path, image_id: int) -> tuple[str, str]:
+def read_picture(dataset: CocoDataset, folder: Location, image_id: int) -> tuple[str, str]:
     """An image as a data URI, and why there is none where it cannot be used."""
     try:
         return data_uri(dataset.read_image(folder, image_id)), ""

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.files import PathLike, write_bytes
 from ntt_jax.images.drawing import distinct_colours
+from ntt_jax.images.remote import Location
 from ntt_jax.memory.bank import MemoryBank
 from ntt_jax.references import doctor
 from ntt_jax.references.sampling import ReferenceSet
@@ -54,7 +54,7 @@ class ReferenceSource:
 
     references: ReferenceSet
     dataset: CocoDataset
-    images: Path | None
+    images: Location | None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Report:
 
     title: str
     dataset: CocoDataset
-    images: Path | None
+    images: Location | None
     ground_truth: GroundTruth
     detections: Sequence[ImageDetections]
     bank: MemoryBank | None = None

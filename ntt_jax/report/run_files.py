@@ -19,6 +19,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections, read_results
 from ntt_jax.files import parse_json, read_bytes, show_path
+from ntt_jax.images.remote import Address, Location, location
 from ntt_jax.memory.bank import MemoryBank, load_memory
 from ntt_jax.references.sampling import ClassReferences, Reference, ReferenceSet, check_references
 from ntt_jax.report.found import FILE, FoundPhotos, read_found
@@ -42,12 +43,16 @@ _OTHERS = {
 
 @dataclasses.dataclass
 class RunFiles:
-    """A run's files. given: by option; found: what an option left open; suffix: of the demo's file names, else ""."""
+    """A run's files. given: by option; found: what an option left open; suffix: of the demo's file names, else "".
+
+    elsewhere: addresses in run.json. They are named and never asked: the folder may come from others.
+    """
 
     folder: Path
     suffix: str
-    given: dict[str, Path]
+    given: dict[str, Location]
     found: dict[str, Path]
+    elsewhere: dict[str, Address]
     run: dict[str, Any]
     metrics: dict[str, Any]
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -59,10 +64,16 @@ class RunFiles:
 
     def path(self, name: str) -> Path | None:
         """Where a file is, by the name of its option; None if that is not known."""
-        return self.given.get(name) or self.found.get(name)
+        path = self.given.get(name) or self.found.get(name)
+        return path if isinstance(path, Path) else None
+
+    def images(self, name: str = "images") -> Location | None:
+        """The folder of images, by the name of its option, if it is there; an address only if the option says it."""
+        given, path = self.given.get(name), self.path(name)
+        return given if isinstance(given, Address) else path if path is not None and path.is_dir() else None
 
 
-def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None) -> RunFiles:
+def find_files(folder: Path, given: Mapping[str, Location | None], shots: int | None) -> RunFiles:
     """The files of the run in `folder`; of a demo's runs the one with `shots`, or with the most.
 
     Raises `InputError` if the folder holds no finished run, or a file that an option names is not there.
@@ -73,16 +84,18 @@ def find_files(folder: Path, given: Mapping[str, Path | None], shots: int | None
         check_input(path, name)
     suffix = _suffix(folder, shots)
     run = _read(folder / "run.json")
-    found: dict[str, Path] = {}
+    places: dict[str, Location] = {}
     for start in _list(run.get("starts")):
         noted = start.get("files") if isinstance(start, dict) else None
         if isinstance(noted, dict):
-            found |= {name: Path(path) for name, path in noted.items() if isinstance(path, str)}
+            places |= {name: location(path) for name, path in noted.items() if isinstance(path, str)}
+    found = {name: path for name, path in places.items() if isinstance(path, Path)}
+    elsewhere = {name: path for name, path in places.items() if isinstance(path, Address)}
     beside = {"memory": f"memory{suffix}.safetensors", "references": f"references{suffix}.json"}
     for name, path in {**beside, **(DEMO if suffix else {})}.items():
         if (folder / path).exists():
             found[name] = folder / path
-    return RunFiles(folder, suffix, named, found, run, _read(folder / f"metrics{suffix}.json"))
+    return RunFiles(folder, suffix, named, found, elsewhere, run, _read(folder / f"metrics{suffix}.json"))
 
 
 def is_found(folder: Path, shots: int | None) -> bool:
@@ -99,7 +112,7 @@ def is_tuned(folder: Path, shots: int | None) -> bool:
     return (folder / TUNED).is_file() and not _has_runs(folder) and shots is None
 
 
-def load_found(folder: Path, images: Path | None, title: str | None, max_images: int) -> FoundPhotos:
+def load_found(folder: Path, images: Location | None, title: str | None, max_images: int) -> FoundPhotos:
     """What `segment` wrote into a folder. images: where the photos are, where run.json does not say or they have moved.
 
     Raises `InputError` as `read_found`.
@@ -109,7 +122,7 @@ def load_found(folder: Path, images: Path | None, title: str | None, max_images:
         noted = start.get("files") if isinstance(start, dict) else None
         if images is None and isinstance(noted, dict) and isinstance(noted.get("images"), str):
             images = Path(noted["images"])
-    if images is not None and not images.is_dir():
+    if isinstance(images, Path) and not images.is_dir():
         images = None
     identity = run.get("identity")
     exif = identity.get("exif", "upright") if isinstance(identity, dict) else "upright"
@@ -215,8 +228,8 @@ def _annotations(files: RunFiles) -> CocoDataset:
             f"{show_path(path)}: its sha256 is {dataset.sha256[:12]}..., the run was evaluated on {expected[:12]!a}...;"
             " give the run's own file with --annotations"
         )
-    images = files.path("images")
-    return dataset if images is None or not images.is_dir() else survey(dataset, images, exif=_exif(files))
+    images = files.images()
+    return dataset if images is None else survey(dataset, images, exif=_exif(files))
 
 
 def _exif(files: RunFiles) -> str:
@@ -228,15 +241,17 @@ def _identity(files: RunFiles) -> dict[str, Any]:
     return identity if isinstance(identity, dict) else {}
 
 
-def find_images(files: RunFiles) -> Path:
+def find_images(files: RunFiles) -> Location:
     """The folder of the run's images. Raises `InputError` if it is not known or gone."""
-    path = files.path("images")
-    if path is None or not path.is_dir():
-        where = "run.json does not say where" if path is None else f"they are no longer in {show_path(path)}"
-        raise InputError(
-            f"{show_path(files.folder)}: pictures need the images and {where}; give --images, or go without pictures"
-        )
-    return path
+    if (images := files.images()) is not None:
+        return images
+    path, address = files.path("images"), files.elsewhere.get("images")
+    where = "run.json does not say where" if path is None else f"they are no longer in {show_path(path)}"
+    if path is None and address is not None:
+        where = f"run.json names an address, {address}, which is asked only if you name it"
+    raise InputError(
+        f"{show_path(files.folder)}: pictures need the images and {where}; give --images, or go without pictures"
+    )
 
 
 def _memory(files: RunFiles) -> MemoryBank | None:
@@ -266,10 +281,12 @@ def _categories(files: RunFiles, dataset: CocoDataset, bank: MemoryBank | None) 
     return [dataset.categories[i] for i in ids if isinstance(i, int)]
 
 
-def _sources(files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Path | None) -> ReferenceSource | None:
+def _sources(
+    files: RunFiles, bank: MemoryBank, dataset: CocoDataset, images: Location | None
+) -> ReferenceSource | None:
     """The references behind the memory, if they can be found and fit it."""
     try:
-        return find_sources(bank, files.path, dataset, images, _exif(files))
+        return find_sources(bank, files.path, dataset, files.images("reference_images") or images, _exif(files))
     except InputError as error:
         if any(name.startswith("reference") for name in files.given):
             raise
@@ -281,30 +298,27 @@ def find_sources(
     bank: MemoryBank,
     path: Callable[[str], Path | None],
     dataset: CocoDataset,
-    images: Path | None,
+    images: Location | None,
     exif: str = "upright",
 ) -> ReferenceSource:
     """The references of a memory, their annotations and images.
 
-    path: from an option's name to its file, None where not known. dataset, images: used where there are no others.
-    exif: as the memory was made.
+    path: from an option's name to its file, None where not known. dataset: used where there is no other. images: the
+    folder of the references, if it is known. exif: as the memory was made.
     Raises `InputError` if something is missing or does not fit the memory.
     """
     annotations = path("reference_annotations")
     source = dataset if annotations is None or Path(dataset.path) == annotations else load_dataset(annotations)
     file = path("references")
     references = remembered(bank) if file is None else read_references(file, source)
-    folder = path("reference_images") or images
-    if folder is not None and not folder.is_dir():
-        folder = None
-    if folder is not None:
+    if images is not None:
         ids = {reference.image_id for chosen in references.classes for reference in chosen.references}
-        source = survey(source, folder, exif=exif, image_ids=ids)
+        source = survey(source, images, exif=exif, image_ids=ids)
     check_references(references, source)
     counts = tuple(len(chosen.references) for chosen in references.classes)
     if tuple(chosen.category_id for chosen in references.classes) != bank.category_ids or counts != bank.shots:
         raise InputError("the reference file has other classes or numbers of references than the memory")
-    return ReferenceSource(references, source, folder)
+    return ReferenceSource(references, source, images)
 
 
 def remembered(bank: MemoryBank) -> ReferenceSet:

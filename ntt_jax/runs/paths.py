@@ -1,6 +1,7 @@
 """Files and folders that a job is given: looked at before the work begins. Imports nothing large."""
 
 import os
+import re
 from pathlib import Path
 
 from ntt_jax.errors import InputError
@@ -26,6 +27,7 @@ def check_file(path: Path, option: str) -> None:
         open_input(path, empty=True).close()
     except InputError as error:
         if isinstance(error.__cause__, FileNotFoundError):
+            _check_here(path, option)
             raise InputError(f"{option}: there is no file {show_path(path)}") from None
         raise InputError(f"{option}: {error}") from None
 
@@ -45,6 +47,7 @@ def check_folder(path: Path, option: str) -> None:
     """Raise `InputError` unless `path` is a folder that can be listed; `option` is where it was given."""
     try:
         if not path.is_dir():
+            _check_here(path, option)
             what = "a file" if path.exists() else "nothing"
             raise InputError(f"{option}: expected a folder, found {what} at {path}")
         os.listdir(path)
@@ -52,6 +55,15 @@ def check_folder(path: Path, option: str) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{option}: cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_here(path: Path, option: str) -> None:
+    """Raise `InputError` if what is no path here was meant as an address (of which `Path` keeps one slash)."""
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
+        raise InputError(
+            f"{option}: expected a path of this machine, found an address ({found[1]}://); only photos and the images "
+            "of annotations may be elsewhere (docs/remote.md)"
+        )
 
 
 def check_address(address: Address, option: str) -> None:

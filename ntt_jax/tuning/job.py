@@ -15,6 +15,7 @@ from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.files import show_path, write_json
+from ntt_jax.images.remote import Location
 from ntt_jax.runs import inputs
 from ntt_jax.runs.evaluation_job import largest_side
 from ntt_jax.runs.folder import RunFolder
@@ -67,7 +68,7 @@ def tune(
     sam2: Path,
     dinov2: Path,
     annotations: Path,
-    images: Path,
+    images: Location,
     config: DetectConfig | None = None,
     plan: Plan | None = None,
     compute: Compute | None = None,
@@ -105,7 +106,7 @@ def tune(
             dataset, categories, origin, make = of_shots(out, memories, target, dataset, observer)
         else:
             dataset, categories, origin, make = of_files(memories, target, dataset, observer)
-        dataset = inputs.look_at_images(dataset, images, exif, observer)
+        dataset = inputs.look_at_images(dataset, images, exif, observer, apart=compute.ray is not None)
         check_images(dataset, images)
         ground_truth = prepare_ground_truth(dataset, categories)
         for note in ground_truth.notes:

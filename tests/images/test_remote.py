@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from ntt_jax.images.reading import open_image_size, read_image
 from ntt_jax.images.remote import Address, fetch, is_pattern, location
 from ntt_jax.images.trial import fatal
 from ntt_jax.runs.images import check_images, read_checked
-from ntt_jax.runs.paths import check_input
+from ntt_jax.runs.paths import check_folder, check_input
 from ntt_jax.runs.segment_job import as_dataset
 
 fsspec = pytest.importorskip("fsspec")
@@ -138,6 +139,11 @@ def test_what_is_missing_is_named(monkeypatch):
 def test_an_address_of_this_machine_is_a_path(tmp_path):
     assert location(f"file://{tmp_path}/a.png") == tmp_path / "a.png"
     assert not isinstance(location("C:/photos"), Address)
+    for name, what in (("annotations", "s3://bucket/a.json"), ("references", "https://host/r.json")):
+        with pytest.raises(InputError, match=f"--{name}: expected a path of this machine, found an address"):
+            check_input(Path(what), name)
+    with pytest.raises(InputError, match=r"FOLDER: expected a path .* \(gs://\); only photos"):
+        check_folder(Path("gs://bucket/references"), "FOLDER")
     assert is_pattern(location("http://[::1]/a/*.png")) and not is_pattern(location("http://[::1]/a.png"))
 
 

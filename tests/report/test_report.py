@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_server import ImageServer
 from random_detections import lvis_content, parse, random_content, random_detections
 from report_files import CLASSES, HOSTILE, HOSTILE_FILE, WORDS, make_run
 
@@ -413,6 +414,32 @@ def test_what_is_only_found_may_be_missing(run, tmp_path, capsys):
     assert "memory.safetensors has changed since the run" in capsys.readouterr().err
     data = page_data(folder / "report.html")[1]["data"]
     assert "memory" not in data and data["scenes"] == [] and len(data["notes"]) == 1
+
+
+def test_images_elsewhere(run, tmp_path, capsys):
+    """Their address is asked where an option names it, not because a folder's run.json does."""
+    pytest.importorskip("aiohttp")
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    with ImageServer(run.images) as server:
+        content = json.loads((folder / "run.json").read_text())
+        content["starts"][-1]["files"]["images"] = server.url
+        (folder / "run.json").write_text(json.dumps(content))
+        assert main(["report", str(folder)]) == 2
+        assert f"run.json names an address, {server.url}, which is asked only if you" in capsys.readouterr().err
+        assert main(["negatives", str(folder), "--out", str(tmp_path / "n.json")]) == 0
+        assert not server.requests
+        there = ["--images", server.url]
+        assert main(["report", str(folder), *there]) == 0
+        pictures = ["--out", str(tmp_path / "n.json"), "--pictures", str(tmp_path / "check")]
+        assert main(["negatives", str(folder), *pictures, *there]) == 0
+        references = ["references", "--memory", str(folder / "memory.safetensors"), "--annotations"]
+        assert main([*references, str(run.annotations), *there, "--out", str(tmp_path / "page.html")]) == 0
+    negatives = json.loads((tmp_path / "n.json").read_text())
+    assert len(list((tmp_path / "check").iterdir())) == len(negatives["images"]) > 0
+    assert main(["report", str(run.folder)]) == 0
+    pages = [page_data(one / "report.html")[1]["pictures"] for one in (run.folder, folder)]
+    assert pages[0] == pages[1] and all(page_data(tmp_path / "page.html")[1]["pictures"]["references"])
 
 
 def test_boxes_alone(run, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -231,8 +232,13 @@ def assert_segment_keeps_to(out, world, found, thresholds):
 
 
 def test_tune_with_shots_and_seeds(world, tmp_path, grid):
+    """And with images elsewhere."""
+    store = fsspec.filesystem("memory")
+    for image in world.images.iterdir():
+        store.pipe(f"/tune/{image.name}", image.read_bytes())
     out = tmp_path / "run"
     more = {"reference_annotations": world.train, "classes": "all", "shots": "1,2", "seeds": 2, "allow_fewer": True}
+    more |= {"images": "memory://tune"}
     assert main(command(world, out, grid=grid, **more)) == 0
     outcome = json.loads((out / "tune.json").read_text())
     assert [(one["shots"], one["seed"]) for one in outcome["memories"]] == [(1, 33), (2, 33), (1, 34), (2, 34)]
