@@ -1,16 +1,19 @@
 """What dies during a run on a Ray cluster leaves the bytes as they are: workers killed at random, the driver stopped.
 
-    python scripts/ray_kills.py                 # all of it: some minutes
+    python scripts/ray_kills.py                 # all of it: 10 to 20 minutes
     python scripts/ray_kills.py --kills 0       # the driver alone
 
 A small `evaluate` (made scenes, tiny models with random weights) with `--ray local`. First workers are killed by
-SIGKILL at random moments, also while they load, again and again while the run goes on; then the driver is interrupted
-as by Ctrl-C on a terminal (SIGINT to its whole process group), killed by SIGKILL, and started again. Each time
-results.json and metrics.json are compared with those of a run without Ray, and afterwards no process of the cluster may
-be left. Needs the `test` extra and a checkout.
+SIGKILL at random moments, also while they load, again and again while the run goes on, and in another run when it is
+done; then the driver is interrupted as by Ctrl-C on a terminal (SIGINT to its whole process group), once and three
+times in a row, killed by SIGKILL, and started again. Each time results.json and metrics.json are compared with those of
+a run without Ray, and afterwards no process of the cluster may be left. The last line says whether all went well; it
+comes within `--limit` seconds, whatever hangs. Needs the `test` extra and a checkout.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import random
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +32,67 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 
 class Run:
-    """One `evaluate` in a process group of its own, and what it says on stderr."""
+    """One `evaluate` in a process group of its own, and what it says on stderr (in a file: nobody need read a pipe)."""
+
+    deadline = 0.0
+    """When, by `time.monotonic`, whatever still runs has hung."""
 
     def __init__(self, command: list[str]):
         line = [sys.executable, "-m", "ntt_jax.cli", *command]
-        self.process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 as long as this
+        self.process = subprocess.Popen(line, stderr=self._said, start_new_session=True)
+        self._seen: dict[int, psutil.Process] = {}
 
     def wait(self) -> tuple[int, list[str]]:
         """Its exit status and the lines it said."""
-        _, said = self.process.communicate()
-        return self.process.returncode, said.strip().splitlines()
+        while self.running():
+            time.sleep(0.1)
+        return self.process.returncode, self.said()
+
+    def said(self) -> list[str]:
+        """The lines it has said so far."""
+        self._said.seek(0)
+        return self._said.read().strip().splitlines()
+
+    def running(self) -> bool:
+        """Whether it still runs. Ends the script, and all that it started, if that is too long."""
+        if self.process.poll() is not None:
+            return False
+        self.below()
+        if time.monotonic() > Run.deadline:
+            for process in [psutil.Process(self.process.pid), *self._seen.values()]:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            print(*self.said()[-5:], sep="\n")
+            raise SystemExit("NOT ALL WELL: a command still ran at the limit")
+        return True
 
     def below(self) -> list[psutil.Process]:
         """The processes that it has started: those of its cluster."""
         try:
-            return psutil.Process(self.process.pid).children(recursive=True)
+            living = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.Error:
             return []
+        self._seen |= {process.pid: process for process in living}
+        return living
 
     def workers(self) -> list[int]:
         """Its workers, also those that have only begun to start."""
         return [process.pid for process in self.below() if is_worker(process)]
 
+    def left_over(self) -> int:
+        """How many of its processes are still there, when those that are ending have ended."""
+        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=30)
+        return len(alive)
+
 
 def is_worker(process: psutil.Process) -> bool:
-    """Whether it runs models, or will."""
+    """Whether it runs models, or will. (The process that starts workers has the name of their file further back.)"""
     try:
-        line = " ".join(process.cmdline())
+        first = process.cmdline()[:3]
     except psutil.Error:
         return False
-    return "ray::GroupWorker" in line or "default_worker.py" in line
-
-
-def left_over(processes: list[psutil.Process]) -> int:
-    """How many are still there, when those that are ending have ended."""
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    return len(alive)
+    return any(part.startswith("ray::GroupWorker") or part.endswith("default_worker.py") for part in first)
 
 
 def finished(out: Path) -> int:
@@ -78,49 +107,66 @@ def compare(out: Path, alone: Path) -> str:
     return "the bytes of one process" if same else "OTHER BYTES"
 
 
-def kill_workers(command: list[str], out: Path, alone: Path, kills: int, seed: int) -> bool:
-    """Kill workers at random moments of a run, which is started again where it ended early."""
-    moments, done, starts, loading = random.Random(seed), 0, 0, 0
-    while True:
-        run, starts = Run(command), starts + 1
-        while run.process.poll() is None and done < kills:
-            time.sleep(moments.uniform(0.0, 5.0))
-            if living := run.workers():
+def kill_workers(commands: Iterator[tuple[list[str], Path]], alone: Path, kills: int, seed: int) -> bool:
+    """Kill workers at random moments of a run, which is started again where it ended early; then of another run."""
+    moments, done, starts, loading, runs, well = random.Random(seed), 0, 0, 0, 0, True
+    while done < kills:
+        command, out = next(commands)
+        while True:
+            run, starts, here = Run(command), starts + 1, done
+            while run.running() and done < kills:
+                if not run.workers():  # none has been asked for yet
+                    time.sleep(0.1)
+                    continue
+                time.sleep(moments.uniform(0.0, 12.0))
                 before = finished(out)
-                os.kill(moments.choice(living), signal.SIGKILL)
-                done, loading = done + 1, loading + (before == 0)
-        status, said = run.wait()
-        if status not in (0, 2):
-            raise SystemExit("\n".join(said))
-        skipped = json.loads((out / "metrics.json").read_text())["skipped"] if status == 0 else []
-        if status == 0 and not skipped:
-            break
-        print(f"  start {starts} ended: {said[-1] if status else f'{len(skipped)} images left out'}", flush=True)
-    found = compare(out, alone)
-    print(f"{done} workers killed at random ({loading} before any image was finished), {starts} start(s): {found}")
-    return found != "OTHER BYTES"
+                if living := run.workers():
+                    with contextlib.suppress(ProcessLookupError):  # it has ended by itself a moment ago
+                        os.kill(moments.choice(living), signal.SIGKILL)
+                        done, loading = done + 1, loading + (before == 0)
+            status, said = run.wait()
+            left = run.left_over()
+            skipped = json.loads((out / "metrics.json").read_text())["skipped"] if status == 0 else []
+            end = said[-1] if said else "nothing said"
+            if status == 0:
+                end = f"{len(skipped)} images left out" if skipped else "all images finished"
+            print(f"  start {starts}: {done - here} killed, status {status}, {left} processes left: {end}", flush=True)
+            if status not in (0, 2) or left:
+                print(*said[-20:], sep="\n")
+                return False
+            if status == 0 and not skipped:
+                break
+        runs, found = runs + 1, compare(out, alone)
+        print(f"  run {runs}: {found}", flush=True)
+        well &= found != "OTHER BYTES"
+    print(f"{done} workers killed at random ({loading} before any image was finished), {starts} starts, {runs} run(s)")
+    return well
 
 
-def stop_driver(command: list[str], out: Path, alone: Path, how: signal.Signals, images: int) -> bool:
+def stop_driver(command: list[str], out: Path, alone: Path, how: signal.Signals, times: int, images: int) -> bool:
     """Stop the driver in the middle, look what it leaves, and start it again."""
     run = Run(command)
     while finished(out) < images // 4:
-        if run.process.poll() is not None:
-            raise SystemExit("\n".join(run.wait()[1]))
+        if not run.running():
+            print(*run.said()[-20:], sep="\n")
+            return False
         time.sleep(0.05)
-    started_by_it = run.below()
+    below = len(run.below())
     stopped = time.monotonic()
-    if how == signal.SIGINT:
-        os.killpg(run.process.pid, how)
-    else:
-        run.process.send_signal(how)
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):
+            if how == signal.SIGINT:
+                os.killpg(run.process.pid, how)
+            else:
+                run.process.send_signal(how)
+        time.sleep(0.3 if times > 1 else 0.0)
     status, said = run.wait()
-    took, kept, left = time.monotonic() - stopped, finished(out), left_over(started_by_it)
-    again, _ = Run(command).wait()
-    found = compare(out, alone) if again == 0 else f"status {again}"
-    print(f"{how.name} to the driver: status {status} after {took:.1f} s, {kept} of {images} images kept")
-    print(f"  {len(started_by_it)} processes of its cluster before, {left} after")
-    for line in said:
+    took, kept, left = time.monotonic() - stopped, finished(out), run.left_over()
+    again, more = Run(command).wait()
+    found = compare(out, alone) if again == 0 else f"status {again}: {more[-1] if more else 'nothing said'}"
+    print(f"{how.name} x {times} to the driver: status {status} after {took:.1f} s, {kept} of {images} images kept")
+    print(f"  {below} processes of its cluster before, {left} after")
+    for line in said[-8:]:
         print(f"  it said: {line}")
     print(f"  started again: {found}", flush=True)
     return found.startswith("the bytes") and not left
@@ -130,31 +176,31 @@ def main() -> None:
     """Do all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="workers to kill (default: 20)")
-    parser.add_argument("--images", type=int, default=240, metavar="N", help="of the run (default: 240)")
+    parser.add_argument("--images", type=int, default=240, metavar="N", help="of a run (default: 240)")
+    parser.add_argument("--limit", type=float, default=2400, metavar="S", help="seconds for all of it (default: 2400)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     args = parser.parse_args()
     import cli_files
 
+    Run.deadline = time.monotonic() + args.limit
     with tempfile.TemporaryDirectory() as folder:
         world = cli_files.make_world(Path(folder))
         scenes = cli_files.write_scenes(world.folder, args.images, 3)
         options: dict[str, Any] = {"annotations": scenes, "devices": None, "cores": 1, "batch_size": 2}
         options["points_per_side"] = 16
 
-        def command(out: Path, ray: str | None) -> list[str]:
-            return world.evaluate(out, **options, ray=ray)
+        def command(out: Path, ray: str | None) -> tuple[list[str], Path]:
+            return world.evaluate(out, **options, ray=ray), out
 
         alone = Path(folder) / "alone"
-        status, said = Run(command(alone, None)).wait()
+        status, said = Run(command(alone, None)[0]).wait()
         if status:
             raise SystemExit("\n".join(said))
-        well = True
-        if args.kills:
-            out = Path(folder) / "killed"
-            well &= kill_workers(command(out, "local"), out, alone, args.kills, args.seed)
-        for how in (signal.SIGINT, signal.SIGKILL):
-            out = Path(folder) / how.name
-            well &= stop_driver(command(out, "local"), out, alone, how, args.images)
+        killed = (command(Path(folder) / f"killed {number}", "local") for number in itertools.count())
+        well = not args.kills or kill_workers(killed, alone, args.kills, args.seed)
+        for how, times in ((signal.SIGINT, 1), (signal.SIGINT, 3), (signal.SIGKILL, 1)):
+            well &= stop_driver(*command(Path(folder) / f"{how.name} {times}", "local"), alone, how, times, args.images)
+    print("ALL WELL" if well else "NOT ALL WELL", flush=True)
     sys.exit(0 if well else 1)
 
 
