@@ -13,9 +13,10 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ntt_jax
 from ntt_jax.cli import (
@@ -44,6 +45,8 @@ from ntt_jax.errors import InputError
 from ntt_jax.text import show, show_lines
 
 INTERRUPTED = 130
+PATIENCE = 10.0
+"""Seconds after Ctrl-C in which another one changes nothing: what is finished is being saved, processes are ended."""
 
 DESCRIPTION = """\
 Training-free instance segmentation from a few reference masks (No Time To Train, arXiv 2507.02798), in JAX.
@@ -114,11 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 2: an argument or an input is wrong, or the disk is full or gone; one line `ntt-jax: error: ...` on stderr
     says what and where. 130: interrupted (Ctrl-C or SIGTERM) with everything finished so far saved. 1: anything else.
     """
+    with _interrupted_once():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    """`main`, in whatever way Ctrl-C arrives."""
     args = None
     try:
         args = _parser().parse_args(argv)
-        with _sigterm_interrupts():
-            args.run(args)
+        args.run(args)
         return 0
     except SystemExit as end:  # argparse, after --help and --version
         return end.code if isinstance(end.code, int) else 0
@@ -168,14 +176,26 @@ def _os_message(error: OSError) -> str:
     return f"{where}{error.strerror or error}{advice}"
 
 
-class _sigterm_interrupts:
-    """While inside, SIGTERM (a scheduler's request to stop) ends the run as cleanly as Ctrl-C does."""
+class _interrupted_once:
+    """While inside, Ctrl-C and SIGTERM (a scheduler's request to stop) end the run, once.
+
+    What saves and ends processes on the way out is not interrupted in its turn, however impatient a person or a
+    scheduler is; only if it takes longer than `PATIENCE`.
+    """
 
     def __enter__(self) -> None:
-        self.previous = None
+        self.previous: dict[int, Any] = {}
+        self.first: float | None = None
         if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self.previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+                self.previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self.first is None or time.monotonic() - self.first > PATIENCE:
+            self.first = time.monotonic()
+            raise KeyboardInterrupt
 
     def __exit__(self, *exc: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import ntt_jax
+from ntt_jax import cli
 from ntt_jax.cli import main
 from ntt_jax.cli.progress import Progress
 from ntt_jax.compiled.predictor import Predictor
@@ -370,6 +371,7 @@ def test_an_interrupt_saves_what_is_finished(world, finished, tmp_path, number):
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(number)
+    process.send_signal(number)  # people press it twice
     _, stderr = process.communicate()
     if process.returncode == 0:  # it was done before the signal came
         return
@@ -380,6 +382,26 @@ def test_an_interrupt_saves_what_is_finished(world, finished, tmp_path, number):
     if number == signal.SIGINT:
         run(world.evaluate(out))
         assert (out / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize("patience", [10.0, 0.0])
+def test_the_way_out_is_not_interrupted_in_its_turn(monkeypatch, patience):
+    """But for one that takes too long."""
+    monkeypatch.setattr(cli, "PATIENCE", patience)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    done = []
+    try:
+        with pytest.raises(KeyboardInterrupt), cli._interrupted_once():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                done.append("first")
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
+                done.append("saved")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == (["first", "saved"] if patience else ["first"])
 
 
 def test_a_disk_that_fills_up_costs_nothing_that_is_finished(world, finished, tmp_path):
