@@ -1,6 +1,6 @@
 """What tiles are worth where objects are small: the table of docs/tiles.md, on made scenes with the small models.
 
-python scripts/tiles_table.py --out /tmp/tiles                 6 scenes of 3000 x 3000 pixels, 300 of ordinary size
+python scripts/tiles_table.py --out /tmp/tiles                 6 scenes of 3000 x 3000 pixels, 300 ordinary ones
 python scripts/tiles_table.py --out /tmp/tiles --memory 10000  only the peak memory at one image of 10,000 x 10,000
 
 Objects of the large scenes measure 1 to 3 % of the side. Five references a class, taken from ordinary scenes. What each
@@ -45,6 +45,8 @@ from ntt_jax.tuning.experiment import resamples
 from ntt_jax.tuning.scoring import LaneScorer, mean_over_classes, overlaps_of
 
 SIDE, SHOTS, SEED = 3000, 5, 0
+TWICE = SceneConfig(smallest_side=480, largest_side=768)
+"""Ordinary scenes in twice the pixels: objects measure half of a tile and more, and tiles cut them."""
 LARGE = SceneConfig(smallest_side=SIDE, largest_side=SIDE, objects=60, distractors=15, empty=0.0, radius=(0.005, 0.015))
 
 
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=6, help="large scenes")
     parser.add_argument("--ordinary", type=int, default=300, help="scenes of ordinary size")
+    parser.add_argument("--twice", type=int, default=60, help="such scenes in twice the pixels")
     parser.add_argument("--tile-size", type=int, default=320)
     parser.add_argument("--score", type=float, default=0.5, help="from which on a detection counts as shown")
     parser.add_argument("--memory", type=int, metavar="SIDE", help="measure the peak memory at one image of this side")
@@ -161,11 +164,12 @@ def main() -> None:
         report |= peak(predictor, args.memory)
         show(report, args.json)
         return
-    if not (args.out / "large" / "annotations.json").is_file():
-        classes = novel_classes(SEED)
-        scenes = (make_scene([SEED, 8, i], classes, base_classes(), LARGE) for i in range(args.scenes))
-        write_coco(args.out / "large", scenes, classes)
-    for name in ("large", "targets"):
+    for name, seed, config, count in (("twice", 9, TWICE, args.twice), ("large", 8, LARGE, args.scenes)):
+        if not (args.out / name / "annotations.json").is_file():
+            classes = novel_classes(SEED)
+            scenes = (make_scene([SEED, seed, i], classes, base_classes(), config) for i in range(count))
+            write_coco(args.out / name, scenes, classes)
+    for name in ("targets", "twice", "large"):
         report[name] = compare(args, name, predictor, tiles)
         print(json.dumps({name: report[name]}), flush=True)
     report["compilations"] = programs()

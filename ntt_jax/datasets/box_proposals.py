@@ -66,9 +66,9 @@ class BoxProposals:
                 else:
                     images.setdefault(image_id, []).append(found)
         if not images:
-            how = "by image_id" if self.by_id else "by file_name"
+            how = "by image_id (photos without annotations go by file_name)" if self.by_id else "by file_name"
             raise InputError(
-                f"{show_path(self.path)}: {counted(elsewhere, 'box', 'boxes')}, none of one of the "
+                f"{show_path(self.path)}: none of its {counted(elsewhere, 'box', 'boxes')} belongs to the "
                 f"{counted(len(sizes), 'image')}; it names images {how}"
             )
         outside, beyond, kept = 0, 0, {}

@@ -48,8 +48,10 @@ def as_boxes(boxes: Any, scores: Any = None, where: str = "boxes") -> np.ndarray
         found = [round(float(v), 2) for v in rows[empty[0]]]
         raise InputError(f"{where}: box {empty[0]}: expected corners x1 < x2, y1 < y2, not a size, found {found}")
     ranks = np.ones(len(rows)) if scores is None else _numbers(scores, f"{where}: expected a score for each box")
-    if ranks.shape != (len(rows),) or not np.isfinite(ranks).all():
-        raise InputError(f"{where}: expected a finite score for each of {len(rows)} boxes, found {list(ranks.shape)}")
+    if ranks.shape != (len(rows),):
+        raise InputError(f"{where}: expected {len(rows)} scores, one for each box, found {list(ranks.shape)}")
+    if not np.isfinite(ranks).all():
+        raise InputError(f"{where}: box {np.flatnonzero(~np.isfinite(ranks))[0]}: expected a finite score")
     return np.concatenate([rows, ranks[:, None]], axis=1).astype(np.float32)
 
 

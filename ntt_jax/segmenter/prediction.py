@@ -28,6 +28,7 @@ from ntt_jax.notes import Notes
 from ntt_jax.runs.segment_output import draw_overlay
 from ntt_jax.segmenter.boxed import boxed_image
 from ntt_jax.segmenter.inputs import images_ahead, is_image
+from ntt_jax.text import counted
 
 _NOTEBOOK_SIDE = 1024  # longest side of the picture a notebook shows
 
@@ -98,7 +99,8 @@ class Prediction(OfDetections):
 
     def __repr__(self) -> str:
         names = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).items())
-        return f"Prediction({self.width} x {self.height} pixels, {len(self)} detections{': ' if names else ''}{names})"
+        found = counted(len(self), "detection")
+        return f"Prediction({self.width} x {self.height} pixels, {found}{': ' if names else ''}{names})"
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -84,7 +84,9 @@ class Experiment:
     def _blocks(self, configs: Sequence[DetectConfig]) -> Iterator[tuple[list[DetectConfig], dict[str, Rows]]]:
         for config in configs:
             check_config(config, self.recorded)
-        most = max((config.max_detections for config in configs), default=1)
+        if not configs:
+            return
+        most = max(config.max_detections for config in configs)
         size = max(1, MAX_ROWS // (len(self.memories) * max(1, self.images) * most * len(self.kinds)))
         with work(self.observer, "score", len(configs), unit="configurations"):
             for start in range(0, len(configs), size):

@@ -32,6 +32,7 @@ from ntt_jax.tuning.memories import of_files, of_shots
 from ntt_jax.tuning.operating_points import Target, operating_points
 from ntt_jax.tuning.proposals import MAX_CANDIDATES, Proposals
 from ntt_jax.tuning.recorder import ProposalRecorder
+from ntt_jax.tuning.scoring import positives
 from ntt_jax.tuning.search import RULES, Change, Trial, greedy, one_at_a_time, product, random_mixtures, trial
 from weight_port.files import sha256
 
@@ -113,6 +114,11 @@ def tune(
             warn(observer, note)
         if plan.metric not in ground_truth.kinds:
             raise InputError(f"{show_path(annotations)}: has no masks to compare; choose by boxes (--metric bbox)")
+        if not positives(ground_truth, plan.metric).any():
+            raise InputError(
+                f"{show_path(annotations)}: no object of the memory's classes to judge by (crowds do not count)"
+            )
+        division(len(ground_truth.image_ids), plan)  # refused before anything is recorded
         with durable(lock, recording_identity(target, dataset), observer, restart=restart) as run:
             record_left(run, target, dataset, observer)
             skipped = skipped_images(run, dataset)
@@ -124,8 +130,10 @@ def tune(
             outcome, chosen = choose(experiment, plan)
             outcome |= {"skipped": skipped, "shortened": _shortened(short, dataset, observer)}
             outcome["provenance"] = {**run.identity, **origin}
-        if outcome["chosen"]["within_noise"]:
-            warn(observer, "the gain is within noise: the published constants may serve as well on other images")
+        if chosen.config == config:
+            warn(observer, "nothing that was tried is better beyond the noise: method.json has the constants as given")
+        elif outcome["chosen"]["within_noise"]:
+            warn(observer, "the gain is within noise: the constants as given may serve as well on other images")
         thresholds = {one["class"]: one["threshold"] for one in outcome["thresholds"] if one["threshold"] is not None}
         write_json(out / "tune.json", outcome)
         write_json(out / "thresholds.json", {"thresholds": thresholds})
@@ -215,13 +223,19 @@ def _shortened(short: Mapping[int, int], dataset: CocoDataset, observer: Observe
     ]
 
 
+def division(images: int, plan: Plan) -> np.ndarray:
+    """`halves`, which both have images. Raises `InputError` otherwise."""
+    parts = halves(images, plan.share, plan.seed)
+    if not parts.sum(axis=1).all():
+        what = f"{counted(images, 'image')}, of which a share of {plan.share:g} is to choose on"
+        raise InputError(f"{what}: too few to choose on some and report on others")
+    return parts
+
+
 def choose(experiment: Experiment, plan: Plan) -> tuple[dict[str, Any], Trial]:
     """What was tried and the best of it, chosen on one part of the images and reported on the other."""
     base, memories = experiment.recorded, experiment.memories
-    total = len(experiment.ground_truth.image_ids)
-    parts = halves(total, plan.share, plan.seed)
-    if not parts.sum(axis=1).all():
-        raise InputError(f"{total} images: too few to choose on some and report on others")
+    parts = division(len(experiment.ground_truth.image_ids), plan)
     drawn = [resamples(part, plan.resamples, plan.seed) for part in parts]
     tried: dict[DetectConfig, Trial] = {}
 

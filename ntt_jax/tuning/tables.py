@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ntt_jax.text import one_line
+from ntt_jax.text import counted, one_line
 
 _SHOWN = 30
 
@@ -33,7 +33,8 @@ def gain_lines(outcome: dict[str, Any]) -> str:
         bounds = number["interval"]
         between = "" if bounds is None else f", 95 % between {100 * bounds[0]:+.1f} and {100 * bounds[1]:+.1f}"
         words = {"segm": "masks", "bbox": "boxes"}[kind]
-        shots = "".join(f"; {count} shots {gain(one)}" for count, one in number.get("by_shots", {}).items())
+        by_shots = number.get("by_shots", {}).items()
+        shots = "".join(f"; {counted(int(count), 'shot')} {gain(one)}" for count, one in by_shots)
         lines.append(f"AP of {words}: {percent(number['before'])} -> {percent(number['after'])}{between}{shots}")
     return "\n".join(lines)
 

@@ -96,5 +96,5 @@ def test_what_is_no_file_of_boxes_is_one_line(tmp_path, content, said):
 
 def test_boxes_of_other_images_alone(tmp_path):
     boxes = load_box_proposals(write(tmp_path / "b.json", [entry("z.jpg"), entry("w.jpg")]))
-    with pytest.raises(InputError, match="2 boxes, none of one of the 2 images; it names images by file_name"):
+    with pytest.raises(InputError, match="none of its 2 boxes belongs to the 2 images; it names images by file_name"):
         boxes.of_images(SIZES, NAMES)

@@ -74,7 +74,7 @@ def test_segment_with_boxes_by_file_name(world, method, tmp_path, capsys):
     boxes.write_text('[{"file_name": "elsewhere.png", "bbox": [1, 1, 5, 5], "score": 1}]')
     capsys.readouterr()
     assert main([*command[: command.index("--out")], "--out", str(tmp_path / "other")]) == 2
-    assert "1 box, none of one of the 3 images" in capsys.readouterr().err
+    assert "none of its 1 box belongs to the 3 images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

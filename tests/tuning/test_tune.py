@@ -252,6 +252,30 @@ def test_tune_with_shots_and_seeds(world, tmp_path, grid):
 
 
 @pytest.mark.parametrize(
+    ("images", "crowd", "more", "said"),
+    [
+        (1, 0, {}, "1 image, of which a share of 0.5 is to choose on: too few"),
+        (20, 0, {"choose_share": 0.01}, "20 images, of which a share of 0.01"),
+        (20, 1, {}, "no object of the memory's classes to judge by"),
+    ],
+)
+def test_images_that_cannot_judge_are_refused_before_anything_is_recorded(
+    world, tmp_path, capsys, images, crowd, more, said
+):
+    content = json.loads(world.val.read_text())
+    content["images"] = content["images"][:images]
+    known = {image["id"] for image in content["images"]}
+    objects = [one for one in content["annotations"] if one["image_id"] in known]
+    content["annotations"] = [{**one, "iscrowd": crowd} for one in objects]
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    given = {"memory": world.memory, "annotations": tmp_path / "few.json"}
+    assert main(command(world, tmp_path / "run", **given | more)) == 2
+    err = capsys.readouterr().err
+    assert said in err.splitlines()[-1] and len(err.splitlines()) == 1 + crowd, err  # and a warning of crowds
+    assert not (tmp_path / "run" / "finished.records").exists()
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"search": "none"}, "--compare"),
