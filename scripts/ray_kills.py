@@ -12,6 +12,7 @@ comes within `--limit` seconds, whatever hangs. Needs the `test` extra and a che
 """
 
 import argparse
+import atexit
 import contextlib
 import itertools
 import json
@@ -42,6 +43,14 @@ class Run:
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 as long as this
         self.process = subprocess.Popen(line, stderr=self._said, start_new_session=True)
         self._seen: dict[int, psutil.Process] = {}
+        atexit.register(self.end)  # also when this script is interrupted
+
+    def end(self) -> None:
+        """End it, and all that it started."""
+        self.process.kill()
+        for process in self._seen.values():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
     def wait(self) -> tuple[int, list[str]]:
         """Its exit status and the lines it said."""
@@ -60,9 +69,7 @@ class Run:
             return False
         self.below()
         if time.monotonic() > Run.deadline:
-            for process in [psutil.Process(self.process.pid), *self._seen.values()]:
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+            self.end()
             print(*self.said()[-5:], sep="\n")
             raise SystemExit("NOT ALL WELL: a command still ran at the limit")
         return True
@@ -80,10 +87,16 @@ class Run:
         """Its workers, also those that have only begun to start."""
         return [process.pid for process in self.below() if is_worker(process)]
 
-    def left_over(self) -> int:
-        """How many of its processes are still there, when those that are ending have ended."""
-        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=30)
-        return len(alive)
+    def left_over(self) -> tuple[list[str], float]:
+        """Which of its processes are still there, when those that are ending have ended, and how long that took."""
+        ended = time.monotonic()
+        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=240)
+        names = []
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                line = process.cmdline()
+                names.append(next((Path(part).name for part in line if part.endswith((".py", "_server"))), line[0]))
+        return names, time.monotonic() - ended
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -125,14 +138,17 @@ def kill_workers(commands: Iterator[tuple[list[str], Path]], alone: Path, kills:
                         os.kill(moments.choice(living), signal.SIGKILL)
                         done, loading = done + 1, loading + (before == 0)
             status, said = run.wait()
-            left = run.left_over()
+            left, _ = run.left_over()
             skipped = json.loads((out / "metrics.json").read_text())["skipped"] if status == 0 else []
             end = said[-1] if said else "nothing said"
             if status == 0:
                 end = f"{len(skipped)} images left out" if skipped else "all images finished"
-            print(f"  start {starts}: {done - here} killed, status {status}, {left} processes left: {end}", flush=True)
+            print(
+                f"  start {starts}: {done - here} killed, status {status}, {len(left)} processes left: {end}",
+                flush=True,
+            )
             if status not in (0, 2) or left:
-                print(*said[-20:], sep="\n")
+                print(*left, *said[-20:], sep="\n")
                 return False
             if status == 0 and not skipped:
                 break
@@ -161,11 +177,12 @@ def stop_driver(command: list[str], out: Path, alone: Path, how: signal.Signals,
                 run.process.send_signal(how)
         time.sleep(0.3 if times > 1 else 0.0)
     status, said = run.wait()
-    took, kept, left = time.monotonic() - stopped, finished(out), run.left_over()
+    took, kept = time.monotonic() - stopped, finished(out)
+    left, seconds = run.left_over()
     again, more = Run(command).wait()
     found = compare(out, alone) if again == 0 else f"status {again}: {more[-1] if more else 'nothing said'}"
     print(f"{how.name} x {times} to the driver: status {status} after {took:.1f} s, {kept} of {images} images kept")
-    print(f"  {below} processes of its cluster before, {left} after")
+    print(f"  {below} processes of its cluster before, {len(left)} after {seconds:.1f} s {' '.join(left)}")
     for line in said[-8:]:
         print(f"  it said: {line}")
     print(f"  started again: {found}", flush=True)

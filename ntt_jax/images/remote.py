@@ -7,6 +7,7 @@ never becomes one. What comes from there is bytes of a stranger: fetched whole, 
 import contextlib
 import errno
 import functools
+import logging
 import re
 import time
 import urllib.parse
@@ -226,7 +227,10 @@ def _system(scheme: str) -> Any:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
         options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-    return fsspec.filesystem(scheme, use_listings_cache=False, **options)  # a listing is read once
+    system = fsspec.filesystem(scheme, use_listings_cache=False, **options)  # a listing is read once
+    # Some log each failure with a traceback, which Python prints where nobody has asked for logs: it is said in a line.
+    logging.getLogger(type(system).__module__.partition(".")[0]).addHandler(logging.NullHandler())
+    return system
 
 
 def _connect(address: Address) -> tuple[Any, str]:
@@ -289,9 +293,12 @@ def _size(file: Any) -> int | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """What a web server answered."""
-    status = getattr(error, "status", None)
-    return status if isinstance(status, int) else None
+    """What a web server or a store answered, by the names that their libraries have for it."""
+    for name in ("status", "status_code", "code"):  # aiohttp; Azure's; Google's
+        status = getattr(error, name, None)
+        if isinstance(status, int) and 400 <= status < 600:
+            return status
+    return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden: ") else None  # gcsfs
 
 
 def _may_pass(error: BaseException) -> bool:

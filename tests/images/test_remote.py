@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -92,6 +93,42 @@ def test_what_fails_is_one_line(server, monkeypatch, path, said, asked):
     line = str(caught.value)
     assert line.startswith(f"{server.url}/{path}: ") and re.search(said, line) and "\n" not in line
     assert server.requests == {f"/{path}": asked}
+
+
+class Answered(Exception):
+    """As the errors of libraries that say what a store answered."""
+
+    def __init__(self, **answer):
+        super().__init__("of the store")
+        self.__dict__ |= answer
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "of_the_file"),
+    [
+        (OSError("Forbidden: bucket/a.png\nno access"), "no permission (the server answers 403)", True),
+        (Answered(status_code=403), "no permission (the server answers 403)", True),
+        (Answered(code=404), "there is none (the server answers 404)", True),
+        (Answered(status_code=503), "the server answers 503", False),
+        (Answered(code=401), "no permission (the server answers 401)", False),
+        (Answered(code="InvalidRange"), "Answered: of the store", False),
+    ],
+)
+def test_what_stores_say(error, said, of_the_file, capsys):
+    """Of Google's and Azure's libraries: whether an image is skipped, or the command ends."""
+
+    class Shut(fsspec.AbstractFileSystem):
+        def _open(self, path, mode="rb", **options):
+            logging.getLogger(type(self).__module__).error("not on stderr")
+            raise error
+
+    fsspec.register_implementation("shut", Shut, clobber=True)
+    remote._system.cache_clear()
+    with pytest.raises(InputError) as caught:
+        fetch(location("shut://bucket/a.png"), max_bytes=100, what="image")
+    assert str(caught.value) == f"shut://bucket/a.png: cannot read the image: {said}"
+    lost = isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.EHOSTUNREACH
+    assert lost != of_the_file and not capsys.readouterr().err
 
 
 def test_a_length_beyond_the_limit_is_not_fetched(server):
