@@ -181,7 +181,9 @@ class _Scanner:
 
     def persistent(self) -> None:
         kind, storage_type, key, _, numel = self.pop(1)[0]
-        if kind != "storage" or not isinstance(storage_type, Global) or type(key) is not str or type(numel) is not int:
+        if kind != "storage" or not isinstance(storage_type, Global) or type(key) is not str:
+            raise ValueError("not a storage")
+        if type(numel) is not int or not 0 <= numel < 2**48:  # longer ones cannot even be printed
             raise ValueError("not a storage")
         module, _, attribute = storage_type.name.partition(" ")
         if module != "torch" or attribute not in STORAGE_TYPES:

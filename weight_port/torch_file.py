@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, show_path
+from ntt_jax.files import PathLike, describe, show_path
 from ntt_jax.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS
 from weight_port.files import MAX_CHECKPOINT_BYTES, InputFile
 from weight_port.pickle_scan import Global, Opaque, TensorClaim, describe_value, scan
@@ -105,7 +105,7 @@ class TorchFile:
         return self._file.content(record.offset, record.size)
 
     def _check(self, name: Any, claim: Any) -> None:
-        where = f"{self.where}: {name!r:.120}"
+        where = f"{self.where}: {name!r:.120}" if type(name) is str else f"{self.where}: {describe(name)}"
         if type(name) is not str or isinstance(claim, Opaque | Global):
             raise asks_for(where, claim if type(name) is str else name)
         if not isinstance(claim, TensorClaim):

@@ -75,15 +75,16 @@ def _number_ids(plain: Iterable[int | str]) -> Ids:
             taken.add(value)
         else:
             others.append(value)
-    following = 0
+    following, highest = 0, max(taken, default=0)
     for value in others:
         number = _as_number(value, -1)
         if number < 0 or number in taken:
-            following = max(following, min(max(taken, default=0) + 1, 2**53))
+            following = max(following, min(highest + 1, 2**53))
             while following in taken:
                 following += 1
             number = following
         taken.add(number)
+        highest = max(highest, number)
         ids.numbers[value], ids.written[number] = number, value
     return ids
 

@@ -4,6 +4,7 @@ Annotation files come from other machines: their names may hold that machine's f
 web addresses. Whatever a name says, only files below the image folder are looked at.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -20,14 +21,20 @@ from ntt_jax.images.reading import EXIF, ImageHeader, read_header
 from ntt_jax.images.remote import Address
 from ntt_jax.notes import Notes
 
+_MAX_NAME = 4096
+"""Characters of the longest path that a system opens; addresses with a signature stay below it."""
+_MAX_PARTS = 32
+"""Folders of a name, from its end, that are looked for."""
 _RAW_ADVICE = "--exif raw takes the pixels as they are stored"
 
 
 def safe_name(written: str) -> str:
     """A relative name without "..", drive and NUL that is as much of the written one as can lie in a folder.
 
-    Empty if nothing is left.
+    Empty if nothing is left, or it is longer than any path.
     """
+    if len(written) > _MAX_NAME:
+        return ""
     name = written.replace("\0", "_")
     if not os.path.isabs(name) and not re.match(r"[A-Za-z]:[\\/]|\\|[A-Za-z][\w+.-]+://", name):
         parts = name.split("/")
@@ -41,9 +48,10 @@ def _candidates(written: str) -> list[str]:
     """Relative names below a folder that a written name may stand for, the longest first."""
     texts = [written]
     if "://" in written or "?" in written:
-        address = urllib.parse.urlsplit(written)
-        query = urllib.parse.parse_qs(address.query)
-        texts = [*query.get("d", []), address.path, *texts]  # Label Studio's local files: .../?d=folder/img.jpg
+        with contextlib.suppress(ValueError):  # "http://[": no address after all
+            address = urllib.parse.urlsplit(written)
+            query = urllib.parse.parse_qs(address.query)
+            texts = [*query.get("d", []), address.path, *texts]  # Label Studio's local files: .../?d=folder/img.jpg
     if "%" in written:
         texts += [urllib.parse.unquote(text) for text in texts]
     found: dict[str, None] = {}
@@ -52,9 +60,11 @@ def _candidates(written: str) -> list[str]:
             parts = [part for part in re.split(f"[{separators}]+", text) if part not in ("", ".")]
             if parts and separators != "/" and re.fullmatch("[A-Za-z]:", parts[0]):
                 parts = parts[1:]
-            for start in range(len(parts)):
-                if ".." not in parts[start:] and "\0" not in text:
-                    found["/".join(parts[start:])] = None
+            if "\0" in text:
+                continue
+            above = max((i + 1 for i, part in enumerate(parts) if part == ".."), default=0)
+            for start in range(max(above, len(parts) - _MAX_PARTS), len(parts)):
+                found["/".join(parts[start:])] = None
     return sorted(found, key=lambda name: -name.count("/"))  # stable
 
 

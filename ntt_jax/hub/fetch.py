@@ -236,17 +236,17 @@ def _retry_after(response: Any) -> float | None:
 
 
 def _content_start(response: Any) -> int | None:
-    match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
 def _total(response: Any, have: int) -> int | None:
     """Length of the whole file, if the server says it."""
-    match = re.match(r"bytes \d+-\d+/(\d+)$", response.headers.get("Content-Range", ""))
+    match = re.match(r"bytes \d{1,18}-\d{1,18}/(\d{1,18})$", response.headers.get("Content-Range", ""))
     if match:
         return int(match[1])
     length = response.headers.get("Content-Length", "")
-    return have + int(length) if length.isdecimal() else None
+    return have + int(length) if re.fullmatch(r"\d{1,18}", length) else None
 
 
 def _open_part(part: Path, *, fresh: bool = False) -> IO[bytes]:

@@ -95,7 +95,7 @@ def _beside(path: Path) -> dict[str, Any] | None:
         content = parse_json(read_bytes(file, max_bytes=2**20, what="configuration"), file, what="configuration")
     except InputError:
         return None
-    return content if isinstance(content, dict) and content.get("model") in KINDS else None
+    return content if isinstance(content, dict) and content.get("model") in tuple(KINDS) else None
 
 
 def _convert(

@@ -24,6 +24,10 @@ _LOSSY_NOISE = 40
 _SOFT_WIDTH, _LOSSY_WIDTH = 3, 8
 """Pixels from the border of the mask within which other values are its soft edge."""
 _MAX_SHOWN = 8
+_MAX_INSTANCES = 10_000
+_MAX_WIDE_PIXELS = 64_000_000
+"""Pixels of a mask whose numbers take more than a byte: colours, 16 and 32 bits."""
+_ROWS = 2**22  # pixels whose colours are numbered at once
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,21 @@ class MaskNumbers:
             notes.add(question, where)
         return inside
 
-    def instances(self) -> list[tuple[int | float, np.ndarray]]:
-        """Each number beside 0, ascending, and its mask, bool `[H, W]`."""
-        return [(value.item(), self.values == value) for value in np.unique(self.values) if value != 0]
+    def instances(self) -> list[tuple[int | float, "InstanceMask"]]:
+        """Each number beside 0, ascending, and its mask, bool `[H, W]`, made when it is asked for.
+
+        Raises `InputError` for more numbers than a picture of instances has: noise, or a photo.
+        """
+        numbers = [value.item() for value in np.unique(self.values) if value != 0]
+        if len(numbers) > _MAX_INSTANCES:
+            raise InputError(f"the mask holds {len(numbers):,} values, over the limit of {_MAX_INSTANCES:,} instances")
+        return [(number, InstanceMask(self.values, number)) for number in numbers]
 
     def _cut(self) -> np.ndarray | None:
         """Black and one other value with a soft edge between them, cut in the middle; None if it is not that."""
         grey = self.values
         if self.colours:
-            bands = [(grey >> shift) & 255 for shift in (16, 8, 0)]
+            bands = [((grey >> shift) & 255).astype(np.uint8) for shift in (16, 8, 0)]
             grey = np.maximum(np.maximum(*bands[:2]), bands[2])
         elif grey.dtype != np.uint8:
             return None
@@ -81,6 +91,18 @@ class MaskNumbers:
         found = np.unique(self.values[self.values != 0])
         texts = [f"#{int(v):06x}" if self.colours else f"{v:g}" for v in found[:_MAX_SHOWN].tolist()]
         return ", ".join(texts) + (f" and {len(found) - _MAX_SHOWN} more" if len(found) > _MAX_SHOWN else "")
+
+
+class InstanceMask:
+    """Where an array of numbers `[H, W]` has this one: an array, bool `[H, W]`, to numpy, made anew each time."""
+
+    ndim = 2
+
+    def __init__(self, values: np.ndarray, number: int | float):
+        self._values, self._number = values, number
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._values == self._number, dtype=dtype)
 
 
 def read_mask(path: PathLike) -> MaskNumbers:
@@ -117,9 +139,16 @@ def mask_numbers(value: Any) -> MaskNumbers:
 def numbers_of(image: Image.Image) -> MaskNumbers:
     """The numbers of an opened image. Raises `InputError` if they are not certain, and what Pillow raises."""
     deep = _deep_colour(image)
-    if getattr(image, "n_frames", 1) > 1 and image.format not in ("JPEG", "MPO"):
-        raise InputError(f"the mask file holds {image.n_frames} pages or frames; expected one")  # pyright: ignore
+    # Not their number, for which Pillow would go through all of them.
+    if getattr(image, "is_animated", False) and image.format not in ("JPEG", "MPO"):
+        raise InputError("the mask file holds several pages or frames; expected one")
     lossy = image.format in ("JPEG", "MPO") or (image.format == "WEBP" and "A" not in image.mode)
+    if image.mode not in ("1", "L", "P") and image.width * image.height > _MAX_WIDE_PIXELS:
+        size = f"{image.width} x {image.height}"
+        raise InputError(
+            f"a mask of {size} pixels in colours or more than 8 bits, over the limit of {_MAX_WIDE_PIXELS:,} pixels; "
+            "save it as a palette image or 8-bit grey"
+        )
     image.load()
     orientation = orientation_of(image)
     if deep:
@@ -151,8 +180,13 @@ def _whole(values: np.ndarray) -> np.ndarray:
 
 def _colour_numbers(image: Image.Image) -> np.ndarray:
     """One number per colour, int32 `[H, W]`."""
-    bands = np.asarray(image.convert("RGB")).astype(np.int32)
-    return bands @ np.array([65536, 256, 1], np.int32)
+    numbers = np.empty((image.height, image.width), np.int32)
+    rows = max(1, _ROWS // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(image.height, top + rows)))
+        bands = np.asarray(part.convert("RGB")).astype(np.int32)
+        numbers[top : top + part.height] = bands @ np.array([65536, 256, 1], np.int32)
+    return numbers
 
 
 def _with_alpha(image: Image.Image) -> MaskNumbers:

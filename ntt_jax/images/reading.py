@@ -22,6 +22,7 @@ from ntt_jax.images.heif import heif_rows, heif_size, joined
 from ntt_jax.images.remote import Address, fetch
 from ntt_jax.images.structure import FORMATS as FORMATS
 from ntt_jax.images.structure import RAW, Structure, check_structure, format_of
+from ntt_jax.images.tags import check_tags, exif_block, late_orientation
 
 # Endings by which a folder is searched for images.
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".avif")
@@ -110,9 +111,9 @@ def open_image(path: PathLike, *, max_pixels: int = MAX_PIXELS) -> Iterator[Imag
     with _decoding(path), _open(data, max_pixels) as image:
         if _is_apart(image):
             with _quiet():
-                pages = getattr(image, "n_frames", 1)
-            if pages > 1:
-                raise InputError(f"the file holds {pages} pages or frames; expected one")
+                several = getattr(image, "is_animated", False)
+            if several:
+                raise InputError("the file holds several pages or frames; expected one")
             whole = joined(decode_apart(data, str(image.format), image.width * image.height))
             whole.format, whole.info = image.format, {**image.info, **whole.info}
             yield whole
@@ -195,6 +196,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation of an opened image, 1 where there is no (sound) tag. Does not decode it."""
     try:
+        check_tags(exif_block(image))
         with _quiet():
             # A PNG would be decoded in full to look for a tag behind the pixels: `_header` looks for that itself.
             tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
@@ -207,30 +209,11 @@ def _header(image: Image.Image, data: bytes) -> ImageHeader:
     """Of an image that is open and not yet decoded."""
     orientation = orientation_of(image)
     if image.format == "PNG" and orientation == 1 and "exif" not in image.info:
-        orientation = _late_orientation(data)
+        orientation = late_orientation(data)
     height, width = image.height, image.width
     if image.format == "TIFF" and orientation >= 5:  # Pillow gives the upright size
         height, width = width, height
     return ImageHeader(height, width, orientation)
-
-
-def _late_orientation(data: bytes) -> int:
-    """The orientation in an eXIf chunk that stands behind a PNG's pixels."""
-    place = 8
-    while place + 8 <= len(data):
-        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
-        if kind == b"eXIf" and length < 2**20:
-            exif = Image.Exif()
-            try:
-                exif.load(data[place + 8 : place + 8 + length])
-                tag = exif.get(ExifTags.Base.Orientation)
-            except Exception:
-                return 1
-            return tag if isinstance(tag, int) and 1 <= tag <= 8 else 1
-        if kind == b"IEND":
-            break
-        place += length + 12
-    return 1
 
 
 def _is_heif(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Which file an image entry means, whatever its name says; never one outside the folder."""
 
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def folder(tmp_path: Path) -> Path:
         ("a%2Fc.jpg", "a/c.jpg"),
         ("z/1.jpg", None),  # x or y
         ("none.jpg", None),
+        ("http://[b.jpg", None),  # no address: Python's parser refuses it
+        ("http://[/b.jpg", "b.jpg"),
+        ("http://a\u2100b/b.jpg", "b.jpg"),
+        ("/" + "p/" * 500 + "a/c.jpg", "a/c.jpg"),
     ],
 )
 def test_names(folder: Path, written: str, found: str | None) -> None:
@@ -82,6 +87,15 @@ def test_names(folder: Path, written: str, found: str | None) -> None:
         assert dataset.image_path(folder, 0) == folder / found
         assert dataset.read_image(folder, 0).shape == (8, 8, 3)
         assert len(dataset.notes) == (found != written)
+
+
+def test_names_of_thousands_of_parts_cost_no_more_than_their_length() -> None:
+    """Each start of such a name is a name as well: together they are as long as its square."""
+    started = time.monotonic()
+    dataset_of(*("/" + "p/" * 1900 + f"{i}.jpg" for i in range(300)))
+    assert time.monotonic() - started < 5  # all starts: more than a minute
+    for written in ("/" + "p/" * 50_000 + "b.jpg", "p/" * 50_000 + "b.jpg"):  # longer than any path
+        assert safe_name(written) == ""
 
 
 def test_two_entries_never_mean_one_file(folder: Path) -> None:

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.images import apart
-from ntt_jax.images.reading import read_image
+from ntt_jax.images import apart, mask_files
+from ntt_jax.images.mask_files import mask_numbers, read_mask
+from ntt_jax.images.reading import open_image_size, read_image
 from ntt_jax.images.structure import check_structure
+from ntt_jax.images.tags import check_tags
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -61,6 +63,43 @@ def jpeg2000(width, height, components=3):
     return b"\xff\x4f\xff\x51\0\x2f\0\0" + struct.pack(">8IH", width, height, 0, 0, width, height, 0, 0, components)
 
 
+def tags(count, claimed, size):
+    """An EXIF block of so many bytes whose tags claim the same ones over and over."""
+    rows = b"".join(struct.pack("<HHLL", 1000 + i, 7, claimed, 16) for i in range(count))
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", count) + rows + b"\0" * 4).ljust(size, b"\0")
+
+
+def jpeg(*segments):
+    whole = saved("JPEG")
+    return whole[:2] + b"".join(m + struct.pack(">H", len(s) + 2) + s for m, s in segments) + whole[2:]
+
+
+def passes(count, *, between=b"", components=1):
+    """A JPEG whose last pass is there once more, so many times; or of components that are passed over one by one."""
+    if components == 1:
+        whole = saved("JPEG", progressive=True)
+        return whole[:-2] + between + whole[whole.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+    whole = saved("JPEG", subsampling=0)
+    ones = [b"\xff\xda\0\x08\1" + bytes([i, 0x11 * (i > 1)]) + b"\0\x3f\0" + b"\0" * 40 for i in (1, 2, 3)]
+    return whole[: whole.index(b"\xff\xda")] + b"".join(ones) * count + b"\xff\xd9"
+
+
+def boxed(more):
+    """A JPEG 2000 with more in the box that holds its header."""
+    whole = saved("JPEG2000")
+    place = whole.index(b"jp2h")
+    (length,) = struct.unpack_from(">I", whole, place - 4)
+    return whole[: place - 4] + struct.pack(">I", length + len(more)) + b"jp2h" + more + whole[place + 4 :]
+
+
+def streamed(more):
+    """A JPEG 2000 with more markers in front of its first tile."""
+    whole = saved("JPEG2000", no_jp2=True)
+    end = 4 + struct.unpack_from(">H", whole, 4)[0]
+    return whole[:end] + more + whole[end:]
+
+
+FRAME_CONTROL = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 8, 8, 0, 0, 1, 1, 0, 0))
 FRAME = b",\0\0\0\0\x08\0\x08\0\0\x02\x02\x4c\x01\0;"
 BOMBS = {
     "jpeg fill": b"\xff\xd8" + b"\xff" * 1_000_000,
@@ -70,6 +109,26 @@ BOMBS = {
     "jpeg passes": saved("JPEG", progressive=True).replace(
         b"\xff\xd9", b"\xff\xda\0\x08\1\1\0\0\0\0" * 200 + b"\xff\xd9"
     ),
+    "jpeg passes behind an end in a comment": passes(200, between=b"\xff\xfe\0\4\xff\xd9"),
+    "jpeg passes over one component each": passes(100, components=3),
+    "jpeg passes over a large image": passes(40).replace(struct.pack(">HH", 40, 60), struct.pack(">HH", 9999, 9999)),
+    "jpeg passes over too large an image": passes(0).replace(
+        struct.pack(">HH", 40, 60), struct.pack(">HH", 14000, 14000)
+    ),
+    "jpeg tags": jpeg((b"\xff\xe1", b"Exif\0\0" + tags(5000, 60_000, 65_000))),
+    "jpeg tags in pieces": jpeg(*[(b"\xff\xe1", b"Exif\0\0" + b"a" * 8000)] * 300),
+    "jpeg tags of several pictures": jpeg((b"\xff\xe2", b"MPF\0" + tags(5000, 60_000, 65_000))),
+    "jpeg photoshop": jpeg((b"\xff\xed", b"Photoshop 3.0\0" + b"8BIM\4\0\0\0\0\0\0\0" * 5000)),
+    "avif tags": b"\0\0\0\x10ftypavif\0\0\0\0" + struct.pack(">I", 640_008) + b"mdat" + tags(5000, 600_000, 640_000),
+    "avif many tags": b"\0\0\0\x10ftypavif\0\0\0\0" + struct.pack(">I", 648) + b"mdat" + b"II*\0\0\0\0\0" * 80,
+    "png chunks behind the pixels": png(PIXELS, FRAME_CONTROL, *[chunk(b"abCd", b"")] * 5000),
+    "png frames": png(chunk(b"acTL", b"\0\0\0\2\0\0\0\0"), FRAME_CONTROL, PIXELS, *[FRAME_CONTROL] * 21_000),
+    "gif comments behind the first frame": gif(FRAME[:-1], b"!\xfe\1a\0" * 5000, FRAME),
+    "gif pixels in pieces": gif(FRAME[:-5] + b"\1\0" * 200_000 + b"\0;"),
+    "jpeg 2000 boxes in its header": boxed((struct.pack(">I", 8) + b"free") * 5000),
+    "jpeg 2000 boxes in those": boxed(struct.pack(">I4s", 40_008, b"res ") + (struct.pack(">I", 8) + b"free") * 5000),
+    "jpeg 2000 markers": streamed(b"\xff\x55\0\2" * 5000),
+    "jpeg 2000 markers without a length": streamed(b"\xff\x55\0\0" * 5000),
     "png chunks": png(*[chunk(b"abCd", b"")] * 5000, PIXELS),
     "png empty pieces": png(*[chunk(b"IDAT", b"")] * 5000, PIXELS),
     "png beside": png(PIXELS, chunk(b"eXIf", b"\0" * 40_000_000)),
@@ -106,6 +165,79 @@ def test_bombs_are_refused_by_their_structure(tmp_path, name):
     message = str(caught.value)
     assert time.monotonic() - start < 3 and message.isprintable() and len(message) < 400
     assert any(words in message for words in ("refused", "over the limit", "not an image", "no size")), message
+
+
+def test_tags_that_claim_gigabytes_are_not_copied(tmp_path, monkeypatch):
+    """A PNG and a WebP say it after they are opened: the tags say nothing then, and the pixels are read."""
+    block = tags(60_000, 900_000, 1_000_000)
+    profile = b"Raw profile type exif\0\0" + zlib.compress(
+        b"\nexif\n 9\n" + tags(9000, 200_000, 210_000).hex().encode()
+    )
+    files = {
+        "chunk": png(chunk(b"eXIf", block), PIXELS),
+        "late": png(PIXELS, chunk(b"eXIf", block)),
+        "text": png(chunk(b"zTXt", profile), PIXELS),
+        "webp": saved("WEBP", exif=tags(60_000, 20_000_000, 800_000)),
+    }
+    loaded = []
+    monkeypatch.setattr(Image.Exif, "load", lambda self, data: loaded.append(data))
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        read_image(tmp_path / name)
+    assert loaded == []
+    (tmp_path / "sound").write_bytes(png(PIXELS, chunk(b"eXIf", tags(9, 100, 1000))))
+    read_image(tmp_path / "sound")
+    assert len(loaded) == 1
+    with pytest.raises(InputError, match="over and over"):
+        check_tags(b"Exif\0\0" + block)
+    big = (
+        b"II+\0\x08\0\0\0"
+        + struct.pack("<QQ", 16, 9000)
+        + b"".join(struct.pack("<HHQQ", 1000 + i, 7, 10**9, 16) for i in range(9000))
+    )
+    with pytest.raises(InputError, match="over and over"):
+        check_tags(big)
+    for damaged in (b"", b"II*\0", b"MM\0+" + b"\xff" * 20, b"II*\0\xff\xff\xff\xff", tags(9, 10**9, 10)):
+        check_tags(damaged)
+
+
+def test_masks_of_many_frames_and_of_noise(tmp_path):
+    directories = b"".join(struct.pack("<HI", 0, 0) for _ in range(3))
+    whole = tiff()[: 8 + 2 + 9 * 12] + struct.pack("<I", 8 + 2 + 9 * 12 + 4 + 64) + b"\0" * 64 + directories
+    photo = Image.fromarray(RGB).convert("P")
+    files = {"a.tif": whole, "a.gif": saved("GIF", photo, save_all=True, append_images=[photo.rotate(90)] * 3)}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match="several pages or frames"):
+            read_mask(tmp_path / name)
+        assert read_image(tmp_path / name).ndim == 3
+    noise = np.arange(40_000, dtype=np.uint16).reshape(200, 200)
+    with pytest.raises(InputError, match="39,999 values, over the limit"):
+        mask_numbers(noise).instances()
+    (number, mask), *others = mask_numbers(noise // 10_000).instances()
+    assert number == 1 and len(others) == 2 and np.asarray(mask).sum() == 10_000
+
+
+def test_wide_masks_have_a_limit_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(mask_files, "_MAX_WIDE_PIXELS", 2399)
+    monkeypatch.setattr(mask_files, "_ROWS", 60 * 7)
+    image = Image.fromarray(RGB // 255)
+    image.save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="60 x 40 pixels in colours or more than 8 bits"):
+        read_mask(tmp_path / "a.png")
+    image.convert("L").save(tmp_path / "a.png")
+    read_mask(tmp_path / "a.png")
+    monkeypatch.setattr(mask_files, "_MAX_WIDE_PIXELS", 2400)
+    expected = RGB.astype(np.int64) @ np.array([65536, 256, 1])
+    np.testing.assert_array_equal(mask_numbers(RGB).values, expected)  # some rows at a time
+
+
+def test_offsets_beyond_any_file(tmp_path):
+    """What the fuzzer found: the place of the first directory of a BigTIFF beyond what a C integer holds."""
+    (tmp_path / "a.tif").write_bytes(b"II+\0\x08\0\0\0" + b"\xff" * 40)
+    for read in (read_image, open_image_size):
+        with pytest.raises(InputError):
+            read(tmp_path / "a.tif")
 
 
 def test_sparse_files_are_not_read(tmp_path):
@@ -172,5 +304,8 @@ def test_honest_files_have_an_ordinary_structure():
         found = check_structure(saved(kind, photo))
         assert found.format == kind and found.size in (None, (60, 40)) and not found.cut
     check_structure(saved("JPEG", photo, progressive=True, exif=b"Exif\0\0" + b"\0" * 60_000))
+    check_structure(saved("JPEG", photo, progressive=True, comment=b"\xff\xda\xff\xd9" * 900))
+    check_structure(jpeg(*[(b"\xff\xe1", b"Exif\0\0" + tags(9, 60_000, 65_000))] * 2))
+    check_structure(passes(9, components=3))
     check_structure(saved("GIF", photo, save_all=True, append_images=[photo] * 50, comment=b"a" * 5000))
     check_structure(saved("PNG", photo, save_all=True, append_images=[photo.rotate(90)] * 50))

@@ -132,7 +132,7 @@ def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
     Image.fromarray(BOX * np.float32(0.5)).save(tmp_path / "half.tif")
     pages = [Image.fromarray(m.astype(np.uint8)) for m in (BOX, SECOND)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    for name, said in [("cut.png", "alpha channel"), ("half.tif", "fractions"), ("pages.tif", "2 pages")]:
+    for name, said in [("cut.png", "alpha channel"), ("half.tif", "fractions"), ("pages.tif", "several pages")]:
         with by_path_and_opened(tmp_path / name) as values:
             for value in values:
                 with pytest.raises(InputError, match=said):

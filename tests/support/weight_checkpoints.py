@@ -81,8 +81,9 @@ def tensor_pickle(name="norm.bias", numel=16, shape=(16,), stride=(1,), offset=0
         return b"X" + struct.pack("<I", len(value)) + value.encode()
 
     def integer(value):
-        data = value.to_bytes(8, "little", signed=True)
-        return b"\x8a\x08" + data
+        size = max(8, value.bit_length() // 8 + 1)
+        code = b"\x8a\x08" if size == 8 else b"\x8b" + struct.pack("<I", size)
+        return code + value.to_bytes(size, "little", signed=True)
 
     def numbers(values):
         return b"(" + b"".join(map(integer, values)) + b"t"

@@ -165,6 +165,9 @@ def test_pickles_are_never_executed(tmp_path, capsys, monkeypatch, payload):
     ("data", "message"),
     [
         (tensor_pickle(numel=2**40), "claims a storage of 4398046511104 bytes, the archive has 64"),
+        (tensor_pickle(numel=2**20_000), "damaged pickle"),  # of more digits than Python prints
+        (tensor_pickle(numel=-1), "damaged pickle"),
+        (pickle.dumps({2**20_000: 3}, 2), "an integer of 20001 bits: a dictionary key is int"),
         (tensor_pickle(numel=15), "claims a storage of 60 bytes"),
         (tensor_pickle(key="1"), "the archive has None"),
         (tensor_pickle(key="../../etc/passwd"), "the archive has None"),
