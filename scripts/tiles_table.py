@@ -1,6 +1,6 @@
 """What tiles are worth where objects are small: the table of docs/tiles.md, on made scenes with the small models.
 
-python scripts/tiles_table.py --out /tmp/tiles                 6 scenes of 3000 x 3000 pixels, 300 ordinary ones
+python scripts/tiles_table.py --out /tmp/tiles                 6 scenes of 3000 x 3000 pixels, 100 ordinary ones
 python scripts/tiles_table.py --out /tmp/tiles --memory 10000  only the peak memory at one image of 10,000 x 10,000
 
 Objects of the large scenes measure 1 to 3 % of the side. Five references a class, taken from ordinary scenes. What each
@@ -140,8 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=6, help="large scenes")
-    parser.add_argument("--ordinary", type=int, default=300, help="scenes of ordinary size")
-    parser.add_argument("--twice", type=int, default=60, help="such scenes in twice the pixels")
+    parser.add_argument("--ordinary", type=int, default=100, help="scenes of ordinary size")
+    parser.add_argument("--twice", type=int, default=24, help="such scenes in twice the pixels")
     parser.add_argument("--tile-size", type=int, default=320)
     parser.add_argument("--score", type=float, default=0.5, help="from which on a detection counts as shown")
     parser.add_argument("--memory", type=int, metavar="SIDE", help="measure the peak memory at one image of this side")
