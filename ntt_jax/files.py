@@ -237,6 +237,20 @@ def has_hole(file: IO[bytes]) -> bool:
         os.lseek(descriptor, place, os.SEEK_SET)
 
 
+_STRANGERS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull` where it came from"),
+    (b"\x1f\x8b", "a file compressed with gzip; unpack it first"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"<", "a page of HTML or XML, perhaps a server's answer in place of the file; download it again"),
+)
+
+
+def describe_stranger(data: bytes) -> str | None:
+    """What a file is, by its first bytes, that people often have in place of JSON or an image; None for others."""
+    start = data[:64].removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((words for magic, words in _STRANGERS if start.startswith(magic)), None)
+
+
 MAX_CONTAINERS = 500_000
 """Lists and objects that a JSON file may hold whatever its size; beyond, one for every 32 bytes of it.
 
@@ -263,6 +277,8 @@ def parse_json(data: bytes, path: PathLike, *, what: str, strict: bool = False) 
             raise InputError(f"{shown}: the {what} holds {keys:,} keys in {objects:,} objects, too many to be sound")
         if (found := data.count(b'"') // 2) > MAX_CONTAINERS + 2 * keys + len(data) // 64:
             raise InputError(f"{shown}: the {what} holds {found:,} texts for {keys:,} keys, too many to be sound")
+    if (words := describe_stranger(data)) is not None:
+        raise InputError(f"{shown}: expected a {what}, found {words}")
     rules: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_constant} if strict else {}
     if len(data) > _SMALL and data.count(b",") > len(data) // _BYTES_PER_NUMBER:
         rules |= {"parse_int": _Shared(int).__getitem__, "parse_float": _Shared(float).__getitem__}

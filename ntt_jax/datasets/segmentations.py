@@ -6,6 +6,7 @@ What lies inside (coordinates, runs) is checked when the mask is asked for; here
 import ast
 import itertools
 import json
+import re
 from typing import Any
 
 from ntt_jax.errors import InputError
@@ -14,6 +15,7 @@ from ntt_jax.images.rle import merge_rles, rle_boxes, segmentation_to_rle
 from ntt_jax.notes import Notes
 
 _NUMBERS = (int, float)
+_MAX_WRITTEN = 2_000_000  # characters of run lengths written as a text of numbers
 _DEGENERATE = "polygons of fewer than three points, or an odd count of numbers, left out"
 
 
@@ -76,6 +78,10 @@ def _from_list(given: list[Any], height: int, width: int, where: str, notes: Not
             polygon = _flat(polygon)
             if len(polygon) >= 6:
                 notes.add("polygons written as pairs of numbers", where)
+        if type(polygon) is list and len(polygon) >= 6 and type(polygon[0]) is str:
+            written, polygon = polygon, _numbers(polygon)
+            if polygon is not written:
+                notes.add("polygons whose numbers are written as text", where)
         if type(polygon) is list and len(polygon) >= 6 and len(polygon) % 2 == 0 and _is_number(polygon[0]):
             polygons.append(polygon)
         else:
@@ -83,6 +89,16 @@ def _from_list(given: list[Any], height: int, width: int, where: str, notes: Not
     if not polygons:
         notes.add("annotations left without a mask", where)
     return polygons or None
+
+
+def _numbers(texts: list[Any]) -> list[Any]:
+    """The numbers that texts are, if all of them are; otherwise the same list."""
+    if not all(type(text) is str and len(text) < 40 for text in texts):
+        return texts
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        return texts
 
 
 def _is_xy(value: Any) -> bool:
@@ -115,6 +131,14 @@ def _from_object(given: dict[str, Any], height: int, width: int, where: str, not
             counts = None
         else:
             notes.add("run lengths written as Python prints bytes", where)
+    if type(counts) is str and len(counts) < _MAX_WRITTEN and re.fullmatch(r"[\d ]+ [\d ]+", counts):
+        counts = counts.split()  # compressed text has no spaces
+    if type(counts) is list and counts and type(counts[0]) is str:
+        written, counts = counts, _numbers(counts)
+        if counts is not written:
+            notes.add("run lengths whose numbers are written as text", where)
+    if type(size) is list and len(size) == 2 and type(size[0]) is str:
+        size = _numbers(size)
     if type(counts) is list and any(type(v) is float and v.is_integer() for v in counts):
         counts = [int(v) if type(v) is float and v.is_integer() else v for v in counts]
     if type(size) is list and all(type(v) is float and v.is_integer() for v in size):

@@ -49,7 +49,7 @@ def entry(key: str) -> Entry | None:
     try:
         found = Entry(path, str(record["sha256"]), int(record["size"]), str(record["source_sha256"]))
         return found if path.stat().st_size == found.size else None
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -22,6 +22,7 @@ _NOT_READ = {
 _MASK_NAME = re.compile(r"(.+?)[._ -](?:(?:instance|object)[._ -]?)?(?:masks?|labels?|seg|gt|overlay)[._ -]?\d*", re.I)
 _MASK_FOLDER = re.compile(r"masks?|labels?|segmentations?|segmentation(class|object)\w*|overlays?", re.I)
 LIST_SUFFIX = ".txt"
+_MAX_ADDRESS = 8192  # characters; signed ones have thousands
 _LIST_BYTES = 2**28
 _MASK_MODES = ("1", "P", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -142,7 +143,7 @@ def read_list(path: Path) -> list[tuple[str, Location]]:
     found: list[tuple[str, Location]] = []
     for number, line in enumerate(text.splitlines(), 1):
         if (written := line.strip()) and not written.startswith("#"):
-            address = location(written)
+            address = location(written) if len(written) <= _MAX_ADDRESS and written.isprintable() else None
             if not isinstance(address, Address):
                 raise InputError(
                     f"{show_path(path)}: line {number}: expected an address (https://...), found {describe(written)}"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, has_hole, open_input, reason, show_path
+from ntt_jax.files import PathLike, describe_stranger, has_hole, open_input, reason, show_path
 from ntt_jax.images.apart import decode_apart
 from ntt_jax.images.heif import HEIF_ADVICE as HEIF_ADVICE
 from ntt_jax.images.heif import HEIF_SUFFIXES as HEIF_SUFFIXES
@@ -299,9 +299,13 @@ def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) ->
     remote = io.BytesIO(fetch(path, max_bytes=MAX_IMAGE_BYTES, what="image")) if isinstance(path, Address) else None
     with remote or open_input(path, what="image", max_bytes=MAX_IMAGE_BYTES) as file:
         try:
-            kind = format_of(file.read(16))
+            kind = format_of(start := file.read(64))
             if kind is None:
-                raise InputError(f"{shown}: not an image that can be read (formats: {', '.join(FORMATS)})")
+                found = describe_stranger(start)
+                raise InputError(
+                    f"{shown}: not an image that can be read "
+                    + (f"but {found}" if found else f"(formats: {', '.join(FORMATS)})")
+                )
             if remote is None and kind not in RAW and has_hole(file):
                 raise InputError(f"{shown}: the image has parts that were never written; copy it again")
             file.seek(0)

@@ -4,6 +4,7 @@ Of the training images only those that serve as references are fetched, one by o
 """
 
 import contextlib
+import lzma
 import os
 import shutil
 import zipfile
@@ -150,7 +151,8 @@ def unpack(path: Path, folder: Path, members: tuple[str, ...]) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(one) as source, replacing(target) as file:  # the checksum is checked while it is read
                     shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    # RuntimeError: encrypted, or of a compression that is not known.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         path.unlink(missing_ok=True)
         raise InputError(f"{show_path(path)}: damaged ({error}); it was deleted, start again") from None
 

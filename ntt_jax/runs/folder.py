@@ -48,7 +48,12 @@ class RunFolder:
         files = [path for path in (records, *earlier_files(folder)) if path.exists() or path.is_symlink()]
         self.starts: list[dict[str, Any]] = []
         if restart:
-            for path in (folder / "report.html", self.metrics, self.results, *files, self._run):
+            earlier = (folder / "report.html", self.metrics, self.results, *files, self._run)
+            for path in earlier:  # all of them before the first is gone
+                if path.is_dir() and not path.is_symlink():
+                    found = "is a folder, expected a file of this program; remove it or give another folder"
+                    raise InputError(f"{show_path(path)}: {found}")
+            for path in earlier:
                 path.unlink(missing_ok=True)
             self._write_run()
         elif any([record_size(path) for path in files]):

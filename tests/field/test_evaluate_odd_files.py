@@ -13,7 +13,10 @@ from cli_files import World, make_world
 from PIL import Image
 
 from ntt_jax.cli import main
-from ntt_jax.images.reading import turned
+from ntt_jax.datasets import load_dataset
+from ntt_jax.errors import InputError
+from ntt_jax.images.mask_files import read_mask
+from ntt_jax.images.reading import open_image_size, read_image, turned
 
 Change = Callable[[Any, Path], Any]
 
@@ -187,3 +190,19 @@ def test_raw_is_another_run(world: World, plain: Any, tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(command) == 2
     assert "exif" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "gzip; unpack it first"),
+        (b"PK\x03\x04\0\0", "a zip archive; unpack it"),
+        (b"\xef\xbb\xbf  <!DOCTYPE html><html>", "download it again"),
+    ],
+)
+def test_what_people_have_in_place_of_a_file_is_named(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    for read in (load_dataset, read_image, read_mask, open_image_size):
+        with pytest.raises(InputError, match=words):
+            read(tmp_path / "a.json")

@@ -53,6 +53,19 @@ def test_a_second_name_of_a_file_is_refused(precious, folder, name):
         start(folder)
 
 
+@pytest.mark.parametrize("name", ["finished.records", "finished-1.records", "report.html"])
+def test_a_refused_restart_has_removed_nothing(folder, name):
+    start(folder)
+    for other in ("report.html", "results.json", "metrics.json"):
+        (folder / other).write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    before = sorted((path.name, path.is_file() and path.read_bytes()) for path in folder.iterdir())
+    with pytest.raises(InputError, match="is a folder"):
+        start(folder, restart=True)
+    assert sorted((path.name, path.is_file() and path.read_bytes()) for path in folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("name", NAMES[:3])
 def test_a_pipe_in_a_run_folder_does_not_hang(folder, name):
     os.mkfifo(folder / name)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ntt_jax.errors import InputError
-from ntt_jax.images.photos import find_photos, photos_of_folder
+from ntt_jax.images.photos import find_photos, photos_of_folder, read_list
 from ntt_jax.images.reading import can_read_heif, read_image
 
 
@@ -106,3 +106,10 @@ def test_pictures_of_an_output_in_the_folder_itself(tmp_path: Path) -> None:
     (tmp_path / "finished.records").touch()
     (tmp_path / "formats.list").touch()
     assert photos_of_folder(tmp_path, output=tmp_path).files == (photo,)
+
+
+@pytest.mark.parametrize("line", ["s3://" + "a" * 9000, "https://a/\x1b[2J.jpg", "https://a/\u202egpj.a"])
+def test_addresses_that_nobody_has_are_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "list.txt").write_text(f"https://a/b.jpg\n{line}\n", "utf-8")
+    with pytest.raises(InputError, match="line 2: expected an address"):
+        read_list(tmp_path / "list.txt")

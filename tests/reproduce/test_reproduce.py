@@ -277,6 +277,20 @@ def test_archives_are_unpacked_whole_or_not_at_all(tmp_path):
     with pytest.raises(InputError, match=r"damaged.*it was deleted, start again"):
         coco.unpack(path, tmp_path, ("val2017/",))
     assert not path.exists() and not (tmp_path / "val2017" / "b.jpg").exists()
+    for encrypted in (True, False):  # or what a decoder of LZMA refuses
+        shutil.rmtree(tmp_path / "val2017", ignore_errors=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("val2017/a.jpg", b"a" * 1000)
+        whole = bytearray(path.read_bytes())
+        if encrypted:
+            whole[6] |= 1
+            whole[whole.index(b"PK\x01\x02") + 8] |= 1
+        else:
+            whole[30 + len("val2017/a.jpg") + 4] = 255
+        path.write_bytes(whole)
+        with pytest.raises(InputError, match=r"damaged.*it was deleted, start again"):
+            coco.unpack(path, tmp_path, ("val2017/",))
+        assert not path.exists()
     path.write_bytes(zipped({"val2017/../../x": b"x"}))
     with pytest.raises(InputError, match="outside the folder"):
         coco.unpack(path, tmp_path, ("val2017/",))
