@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import sys
 import threading
@@ -13,9 +14,10 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Query, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, Form, HTTPException, Path, Query, Request, Security, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
 import ntt_jax
@@ -25,6 +27,7 @@ from ntt_jax.app.metrics import Metrics
 from ntt_jax.app.queueing import Busy, PredictionQueue
 from ntt_jax.compiled.prompt_masker import Prompt
 from ntt_jax.errors import InputError
+from ntt_jax.files import reason
 from ntt_jax.segmenter.inputs import as_mask
 from ntt_jax.segmenter.prediction import Prediction
 from ntt_jax.segmenter.segmenter import Segmenter
@@ -35,7 +38,28 @@ SCRIPTS = {"masks.js": "ntt_jax.report", "dom.js": "ntt_jax.report"}
 """What the page shares with the report."""
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _MAX_DETAIL = 500
-DESCRIPTION = "Instances of classes that are given by a few references each, in any image."
+_MAX_NAME = 100
+DESCRIPTION = """\
+Instances of classes that are given by a few references each, in any image.
+
+Every request but those for `/v1/health` carries the token that the program printed, as `Authorization: Bearer TOKEN`.
+An image is a file of up to 64 MB in any usual format; it is turned upright as its EXIF data says, and coordinates are
+pixels of the upright image. Masks are COCO's compressed run lengths: `pycocotools.mask.decode` reads them. Every error
+is JSON with a `detail` of one line for people; with 429 and 503 the header `Retry-After` says after how many seconds to
+come again."""
+
+
+class Problem(BaseModel):
+    """Why a request was not answered."""
+
+    detail: str = Field(description="one line for people")
+
+
+class Health(BaseModel):
+    """That the server is alive."""
+
+    status: Literal["ok"] = "ok"
+    version: str = Field(description="of ntt-jax")
 
 
 class Mask(BaseModel):
@@ -122,6 +146,9 @@ def make_application(service: Service, *routers: APIRouter, title: str) -> FastA
     app = FastAPI(
         title=title,
         description=DESCRIPTION,
+        responses=_REFUSED,
+        generate_unique_id_function=lambda route: route.name,
+        redirect_slashes=False,
         version=ntt_jax.__version__,
         openapi_url="/v1/openapi.json",
         docs_url=None,  # FastAPI's page takes its scripts from elsewhere: /docs is our own
@@ -132,10 +159,11 @@ def make_application(service: Service, *routers: APIRouter, title: str) -> FastA
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Busy, _busy)
     app.add_exception_handler(TimeoutError, _late)
+    app.add_exception_handler(OSError, _unwritten)
     app.add_exception_handler(Exception, _fault)
-    app.include_router(_version_1(service))
-    for router in routers:
-        app.include_router(router)
+    app.include_router(_health())
+    for router in (_version_1(service), *routers):
+        app.include_router(router, dependencies=[_TOKEN])
     app.add_api_route("/docs", lambda: static("docs.html"), include_in_schema=False)
     app.add_api_route("/static/{name}", static, include_in_schema=False)
     return app
@@ -172,12 +200,18 @@ def predicted(found: Prediction, seconds: float) -> Predicted:
     return Predicted(height=found.height, width=found.width, detections=detections, seconds=round(seconds, 3))
 
 
-def _version_1(service: Service) -> APIRouter:
+def _health() -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/health", summary="Whether the server is alive; needs no token")
-    def health() -> dict[str, str]:
-        return {"status": "ok", "version": ntt_jax.__version__}
+    def health() -> Health:
+        return Health(version=ntt_jax.__version__)
+
+    return router
+
+
+def _version_1(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1")
 
     @router.get("/metrics", response_class=PlainTextResponse, summary="Counts for Prometheus")
     def metrics() -> str:
@@ -187,11 +221,15 @@ def _version_1(service: Service) -> APIRouter:
     def classes() -> list[ClassInfo]:
         return service.classes()
 
-    @router.post("/predict", summary="Find the instances in an image", responses=_ERRORS)
+    @router.post("/predict", summary="Find the instances in an image", responses=ERRORS | _LATE)
     async def predict(
         image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, TIFF, ...")],
-        score_threshold: Annotated[float, Query(ge=0, le=1)] = 0.5,
-        max_detections: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+        score_threshold: Annotated[
+            float, Query(ge=0, le=1, description="detections of lower scores are left out")
+        ] = 0.5,
+        max_detections: Annotated[
+            int | None, Query(ge=1, le=10_000, description="the best ones; all without it")
+        ] = None,
         classes: Annotated[list[str] | None, Query(description="only these; the others compete all the same")] = None,
     ) -> Predicted:
         started = time.perf_counter()
@@ -207,14 +245,18 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
     """Routes that add and remove references; changed: called after each."""
     router = APIRouter(prefix="/v1")
 
-    @router.post("/classes/{name}/references", summary="Add a reference, and the class if new", responses=_ERRORS)
-    async def add(
-        name: str,
-        image: Annotated[UploadFile, File()],
-        mask: Annotated[UploadFile | None, File(description="an image, 0 where background")] = None,
+    @router.post("/classes/{name}/references", summary="Add a reference, and the class if new", responses=ERRORS)
+    async def add_reference(
+        name: Annotated[str, Path(description="of the class", max_length=_MAX_NAME)],
+        image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, TIFF, ...")],
+        mask: Annotated[
+            UploadFile | None, File(description="one instance: an image of the same size, 0 where background")
+        ] = None,
         box: Annotated[str | None, Form(description="[x, y, width, height] in pixels, in place of a mask")] = None,
         points: Annotated[str | None, Form(description="[[x, y], ...] on the object, in place of a mask")] = None,
-        kind: Annotated[Literal["reference", "negative"], Form()] = "reference",
+        kind: Annotated[
+            Literal["reference", "negative"], Form(description="negative: it looks like the class, and is none of it")
+        ] = "reference",
     ) -> list[ClassInfo]:
         if sum(given is not None and given != "" for given in (mask, box or points)) != 1:
             raise InputError("expected a mask, or a box or points in its place")
@@ -229,8 +271,8 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
         changed()
         return await asyncio.to_thread(service.classes)  # it waits while another reference is encoded
 
-    @router.delete("/classes/{name}", summary="Forget a class")
-    def remove(name: str) -> list[ClassInfo]:
+    @router.delete("/classes/{name}", summary="Forget a class", responses=ERRORS)
+    def remove_class(name: Annotated[str, Path(description="of the class", max_length=_MAX_NAME)]) -> list[ClassInfo]:
         with service.edits:
             service.segmenter.remove(name)
         changed()
@@ -252,13 +294,28 @@ def _json(text: str, what: str) -> Any:
         raise InputError(f"{what}: expected numbers as JSON, found {text!r:.60}") from None
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the input cannot be used; `detail` says why"},
-    401: {"description": "the token is missing or wrong"},
-    413: {"description": "too many bytes"},
-    429: {"description": "too much to do; come again"},
-    503: {"description": "no answer in time"},
-}
+def _problems(**reasons: str) -> dict[int | str, dict[str, Any]]:
+    return {int(status[1:]): {"model": Problem, "description": text} for status, text in reasons.items()}
+
+
+_TOKEN = Security(HTTPBearer(auto_error=False, description="the token that the program printed"))
+"""Says in the description that a token is needed. The guard has seen it already."""
+_REFUSED = _problems(
+    _401="the token is missing or wrong",
+    _403="the request comes from another page",
+    _421="the server is not called by the name in the Host header",
+)
+ERRORS = _problems(
+    _400="the input cannot be used",
+    _408="the request did not arrive in time",
+    _413="too many bytes",
+    _422="a parameter is missing or of another type",
+    _429="too much to do; come again",
+    _507="the server's disk is full, or cannot be written",
+)
+"""Of what takes input."""
+_LATE = _problems(_503="no answer in time")
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def _say(status: int, detail: str, **headers: str) -> Response:
@@ -268,7 +325,14 @@ def _say(status: int, detail: str, **headers: str) -> Response:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return _say(400, str(error))
+    unwritten = isinstance(error.__cause__, OSError) and error.__cause__.errno in _UNWRITTEN
+    return _say(507 if unwritten else 400, str(error))
+
+
+async def _unwritten(request: Request, error: Exception) -> Response:
+    if not isinstance(error, OSError) or error.errno not in _UNWRITTEN:
+        raise error
+    return _say(507, f"the server cannot keep what was sent: {reason(error)}")
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

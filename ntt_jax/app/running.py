@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import socket
 import threading
@@ -28,6 +29,8 @@ from ntt_jax.runs.models import Compute
 from ntt_jax.segmenter.segmenter import Segmenter
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
+DOOR = "open.html"
+"""The file in the project's folder that the browser is started with."""
 _CONNECTIONS = 512
 
 
@@ -135,10 +138,14 @@ def _guarded(service: Service, address: Address, *routers: Any, title: str) -> G
 class _Protocol(H11Protocol):
     """uvicorn's, for clients that never finish the head of a request: the connection is closed after some seconds.
 
-    Without it they would hold all connections there may be, token or not. (The guard has an eye on what follows.)
+    Without it they would hold all connections there may be, token or not. If so many come that half of those are held,
+    the oldest one is closed for each that comes. (The guard has an eye on what follows the head.)
     """
 
     head_seconds = BODY_SECONDS
+    most_waiting = _CONNECTIONS // 2
+    waiting: dict["_Protocol", None]
+    """Those of a server whose head has not arrived, oldest first."""
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -158,8 +165,14 @@ class _Protocol(H11Protocol):
             self._forget()
         elif self._late is None:
             self._late = self.loop.call_later(self.head_seconds, self.transport.close)
+            self.waiting[self] = None
+            if len(self.waiting) > self.most_waiting:
+                oldest = next(iter(self.waiting))
+                oldest._forget()
+                oldest.transport.abort()
 
     def _forget(self) -> None:
+        self.waiting.pop(self, None)
         if self._late is not None:
             self._late.cancel()
             self._late = None
@@ -177,25 +190,47 @@ def make_server(guard: Guard) -> uvicorn.Server:
         limit_concurrency=_CONNECTIONS,
         server_header=False,
         h11_max_incomplete_event_size=64 * 1024,
-        http=_Protocol,
+        http=type("_Protocol", (_Protocol,), {"waiting": {}}),
+        ws="none",
+        proxy_headers=False,  # nothing here depends on what a proxy says of who asks
     )
     return uvicorn.Server(config)
 
 
-def run(guard: Guard, address: Address, *, started: Callable[[], None], browser: bool = False) -> None:
-    """Serve until Ctrl-C or SIGTERM. started: called when requests are answered."""
+def run(guard: Guard, address: Address, *, started: Callable[[], None], browser: Path | None = None) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    started: called when requests are answered. browser: a folder of the user's; the page is opened by a file in it.
+    """
     server = make_server(guard)
+    door = None if browser is None else browser / DOOR
 
     def announce() -> None:
         while not server.started and not server.should_exit:
             threading.Event().wait(0.02)
         if server.started:
             started()
-            if browser:
-                webbrowser.open(f"{address.url}/?token={address.token}")
+            if door is not None:
+                with contextlib.suppress(OSError):  # the address is printed all the same
+                    _write_door(door, f"{address.url}/?token={address.token}")
+                    webbrowser.open(door.resolve().as_uri())
 
     threading.Thread(target=announce, daemon=True).start()
     try:
         server.run(sockets=[address.listener])
     finally:
         address.listener.close()
+        if door is not None:
+            with contextlib.suppress(OSError):
+                door.unlink()
+
+
+def _write_door(path: Path, url: str) -> None:
+    """A page that leads to an address and that this user alone can read.
+
+    What a program is started with can be read by all users of a machine: a browser is not to be started with the token.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="ascii") as file:
+        file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={url}"><a href="{url}">ntt-jax</a>\n')

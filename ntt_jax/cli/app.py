@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     compute = options.compute(args)
     chosen = segmenter_options(args, compute)
     from ntt_jax.app import running
+    from ntt_jax.app.project import NAME
     from ntt_jax.loading import load_dinov2, load_sam2
 
     args.resume_hint = "everything is in the project's folder; the same command goes on"
@@ -108,5 +109,5 @@ def run(args: argparse.Namespace) -> None:
             page,
             address,
             started=lambda: show(f"open {address.url}/?token={address.token}  (Ctrl-C ends)"),
-            browser=not args.no_browser,
+            browser=None if args.no_browser else args.folder / NAME,
         )

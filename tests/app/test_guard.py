@@ -87,8 +87,9 @@ def test_nobody_else_is(headers):
 
 
 def test_the_printed_address_becomes_a_cookie():
-    status, headers, _ = ask(f"/?token={TOKEN}", headers={"authorization": None})
-    assert status == 303 and headers["location"] == "/"
+    status, headers, body = ask(f"/?token={TOKEN}", headers={"authorization": None})
+    assert status == 200 and b'content="0; url=/"' in body and TOKEN.encode() not in body
+    assert headers["referrer-policy"] == "no-referrer"
     assert headers["set-cookie"].startswith(f"ntt_jax_8765={TOKEN};")
     assert "HttpOnly" in headers["set-cookie"] and "SameSite=Strict" in headers["set-cookie"]
     assert ask("/?token=wrong", headers={"authorization": None})[0] == 401
