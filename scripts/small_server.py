@@ -67,7 +67,7 @@ class Program:
         return sum(len((task / "children").read_text().split()) for task in tasks)
 
     def memory(self) -> tuple[int, int]:
-        """MiB of memory: now, and the most so far."""
+        """MiB of memory: now, and the most so far; 0 of one that has ended."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        now, most = re.findall(r"(?:VmHWM|VmRSS):\s*(\d+)", status)[::-1]
+        now, most = re.findall(r"(?:VmHWM|VmRSS):\s*(\d+)", status)[::-1] or ("0", "0")
         return int(now) // 1024, int(most) // 1024

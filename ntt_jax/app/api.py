@@ -111,6 +111,8 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     edits: threading.Lock = field(default_factory=threading.Lock)
     queue: PredictionQueue = field(init=False)
+    adding: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    """Images of references that are decoded, or wait to be learned."""
 
     def __post_init__(self) -> None:
         self.queue = PredictionQueue(self.predict, self.metrics, limit=self.limit, at_once=self.at_once)
@@ -245,7 +247,9 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
     """Routes that add and remove references; changed: called after each."""
     router = APIRouter(prefix="/v1")
 
-    @router.post("/classes/{name}/references", summary="Add a reference, and the class if new", responses=ERRORS)
+    @router.post(
+        "/classes/{name}/references", summary="Add a reference, and the class if new", responses=ERRORS | _LATE
+    )
     async def add_reference(
         name: Annotated[str, Path(description="of the class", max_length=_MAX_NAME)],
         image: Annotated[UploadFile, File(description="JPEG, PNG, WebP, TIFF, ...")],
@@ -260,14 +264,16 @@ def editing_router(service: Service, changed: Callable[[], None] = lambda: None)
     ) -> list[ClassInfo]:
         if sum(given is not None and given != "" for given in (mask, box or points)) != 1:
             raise InputError("expected a mask, or a box or points in its place")
-        pixels = await uploads.picture(await image.read())
-        given: Any
-        if mask is not None:
-            given = await uploads.decoded(await mask.read(), "mask", as_mask)
-        else:
-            numbers = _json(points, "points") if points else ()
-            given = Prompt(_json(box, "box") if box else None, numbers)
-        await asyncio.to_thread(_add, service, name, pixels, given, kind)
+        async with asyncio.timeout(service.seconds) as waiting, service.adding:
+            waiting.reschedule(None)  # it is this one's turn
+            pixels = await uploads.picture(await image.read())
+            given: Any
+            if mask is not None:
+                given = await uploads.decoded(await mask.read(), "mask", as_mask)
+            else:
+                numbers = _json(points, "points") if points else ()
+                given = Prompt(_json(box, "box") if box else None, numbers)
+            await asyncio.to_thread(_add, service, name, pixels, given, kind)
         changed()
         return await asyncio.to_thread(service.classes)  # it waits while another reference is encoded
 

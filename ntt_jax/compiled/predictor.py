@@ -40,6 +40,7 @@ from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
+_SQUARE = 4096  # larger canvases are no square: one of 32768 x 24 pixels would take a GiB for each mask
 
 
 _dispatching = threading.Lock()
@@ -81,13 +82,28 @@ def _detect_batch(
     return over_mesh(shard, mesh)((state, classes), images, sizes, *boxes)
 
 
+def _canvas(height: int, width: int, least: int) -> tuple[int, int]:
+    """Height and width of what an image's masks are drawn on; the same for most photos, so that it is compiled once."""
+    sides = [next((c for c in CANVAS_SIDES if c >= side), CANVAS_SIDES[-1]) for side in (height, width, least)]
+    square = max(sides)
+    return (square, square) if square <= _SQUARE else (sides[0], sides[1])
+
+
 @functools.partial(jax.jit, static_argnames=("canvas", "rows", "packed"))
 def _draw_rows(
-    logits: Array, image: Array, start: Array, count: Array, size: Array, *, canvas: int, rows: int, packed: bool
+    logits: Array,
+    image: Array,
+    start: Array,
+    count: Array,
+    size: Array,
+    *,
+    canvas: tuple[int, int],
+    rows: int,
+    packed: bool,
 ) -> Array:
     """`draw_masks` for rows [start, start + rows) of one image of `[B, D, m, m]`."""
     part = jax.lax.dynamic_slice(logits, (image, start, 0, 0), (1, rows, *logits.shape[2:]))[0]
-    return draw_masks(part, count, size, (canvas, canvas), packed=packed)
+    return draw_masks(part, count, size, canvas, packed=packed)
 
 
 class Predictor:
@@ -255,12 +271,11 @@ class Predictor:
         return found
 
     def _masks(self, logits: Array, image: int, count: int, height: int, width: int) -> list[Rle]:
-        side = max(height, width, self._canvas)
-        canvas = next((c for c in CANVAS_SIDES if c >= side), None)
-        if canvas is None:
+        if max(height, width) > CANVAS_SIDES[-1]:
             raise InputError(f"image of {width} x {height} pixels: sides above {CANVAS_SIDES[-1]} are not supported")
+        canvas = _canvas(height, width, self._canvas)
         total = logits.shape[1]
-        rows = max(1, min(total, _CANVAS_PIXELS // canvas**2))
+        rows = max(1, min(total, _CANVAS_PIXELS // (canvas[0] * canvas[1])))
         size = np.array([height, width], np.int32)
         rles: list[Rle] = []
         for start in range(0, count, rows):

@@ -87,3 +87,30 @@ def test_one_bad_image_is_nobody_elses_trouble():
     found = asyncio.run(all_at_once())
     assert isinstance(found.pop(2), ValueError) and found == [11, 12, 14, 15]
     queue.close()
+
+
+def test_large_images_fill_it_sooner():
+    go = threading.Event()
+
+    def predict(images):
+        for one in images:
+            go.wait()
+            yield one.shape[0]
+
+    queue = PredictionQueue(predict, Metrics(), limit=100, at_once=1, max_pixels=1000)
+
+    async def asked():
+        large = np.zeros((30, 40, 3), np.uint8)  # alone, it may have more than all together
+        first = asyncio.create_task(queue(large, 60))
+        await asyncio.sleep(0)
+        assert queue.full
+        with pytest.raises(Busy):
+            await queue(image(1), 60)
+        go.set()
+        assert await first == 30
+        while queue.full:
+            await asyncio.sleep(0)
+        return await asyncio.gather(*(queue(np.zeros((rows, 10, 3), np.uint8), 60) for rows in (40, 50)))
+
+    assert asyncio.run(asked()) == [40, 50]
+    queue.close()

@@ -8,8 +8,9 @@ const header = {
   },
 
   async find(photos) {
-    await attempt(() => ask("POST", "/v1/search", { photos }));
+    const answer = await attempt(() => ask("POST", "/v1/search", { photos }));
     await store.refresh();
+    return answer !== undefined;
   },
 
   update() {
@@ -17,11 +18,15 @@ const header = {
     byId("folder").textContent = folder ?? "";
     const choosing = byId("choosing").checked;
     byId("find").textContent = choosing ? `Find in ${plural(grid.chosen.size, "photo")}` : "Find in all photos";
+    byId("find").title = known.some((one) => one.references) ? "" : "Show an object first: open a photo and click it";
     byId("find").disabled = Boolean(search.running) || !known.some((one) => one.references) || (choosing && !grid.chosen.size);
     byId("stop").hidden = !search.running;
+    byId("steps").hidden = known.length > 0 || store.revision === null;
     const parts = [];
     if (search.running) parts.push(`Searching: ${search.done} of ${search.total}${search.seconds_left ? `, about ${Math.ceil(search.seconds_left)} s left` : ""}`);
     else if (search.total) parts.push(`${search.stopped ? "Stopped" : "Done"}: ${search.done} of ${search.total} searched`);
+    const waiting = store.state.photos.filter((one) => !one.current && !one.problem).length;
+    if (!search.running && search.total && waiting && known.some((one) => one.references)) parts.push(`${plural(waiting, "photo")} not searched with the references of now`);
     if (search.problem) parts.push(search.problem);
     byId("progress").textContent = parts.join(". ");
   },

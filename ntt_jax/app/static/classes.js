@@ -23,8 +23,8 @@ const classes = {
       slider.addEventListener("input", () => this.slide(one.name, Number(slider.value)));
       slider.addEventListener("change", () => this.send());
       const element = make("li", {}, make("div", { class: "class-head" }, make("b", {}, dot(store.colour(one.name)), one.name), make("span", { class: "soft counts" })),
-        make("label", { class: "threshold" }, "from score ", make("output"), slider),
-        make("details", {}, make("summary", {}, "References"), make("ul", { class: "rows" })));
+        make("label", { class: "threshold" }, "counts from score ", make("output"), slider),
+        make("details", {}, make("summary", { "aria-label": `References of ${one.name}` }, "References"), make("ul", { class: "rows" })));
       this.cards.set(one.name, element);
     }
     const element = this.cards.get(one.name);
@@ -60,12 +60,12 @@ const classes = {
   },
 };
 
-/** One reference with the doctor's word on it, where it is, and a button that forgets it. */
-function referenceRow(reference, name = reference.photo_name) {
+/** One reference with the doctor's word on it, where it is, and a button that forgets it. action: of a click on its name. */
+function referenceRow(reference, name = reference.photo_name, action = () => editor.open(reference.photo)) {
   const words = reference.problem ?? (reference.words?.length ? reference.words.join("; ") : "");
   const what = reference.kind === "negative" ? "negative" : (reference.verdict ?? "");
   return make("li", { class: `row ${reference.problem ? "replace" : (reference.verdict ?? "")}` },
-    make("button", { type: "button", class: "plain", disabled: reference.photo === null, onclick: () => editor.open(reference.photo) }, name),
+    make("button", { type: "button", class: "plain", title: name, disabled: reference.photo === null, onclick: action }, dot(store.colour(reference.class_name)), shortened(name, 60)),
     make("span", { class: "soft" }, [what, words].filter(Boolean).join(": ")),
     make("button", { type: "button", "aria-label": `Remove ${reference.class_name} of ${reference.photo_name}`, onclick: () => removeReference(reference.id) }, "Remove"));
 }

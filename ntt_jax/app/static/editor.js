@@ -29,7 +29,7 @@ const editor = {
     byId("close").addEventListener("click", () => byId("editor").close());
     byId("previous").addEventListener("click", () => this.step(-1));
     byId("next").addEventListener("click", () => this.step(1));
-    byId("find-here").addEventListener("click", () => header.find([this.id]));
+    byId("find-here").addEventListener("click", () => this.find());
     byId("undo").addEventListener("click", () => this.undo());
     byId("clear").addEventListener("click", () => this.clear());
     byId("naming").addEventListener("submit", (event) => {
@@ -42,6 +42,7 @@ const editor = {
     addEventListener("resize", () => this.update());
     let searched = null;
     store.listeners.push((changed) => {
+      byId("find-here").disabled = byId("find").disabled && !byId("choosing").checked;
       const photo = this.id && store.photo(this.id);
       const now = photo ? `${photo.searched} ${store.revision}` : null;
       if (changed && photo && now !== searched) this.load();
@@ -83,7 +84,18 @@ const editor = {
     this.update();
   },
 
+  async find() {
+    const id = this.id;
+    this.say("searching this photo ...");
+    if (!(await header.find([id]))) return this.say("");
+    while (store.state.search.running && this.id === id) await new Promise((done) => setTimeout(done, 200));
+    if (this.id !== id) return;
+    await this.load();
+    this.say(`${this.shownDetections().length} found`);
+  },
+
   closed() {
+    message.place();
     const element = grid.cards.get(this.id);
     this.id = null;
     element?.querySelector("button")?.focus();
@@ -102,8 +114,8 @@ const editor = {
   use(tool) {
     this.tool = tool;
     for (const button of document.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
-    byId("brush-size-label").hidden = tool === "point";
-    if (tool !== "point" && this.scene && this.painted === null) this.painted = brush.bitmap(this.choices[this.choice]?.mask.counts, this.scene);
+    byId("brush-size-label").hidden = !this.painting;
+    if (this.painting && this.scene && this.painted === null) this.painted = brush.bitmap(this.choices[this.choice]?.mask.counts, this.scene);
     this.update();
   },
 
@@ -112,6 +124,10 @@ const editor = {
     this.asked++;
     if (this.tool !== "point") this.use("point");
     this.update();
+  },
+
+  get painting() {
+    return this.tool === "brush" || this.tool === "eraser";
   },
 
   undo() {
@@ -138,14 +154,14 @@ const editor = {
     if (!this.scene || event.button > 2 || event.button === 1) return;
     byId("stage").setPointerCapture(event.pointerId);
     const at = this.place(event);
-    this.dragging = { from: at, to: at, away: event.button === 2 || event.altKey };
-    if (this.tool !== "point") this.paint(at, at);
+    this.dragging = { from: at, to: at, away: event.button === 2 || event.altKey || this.tool === "away" };
+    if (this.painting) this.paint(at, at);
   },
 
   move(event) {
     if (!this.dragging || !this.scene) return;
     const at = this.place(event);
-    if (this.tool !== "point") this.paint(this.dragging.to, at);
+    if (this.painting) this.paint(this.dragging.to, at);
     this.dragging.to = at;
     this.draw();
   },
@@ -155,7 +171,7 @@ const editor = {
     const { from, away } = this.dragging;
     const to = this.place(event);
     this.dragging = null;
-    if (this.tool !== "point") return this.update();
+    if (this.painting) return this.update();
     const far = 0.01 * Math.max(this.scene.width, this.scene.height);
     const boxed = !away && Math.abs(to[0] - from[0]) > far && Math.abs(to[1] - from[1]) > far;
     return boxed ? this.setBox(from, to) : this.addPoint(from, away);
@@ -226,8 +242,8 @@ const editor = {
       this.cross = [Math.min(Math.max(this.cross[0] + step * way[0], 0), width - 1), Math.min(Math.max(this.cross[1] + step * way[1], 0), height - 1)];
       this.say(`cross at ${Math.round((100 * this.cross[0]) / width)} % across, ${Math.round((100 * this.cross[1]) / height)} % down`);
     } else if (event.key === "Enter" || event.key === " ") {
-      if (this.tool === "point") this.addPoint([...this.cross], event.altKey);
-      else this.paint(this.cross, this.cross);
+      if (this.painting) this.paint(this.cross, this.cross);
+      else this.addPoint([...this.cross], event.altKey || this.tool === "away");
     } else if (event.key.toLowerCase() === "b") {
       if (this.corner) {
         this.setBox(this.corner, this.cross);
@@ -282,6 +298,7 @@ const editor = {
   },
 
   update() {
+    byId("choosing-mask").hidden = !this.scene || !this.choices.length;
     if (this.id === null || !this.scene) {
       byId("choices").replaceChildren();
       return;
@@ -303,7 +320,7 @@ const editor = {
     const detections = this.shownDetections();
     for (const one of detections) layers.push({ mask: this.maskOf(one.row.mask), colour: store.colour(one.class_name), faint: active || (this.focus !== null && this.focus !== one.row) });
     const context = paint(canvas, this.scene, layers);
-    if (!active) for (const one of [...detections].reverse()) caption(context, `${one.class_name} ${one.score.toFixed(2)}`, this.boxOf(one.row.mask), store.colour(one.class_name), scale);
+    if (!active) for (const one of [...detections].reverse()) caption(context, `${shortened(one.class_name, 24)} ${one.score.toFixed(2)}`, this.boxOf(one.row.mask), store.colour(one.class_name), scale);
     this.marks(context, scale);
   },
 
@@ -319,7 +336,7 @@ const editor = {
 
   marks(context, scale) {
     context.lineWidth = 2 * scale;
-    const drag = this.dragging && this.tool === "point" && !this.dragging.away ? [this.dragging.from, this.dragging.to] : this.corner && this.cross ? [this.corner, this.cross] : null;
+    const drag = this.dragging && !this.painting && !this.dragging.away ? [this.dragging.from, this.dragging.to] : this.corner && this.cross ? [this.corner, this.cross] : null;
     const box = drag ? [drag[0][0], drag[0][1], drag[1][0] - drag[0][0], drag[1][1] - drag[0][1]] : this.box;
     if (box) {
       context.strokeStyle = "#ffd400";
@@ -350,9 +367,9 @@ const editor = {
 
   lists() {
     const rated = (one, i) => `${i + 1}: ${(100 * one.predicted_iou).toFixed(0)} %`;
-    byId("choices").replaceChildren(...this.choices.map((one, i) => make("button", { type: "button", "aria-pressed": String(i === this.choice && this.painted === null), title: "what SAM 2 expects of this mask's overlap with the object", onclick: () => this.choose(i) }, rated(one, i))));
+    byId("choices").replaceChildren(...this.choices.map((one, i) => make("button", { type: "button", "aria-pressed": String(i === this.choice && this.painted === null), "aria-label": `mask ${rated(one, i)}`, title: "how much of the object SAM 2 expects this mask to cover", onclick: () => this.choose(i) }, rated(one, i))));
     const none = (text) => make("li", { class: "soft" }, text);
-    const references = this.here.references.map((one) => referenceRow(store.state.references.find((other) => other.id === one.id) ?? { ...one, photo: this.id, photo_name: byId("editor-title").textContent }, one.class_name));
+    const references = this.here.references.map((one) => referenceRow(store.state.references.find((other) => other.id === one.id) ?? { ...one, photo: this.id, photo_name: byId("editor-title").textContent }, one.class_name, () => this.stand(one)));
     byId("here-references").replaceChildren(...(references.length ? references : [none("none")]));
     const photo = store.photo(this.id);
     const detections = this.shownDetections().map((one) => this.detectionRow(one));
@@ -362,8 +379,10 @@ const editor = {
   detectionRow(one) {
     const name = `${one.class_name} ${one.score.toFixed(2)}`;
     const body = (kind) => ({ class_name: one.class_name, kind, detection: one.index });
-    return make("li", { class: "row" },
-      make("button", { type: "button", class: "plain", "aria-pressed": String(this.focus === one.row), onclick: () => this.stand(one.row) }, dot(store.colour(one.class_name)), name),
+    const shown = make("button", { type: "button", class: "plain", title: name, "aria-pressed": String(this.focus === one.row), onclick: () => this.stand(one.row) }, dot(store.colour(one.class_name)), `${shortened(one.class_name, 40)} ${one.score.toFixed(2)}`);
+    const said = this.here.references.find((other) => other.class_name === one.class_name && other.mask.counts === one.mask.counts);
+    if (said) return make("li", { class: "row" }, shown, make("span", { class: "soft" }, said.kind === "negative" ? "wrong" : "right"), make("button", { type: "button", "aria-label": `Take back what was said of ${name}`, onclick: () => removeReference(said.id) }, "Take back"));
+    return make("li", { class: "row" }, shown,
       make("button", { type: "button", "aria-label": `${name} is right: add as a reference`, onclick: () => this.send(body("reference")) }, "Right"),
       make("button", { type: "button", "aria-label": `${name} is wrong: add as a negative`, onclick: () => this.send(body("negative")) }, "Wrong"));
   },

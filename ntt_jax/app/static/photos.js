@@ -70,7 +70,10 @@ const grid = {
       const button = make("button", { type: "button", class: "open", onclick: () => editor.open(photo.id) }, make("span", { class: "view" }, image, make("canvas", { "aria-hidden": "true", hidden: true })), make("span", { class: "name" }, photo.name), make("span", { class: "count soft" }));
       const choose = make("input", { type: "checkbox", "aria-label": `search ${photo.name}`, onchange: (event) => this.choose(photo.id, event.target.checked) });
       const element = make("li", { "data-id": photo.id }, button, choose);
-      image.addEventListener("error", () => element.classList.add("unreadable"));
+      image.addEventListener("error", () => {
+        element.classList.add("unreadable");
+        this.card(store.photo(photo.id) ?? photo);
+      });
       this.cards.set(photo.id, element);
       this.watcher.observe(element);
     }
@@ -90,6 +93,7 @@ const grid = {
 
   describe(photo) {
     if (photo.problem) return photo.problem;
+    if (this.cards.get(photo.id).classList.contains("unreadable")) return "cannot be read";
     const references = store.state.references.filter((one) => one.photo === photo.id).length;
     const parts = references ? [plural(references, "reference")] : [];
     if (photo.searched) parts.push(`${counted(photo)} found${photo.current ? "" : ", with earlier references"}`);

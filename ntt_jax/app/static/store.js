@@ -60,8 +60,15 @@ const message = {
   offline: false,
   show(text, offline = false) {
     this.offline = offline;
+    this.place();
     byId("message").textContent = text;
     byId("message").hidden = false;
+  },
+  /** Where it is seen: an open photo covers the page. */
+  place() {
+    const editor = byId("editor");
+    const before = editor.open ? editor.querySelector(".editor-head") : document.querySelector("header");
+    if (before.nextElementSibling !== byId("message")) before.after(byId("message"));
   },
   clear() {
     this.offline = false;
