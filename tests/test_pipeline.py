@@ -9,6 +9,7 @@ from dinov2_weights import recipe_model as recipe_dinov2
 from PIL import Image
 from sam2_weights import recipe_model as recipe_sam2
 
+import ntt_jax.compiled.predictor as predictor_module
 from ntt_jax.compiled.parallel import pmapped
 from ntt_jax.compiled.predictor import Predictor
 from ntt_jax.config import DetectConfig, DinoV2Config, HieraConfig, Sam2Config
@@ -83,6 +84,18 @@ def test_fifty_sizes_compile_nothing_more():
     with compilations() as compiled:
         jax.jit(lambda x: x + 1)(np.float32(1))
     assert len(compiled) == 1  # so it would have been heard
+
+
+def test_masks_of_large_images_are_drawn_on_no_square(monkeypatch):
+    """A picture of 32768 x 24 pixels in a file of 5 kB must not take gigabytes; the bits are those of the square."""
+    for height, width in ((24, 32768), (6103, 32768), (32768, 1), (12000, 16000), (5000, 5000)):
+        canvas = predictor_module._canvas(height, width, 0)
+        assert height <= canvas[0] and width <= canvas[1] and canvas[0] * canvas[1] <= 2**28
+    assert predictor_module._canvas(3024, 4032, 0) == (4096, 4096)
+    monkeypatch.setattr(predictor_module, "_SQUARE", 256)
+    found = list(Predictor(*models(), prototypes(), CONFIG, batch_size=2)(images()))
+    assert predictor_module._canvas(*SIZES[2], 0) == (256, 640)
+    assert [one.rles for one in found] == [one.rles for one in predicted()[0]]
 
 
 def test_equals_segment(index=1):

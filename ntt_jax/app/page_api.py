@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ from ntt_jax.images.rle import encode_masks, sample_rle
 from ntt_jax.text import one_line
 
 _MAX_POINTS = 64
+_THUMBNAILS = ThreadPoolExecutor(1, "thumbnails")
+"""Of their own: they come by the dozen, and clicks are not to wait behind them."""
 
 
 class PromptBody(BaseModel):
@@ -96,7 +99,7 @@ def page_router(service: Service, bench: Workbench, search: Search) -> APIRouter
     async def thumbnail(id: str) -> Response:
         photo = project.photo(id)
         try:
-            data = await asyncio.to_thread(bench.thumbnail, photo)
+            data = await asyncio.get_running_loop().run_in_executor(_THUMBNAILS, bench.thumbnail, photo)
         except InputError:  # no fault of who asks: the page asks for all photos, and says what is wrong with this one
             return Response(status_code=204)
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})

@@ -40,7 +40,8 @@ from ntt_jax.pipeline import as_classes, check_models, detect_images, draw_masks
 
 CANVAS_SIDES = (256, 640, 1024, 2048, 4096, 8192, 16384, 32768)
 _CANVAS_PIXELS = 2**28  # masks drawn together hold at most this many pixels: 256 MiB
-_SQUARE = 4096  # larger canvases are no square: one of 32768 x 24 pixels would take a GiB for each mask
+_SQUARE = 4096  # larger canvases are no square: a mask of 32768 x 24 pixels would take a GiB
+_LARGE_PIXELS = 2**26  # on those, beside an image that takes half a GiB itself
 
 
 _dispatching = threading.Lock()
@@ -275,7 +276,8 @@ class Predictor:
             raise InputError(f"image of {width} x {height} pixels: sides above {CANVAS_SIDES[-1]} are not supported")
         canvas = _canvas(height, width, self._canvas)
         total = logits.shape[1]
-        rows = max(1, min(total, _CANVAS_PIXELS // (canvas[0] * canvas[1])))
+        together = _CANVAS_PIXELS if max(canvas) <= _SQUARE else _LARGE_PIXELS
+        rows = max(1, min(total, together // (canvas[0] * canvas[1])))
         size = np.array([height, width], np.int32)
         rles: list[Rle] = []
         for start in range(0, count, rows):

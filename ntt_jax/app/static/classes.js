@@ -23,7 +23,7 @@ const classes = {
       slider.addEventListener("input", () => this.slide(one.name, Number(slider.value)));
       slider.addEventListener("change", () => this.send());
       const element = make("li", {}, make("div", { class: "class-head" }, make("b", {}, dot(store.colour(one.name)), one.name), make("span", { class: "soft counts" })),
-        make("label", { class: "threshold" }, "counts from score ", make("output"), slider),
+        make("label", { class: "threshold" }, make("span", {}, "from score ", make("output")), slider),
         make("details", {}, make("summary", { "aria-label": `References of ${one.name}` }, "References"), make("ul", { class: "rows" })));
       this.cards.set(one.name, element);
     }
@@ -31,7 +31,7 @@ const classes = {
     element.querySelector(".counts").textContent = plural(one.references, "reference") + (one.negatives ? `, ${one.negatives} negative` : "");
     if (this.sending === null) this.place(element, store.threshold(one.name));
     const references = store.state.references.filter((reference) => reference.class_name === one.name);
-    element.querySelector("ul").replaceChildren(...references.map((reference) => referenceRow(reference)));
+    replaceRows(element.querySelector("ul"), references.map((reference) => referenceRow(reference)));
     return element;
   },
 

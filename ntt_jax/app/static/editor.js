@@ -63,7 +63,8 @@ const editor = {
     byId("editor").scrollTop = 0;
     this.say("opening ...");
     await this.load();
-    if (this.id !== id || !this.scene) return;
+    if (this.id !== id) return;
+    if (!this.scene) return this.say("this photo cannot be shown");
     byId("photo").src = `/v1/photos/${id}/picture`;
     this.say("encoding the photo for clicks ...");
     const ready = await attempt(() => ask("POST", `/v1/photos/${id}/encoding`));
@@ -370,10 +371,10 @@ const editor = {
     byId("choices").replaceChildren(...this.choices.map((one, i) => make("button", { type: "button", "aria-pressed": String(i === this.choice && this.painted === null), "aria-label": `mask ${rated(one, i)}`, title: "how much of the object SAM 2 expects this mask to cover", onclick: () => this.choose(i) }, rated(one, i))));
     const none = (text) => make("li", { class: "soft" }, text);
     const references = this.here.references.map((one) => referenceRow(store.state.references.find((other) => other.id === one.id) ?? { ...one, photo: this.id, photo_name: byId("editor-title").textContent }, one.class_name, () => this.stand(one)));
-    byId("here-references").replaceChildren(...(references.length ? references : [none("none")]));
+    replaceRows(byId("here-references"), references.length ? references : [none("none")]);
     const photo = store.photo(this.id);
     const detections = this.shownDetections().map((one) => this.detectionRow(one));
-    byId("here-detections").replaceChildren(...(detections.length ? detections : [none(photo?.searched ? "nothing from the thresholds on" : "not searched yet")]));
+    replaceRows(byId("here-detections"), detections.length ? detections : [none(photo?.searched ? "nothing from the thresholds on" : "not searched yet")]);
   },
 
   detectionRow(one) {

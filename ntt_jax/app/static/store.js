@@ -76,6 +76,14 @@ const message = {
   },
 };
 
+/** Other rows in a list; the keyboard stays at the place where it was. */
+function replaceRows(list, rows) {
+  const at = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...rows);
+  const buttons = list.querySelectorAll("button");
+  if (at >= 0) buttons[Math.min(at, buttons.length - 1)]?.focus();
+}
+
 /** Run something that asks the server, and say what went wrong. */
 async function attempt(action) {
   try {
