@@ -137,15 +137,34 @@ class Service:
         ]
 
 
-def make_application(service: Service, *routers: APIRouter, title: str) -> FastAPI:
-    """An application with the routes of version 1 and further ones; every error is JSON with a `detail` of one line."""
+class _Application(FastAPI):
+    """FastAPI's, with a description that programs which write clients understand: files are `format: binary`."""
+
+    def openapi(self) -> dict[str, Any]:
+        found = super().openapi()
+        _mark_files(found["components"]["schemas"])
+        return found
+
+
+def _mark_files(schema: Any) -> None:
+    if isinstance(schema, dict) and schema.get("contentMediaType") == "application/octet-stream":
+        schema["format"] = "binary"
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _mark_files(part)
+
+
+def make_application(service: Service, *routers: APIRouter, title: str, home: str) -> FastAPI:
+    """An application with the routes of version 1 and further ones; every error is JSON with a `detail` of one line.
+
+    home: the page at the printed address.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.queue.close)
 
-    app = FastAPI(
+    app = _Application(
         title=title,
         description=DESCRIPTION,
         responses=_REFUSED,
@@ -166,6 +185,7 @@ def make_application(service: Service, *routers: APIRouter, title: str) -> FastA
     app.include_router(_health())
     for router in (_version_1(service), *routers):
         app.include_router(router, dependencies=[_TOKEN])
+    app.add_api_route("/", lambda: static(home), include_in_schema=False)
     app.add_api_route("/docs", lambda: static("docs.html"), include_in_schema=False)
     app.add_api_route("/static/{name}", static, include_in_schema=False)
     return app

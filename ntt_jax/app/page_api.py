@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from ntt_jax.app.api import Mask, Service, mask_model, static
+from ntt_jax.app.api import Mask, Service, mask_model
 from ntt_jax.app.project import Photo
 from ntt_jax.app.search import Search
 from ntt_jax.app.workbench import Workbench, jpeg
@@ -159,12 +159,7 @@ def page_router(service: Service, bench: Workbench, search: Search) -> APIRouter
     async def export(body: ExportBody) -> dict[str, Any]:
         return {"folder": await asyncio.to_thread(search.export, body.formats)}
 
-    pages = APIRouter(include_in_schema=False)
-    pages.add_api_route("/", lambda: static("index.html"))
-    outer = APIRouter()
-    outer.include_router(router)
-    outer.include_router(pages)
-    return outer
+    return router
 
 
 def _photo_state(bench: Workbench, search: Search, photo: Photo) -> dict[str, Any]:

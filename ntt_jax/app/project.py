@@ -161,8 +161,9 @@ class Project:
         with self._changing:
             if unknown := [name for name in thresholds if name not in self._categories]:
                 raise InputError(f"no class is called {unknown[0]!r:.60}")
-            self._thresholds.update({name: float(value) for name, value in thresholds.items()})
-            write_json(self.home / "thresholds.json", {"thresholds": self._thresholds})
+            changed = self._thresholds | {name: float(value) for name, value in thresholds.items()}
+            write_json(self.home / "thresholds.json", {"thresholds": changed})
+            self._thresholds = changed
 
     def by_class(self, kind: Kind) -> dict[str, list[Reference]]:
         """The references of one kind, oldest first, by class."""

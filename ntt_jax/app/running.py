@@ -114,7 +114,7 @@ def page(
             router = page_router(service, bench, search)
             if warm:
                 threading.Thread(target=bench.warm, name="warming", daemon=True).start()
-            yield _guarded(service, address, router, title="ntt-jax app")
+            yield _guarded(service, address, router, title="ntt-jax app", home="index.html")
         finally:
             search.close()
     finally:
@@ -125,11 +125,11 @@ def page(
 def service(segmenter: Segmenter, address: Address, **options: Any) -> Iterator[Guard]:
     """The application of `ntt-jax serve`; options as for `Service`."""
     made = Service(segmenter, **options)
-    yield _guarded(made, address, editing_router(made), title="ntt-jax serve")
+    yield _guarded(made, address, editing_router(made), title="ntt-jax serve", home="docs.html")
 
 
-def _guarded(service: Service, address: Address, *routers: Any, title: str) -> Guard:
-    app = make_application(service, *routers, title=title)
+def _guarded(service: Service, address: Address, *routers: Any, title: str, home: str) -> Guard:
+    app = make_application(service, *routers, title=title, home=home)
     return Guard(
         app, token=address.token, port=address.port, hosts=address.hosts, metrics=service.metrics, busy=service.busy
     )

@@ -4,6 +4,7 @@ The search through the photos is in `search`. Points and masks that come from th
 that it shows, which is the photo, made smaller if it is large.
 """
 
+import contextlib
 import io
 import threading
 import warnings
@@ -151,20 +152,27 @@ class Workbench:
             reference = self.project.add(kind, photo, class_name, mask)
             try:
                 self._learn(reference)
+                self._keep()
             except BaseException:
-                self.project.remove(reference.id)
+                with contextlib.suppress(InputError):  # of a disk that is full: the start after next takes it back
+                    self._forget(reference)
                 raise
-            self._keep()
             return reference
 
     def remove(self, id: int) -> None:
         """Forget a reference. Raises `InputError` if it is not there."""
         with self.edits:
-            reference = self.project.remove(id)
-            self.problems.pop(id, None)
-            ids = self._learned.get(reference.class_name, {}).get(reference.kind, [])
-            if id in ids:
-                self._unlearn(reference, ids)
+            self._forget(self.project.remove(id), removed=True)
+
+    def _forget(self, reference: Reference, *, removed: bool = False) -> None:
+        self.problems.pop(reference.id, None)
+        ids = self._learned.get(reference.class_name, {}).get(reference.kind, [])
+        learned = reference.id in ids
+        if learned:
+            self._unlearn(reference, ids)
+        if not removed:
+            self.project.remove(reference.id)
+        if learned or removed:
             self._keep()
 
     def full_mask(self, photo: Photo, mask: Mapping[str, Any]) -> Rle:

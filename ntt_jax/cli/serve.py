@@ -6,7 +6,7 @@ from typing import Any
 from ntt_jax.cli import options
 from ntt_jax.cli.app import add_address, listen, segmenter_options
 from ntt_jax.config import arithmetic
-from ntt_jax.text import show
+from ntt_jax.text import show_lines
 
 EPILOG = """\
 examples:
@@ -57,5 +57,8 @@ def run(args: argparse.Namespace) -> None:
         running.run(
             service,
             address,
-            started=lambda: show(f"serving at {address.url}/v1 with token {address.token}  (Ctrl-C ends)"),
+            started=lambda: show_lines(
+                f"serving at {address.url}/v1 with token {address.token}  (Ctrl-C ends)\n"
+                f"what it can do: {address.url}/?token={address.token}"
+            ),
         )

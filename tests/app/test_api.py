@@ -16,7 +16,7 @@ from PIL import Image
 pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
-from app_files import served
+from app_files import full_disk, served
 
 from ntt_jax.app import running
 from ntt_jax.config import DetectConfig
@@ -170,6 +170,21 @@ def test_bad_requests_are_refused(client):
         client.post("/v1/predict", files={"image": png(picture(1))}, params={"max_detections": 0}),
         client.post("/v1/predict", files={"image": png(picture(1))}, params={"classes": ["<script>"]}),
     ]
+    form = "multipart/form-data; boundary=x"
+    for kind, body in (
+        ("multipart/form-data", b"--x\r\n\r\n--x--"),
+        ("multipart/form-data; boundary=" + "y" * 5000, b""),
+        (form, b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\n\r\n' * 3000 + b"--x--\r\n"),
+        (form, b"--x\r\n" + b"A: b\r\n" * 5000 + b"\r\n--x--"),
+        (form, b"--x\r\nContent-Disposition: form-data; name*=utf-8''image; filename*=utf-8''%00\r\n\r\na\r\n--x--"),
+    ):
+        cases.append(client.post("/v1/predict", content=body, headers={"content-type": kind}))
+    for name in ("../../x", "/etc/passwd", "a\0b", "\u202egpj", "C:\\x", "x" * 9000):
+        cases.append(client.post("/v1/predict", files={"image": (name, b"no image", "text/html")}))
+    long = "x" * 101
+    cases.append(
+        client.post(f"/v1/classes/{long}/references", files={"image": png(picture(1))}, data={"box": "[1,1,9,9]"})
+    )
     for answer in cases:
         assert answer.status_code in (400, 422), answer.text
         assert isinstance(answer.json()["detail"], str) and "\n" not in answer.json()["detail"]
@@ -181,6 +196,50 @@ def test_the_description_and_its_page_need_nothing_from_elsewhere(client):
     paths = client.get("/v1/openapi.json").json()["paths"]
     assert {"/v1/predict", "/v1/classes", "/v1/health", "/v1/metrics", "/v1/classes/{name}/references"} <= set(paths)
     page = client.get("/docs").text
+    assert client.get("/").text == page
     assert "http:" not in page and "https:" not in page
     for name in ("docs.js", "dom.js", "app.css", "masks.js"):
         assert client.get(f"/static/{name}").status_code == 200
+
+
+def test_the_description_says_all_that_a_client_needs(client):
+    """The token, files, and one shape of errors; and what it says of an answer is true of that answer."""
+    api = client.get("/v1/openapi.json").json()
+    schemas, validator = api["components"]["schemas"], pytest.importorskip("jsonschema").Draft202012Validator
+    assert api["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    problem = {"$ref": "#/components/schemas/Problem"}
+    for path, methods in api["paths"].items():
+        for operation in methods.values():
+            assert operation["operationId"].isidentifier()
+            assert ("security" in operation) == (path != "/v1/health")
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400 and path != "/v1/metrics":
+                    assert answer["content"]["application/json"]["schema"] == problem, (path, status)
+    for body in ("Body_predict", "Body_add_reference"):
+        assert schemas[body]["properties"]["image"]["format"] == "binary"
+
+    def is_as_said(answer, path, method):
+        said = api["paths"][path][method]["responses"][str(answer.status_code)]
+        schema = said["content"]["application/json"]["schema"]
+        validator({**schema, "components": api["components"]}).validate(answer.json())
+
+    image = {"image": png(picture(2))}
+    is_as_said(client.get("/v1/health"), "/v1/health", "get")
+    is_as_said(client.get("/v1/classes"), "/v1/classes", "get")
+    found = client.post("/v1/predict", files=image, params={"score_threshold": 0})
+    is_as_said(found, "/v1/predict", "post")
+    assert found.json()["detections"]
+    is_as_said(client.post("/v1/predict", files={"image": b"none"}), "/v1/predict", "post")
+    is_as_said(client.post("/v1/predict", files=image, params={"max_detections": 0}), "/v1/predict", "post")
+    is_as_said(client.get("/v1/classes", headers={"authorization": "Bearer x"}), "/v1/classes", "get")
+    is_as_said(client.get("/v1/classes", headers={"origin": "null"}), "/v1/classes", "get")
+    assert set(client.get("/v1/nothing").json()) == set(client.put("/v1/predict").json()) == {"detail"}
+
+
+def test_a_full_disk_is_said(client):
+    """What is sent is decoded from a file. The caller hears that it is the server's disk; the next one is served."""
+    image = {"image": png(picture(2))}
+    with full_disk():
+        answer = client.post("/v1/predict", files=image)
+    assert answer.status_code == 507 and "File too large" in answer.json()["detail"]
+    assert client.post("/v1/predict", files=image).status_code == 200

@@ -2,16 +2,22 @@
 
 import contextlib
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+from app_files import full_disk
 
 from ntt_jax.app.project import Project
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.errors import InputError
+from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import encode_masks
 
 
@@ -115,3 +121,77 @@ def test_ids_that_cannot_grow(photos):
         assert added.id == 1 and project.categories == {"bird": last, "boat": 1}
     with contextlib.closing(Project(photos)) as project:
         assert list(project.references) == [1, last]
+
+
+def test_a_full_disk_leaves_all_as_it_was(photos):
+    project = Project(photos)
+    photo = next(iter(project.photos.values()))
+    first = project.add("reference", photo, "bird", mask())
+    project.set_thresholds({"bird": 0.3})
+    before = {path: path.read_bytes() for path in project.home.iterdir() if path.is_file()}
+    with full_disk(10):
+        for change in (
+            lambda: project.add("reference", photo, "bird", mask(9)),
+            lambda: project.add("negative", photo, "bird", mask(9)),
+            lambda: project.remove(first.id),
+            lambda: project.set_thresholds({"bird": 0.9}),
+        ):
+            with pytest.raises(InputError, match="cannot be written: File too large"):
+                change()
+    assert dict(project.references) == {first.id: first} and project.threshold("bird") == 0.3
+    assert {path: path.read_bytes() for path in project.home.iterdir() if path.is_file()} == before
+    project.close()
+
+
+def test_a_project_is_no_way_out_of_the_folder(photos, tmp_path_factory):
+    """Links among the photos are followed, as everywhere; where the project writes, none is."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret.txt").write_text("not a photo")
+    (photos / "link.png").symlink_to(elsewhere / "secret.txt")
+    (photos / "out").symlink_to(elsewhere, target_is_directory=True)
+    project = Project(photos)
+    assert [photo.name for photo in project.photos.values()] == ["a.png", "link.png", "sub/b.png"]
+    with pytest.raises(InputError, match="not an image"):
+        read_image(photos / "link.png")
+    for id in ("../a.png", "/etc/passwd", "a.png", ""):
+        with pytest.raises(InputError, match="no photo has the id"):
+            project.photo(id)
+    project.close()
+
+    shutil.rmtree(photos / "ntt-jax")
+    (photos / "ntt-jax").symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(InputError, match="symbolic link"):
+        Project(photos)
+    (photos / "ntt-jax").unlink()
+    (photos / "ntt-jax").mkdir()
+    (photos / "ntt-jax" / "references.json").symlink_to(elsewhere / "secret.txt")
+    with pytest.raises(InputError, match=r"references\.json"):
+        Project(photos)
+    assert [path.name for path in elsewhere.iterdir()] == ["secret.txt"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "ntt-jax").write_bytes(b"")
+    with pytest.raises(InputError, match="expected a folder"):
+        Project(tmp_path)
+
+
+def test_many_windows_at_once(photos):
+    """What all of them wrote is there, in memory and on the disk."""
+    project = Project(photos)
+    photo = next(iter(project.photos.values()))
+    project.add("reference", photo, "bird", mask())
+
+    def change(number):
+        project.set_thresholds({"bird": number / 40})
+        return project.add("negative", photo, "bird", mask(number % 20)).id
+
+    with ThreadPoolExecutor(8) as windows:
+        ids = list(windows.map(change, range(40)))
+    assert len(set(ids)) == 40
+    threshold, known = project.threshold("bird"), dict(project.references)
+    project.close()
+    again = Project(photos)
+    assert dict(again.references) == known and again.threshold("bird") == threshold
+    again.close()

@@ -7,6 +7,9 @@ import pytest
 import sam2_weights
 
 pytest.importorskip("fastapi")
+pytest.importorskip("httpx")
+
+from app_files import full_disk
 
 from ntt_jax.app.project import Project
 from ntt_jax.app.search import Search
@@ -127,8 +130,12 @@ def test_a_refused_reference_leaves_nothing(opened, photos):
         bench.full_mask(photo, {"size": [1, 1], "counts": "01"})
     assert not bench.project.references and not bench.project.memory.exists()
     (only,) = show(bench, dataset, [first])
+    size = bench.project.memory.stat().st_size
     bench.remove(only)
     assert not bench.segmenter.classes and not bench.project.memory.exists()
+    with full_disk(size - 1), pytest.raises(InputError, match=r"memory\.safetensors: cannot be written"):
+        show(bench, dataset, [first])
+    assert not bench.project.references and not bench.segmenter.classes and not bench.project.memory.exists()
 
 
 def test_a_large_photo_is_clicked_on_its_picture(opened, photos, monkeypatch):

@@ -1,6 +1,7 @@
 """A running `ntt-jax app` or `serve` in this process, on a port of its own, for tests."""
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,17 @@ import httpx
 from ntt_jax.app import running
 
 TOKEN = "a-token-for-the-tests"
+
+
+@contextlib.contextmanager
+def full_disk(most: int = 100) -> Iterator[None]:
+    """The system refuses to write more than so many bytes to a file of this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextlib.contextmanager

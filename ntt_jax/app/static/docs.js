@@ -9,34 +9,53 @@ function kind(api, given) {
   if (schema.enum) return schema.enum.map((one) => JSON.stringify(one)).join(" or ");
   if (schema.prefixItems) return `[${schema.prefixItems.map((one) => kind(api, one)).join(", ")}]`;
   if (schema.type === "array") return `list of ${kind(api, schema.items)}`;
-  if (schema.properties) return `{${Object.keys(schema.properties).join(", ")}}`;
+  if (schema.properties) return `{${Object.entries(schema.properties).map(([name, one]) => `${name}: ${kind(api, one)}`).join(", ")}}`;
   if (schema.type === "string" && (schema.format === "binary" || schema.contentMediaType)) return "file";
   return schema.type ?? "any";
 }
 
-function table(api, rows) {
-  const lines = rows.map(([name, schema, required, text]) => make("tr", {}, make("td", {}, make("code", {}, name)), make("td", {}, kind(api, schema)), make("td", {}, required ? "required" : ""), make("td", {}, text ?? "")));
-  return make("table", {}, make("tbody", {}, lines));
+/** Text in which what stands in backticks is code. */
+const spans = (text) => text.split("`").map((part, i) => (i % 2 ? make("code", {}, part) : part));
+
+function table(heads, rows) {
+  const head = make("tr", {}, heads.map((text) => make("th", { scope: "col" }, text)));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, rows.map((cells) => make("tr", {}, cells.map((cell) => make("td", {}, cell))))));
+}
+
+function parameter(api, place, name, schema, required, text) {
+  const otherwise = schema?.default === undefined || schema.default === null ? "" : `${JSON.stringify(schema.default)} by default`;
+  return [make("code", {}, name), place, kind(api, schema), required ? "required" : otherwise, text ?? ""];
 }
 
 function operation(api, path, method, about) {
   const parts = [make("h2", {}, make("code", {}, `${method.toUpperCase()} ${path}`)), make("p", {}, about.summary ?? "")];
-  const given = (about.parameters ?? []).map((one) => [one.name, one.schema, one.required, one.description]);
+  const given = (about.parameters ?? []).map((one) => parameter(api, one.in, one.name, one.schema, one.required, one.description));
   for (const [type, content] of Object.entries(about.requestBody?.content ?? {})) {
     const schema = resolve(api, content.schema);
-    parts.push(make("p", { class: "soft" }, `body: ${type}`));
-    given.push(...Object.entries(schema.properties ?? {}).map(([name, one]) => [name, one, (schema.required ?? []).includes(name), one.description]));
+    given.push(...Object.entries(schema.properties ?? {}).map(([name, one]) => parameter(api, type === "application/json" ? "JSON" : "form", name, one, (schema.required ?? []).includes(name), one.description)));
   }
-  if (given.length) parts.push(table(api, given));
+  if (given.length) parts.push(table(["name", "in", "type", "", ""], given));
   for (const [status, answer] of Object.entries(about.responses ?? {})) {
+    const type = Object.keys(answer.content ?? {})[0];
     const schema = answer.content?.["application/json"]?.schema;
-    parts.push(make("p", { class: "soft" }, `${status}: ${schema ? kind(api, schema) : answer.description}`));
+    if (Number(status) < 400) parts.push(make("p", {}, `Answers ${status}: `, make("code", {}, schema && Object.keys(schema).length ? kind(api, schema) : (type ?? "nothing"))));
   }
   return make("section", {}, parts);
 }
 
+/** What the answers mean that are none, of all operations together. */
+function errors(api) {
+  const found = new Map();
+  for (const about of Object.values(api.paths).flatMap((methods) => Object.values(methods))) {
+    for (const [status, answer] of Object.entries(about.responses ?? {})) if (Number(status) >= 400) found.set(status, answer.description);
+  }
+  return make("section", {}, make("h2", {}, "Errors"), table(["status", "because"], [...found].sort()));
+}
+
 fetch("/v1/openapi.json").then((answer) => answer.json()).then((api) => {
   byId("title").textContent = `${api.info.title} ${api.info.version}`;
-  byId("about").textContent = api.info.description;
-  byId("operations").replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, about]) => operation(api, path, method, about))));
+  byId("about").replaceChildren(...api.info.description.split("\n\n").map((text) => make("p", {}, spans(text))));
+  const shown = api.paths["/v1/predict"] ? `curl -H "Authorization: Bearer TOKEN" -F image=@photo.jpg ${location.origin}/v1/predict` : "";
+  byId("example").textContent = shown;
+  byId("operations").replaceChildren(...Object.entries(api.paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, about]) => operation(api, path, method, about))), errors(api));
 });
