@@ -35,8 +35,10 @@ SIZES = [(50, 60), (7, 300), (600, 90)]
 RUN = """
 import sys
 sys.modules.update(dict.fromkeys(("ntt_jax", "weight_port")))
+import jax
 import numpy as np
 import load
+open("jax", "w").write(jax.__version__)
 exported = load.Exported(".")
 for name, array in np.load("images.npz").items():
     np.savez(name, **exported(array))
@@ -100,10 +102,11 @@ def exported(files, tmp_path_factory):
     return folder, memory
 
 
-def assert_equal(found, wanted):
-    """To the bit: every mask, box, score and label."""
+def assert_equal(found, wanted, folder):
+    """To the bit: every mask, box, score and label. Another JAX rounds otherwise, which scores alone may show."""
     np.testing.assert_array_equal(found["boxes"], wanted.boxes)
-    np.testing.assert_array_equal(found["scores"], wanted.scores)
+    same = (folder / "jax").read_text() == jax.__version__
+    np.testing.assert_allclose(found["scores"], wanted.scores, rtol=0, atol=0 if same else 1e-6)
     np.testing.assert_array_equal(found["labels"], wanted.labels)
     np.testing.assert_array_equal(found["masks"], [decode_rle(rle) for rle in wanted.rles])
 
@@ -114,7 +117,7 @@ def test_detections_are_those_of_the_predictor(exported, models):
     wanted = list(predictor(images().values()))
     assert min(len(one) for one in wanted) > 0
     for name, one in zip(images(), wanted, strict=True):
-        assert_equal(np.load(folder / f"{name}.npz"), one)
+        assert_equal(np.load(folder / f"{name}.npz"), one, folder)
 
 
 def test_the_number_of_classes_is_free(exported):
