@@ -8,9 +8,8 @@ const header = {
   },
 
   async find(photos) {
-    const answer = await attempt(() => ask("POST", "/v1/search", { photos }));
+    await attempt(() => ask("POST", "/v1/search", { photos }));
     await store.refresh();
-    return answer !== undefined;
   },
 
   update() {

@@ -13,6 +13,7 @@ const editor = {
   focus: null, // the row whose mask stands out
   cross: null, // of the keyboard
   corner: null, // where a box began
+  searching: null, // the photo that a search was asked for
   dragging: null,
   asked: 0,
 
@@ -46,6 +47,7 @@ const editor = {
       const photo = this.id && store.photo(this.id);
       const now = photo ? `${photo.searched} ${store.revision}` : null;
       if (changed && photo && now !== searched) this.load();
+      if (photo && this.searching === this.id && !store.state.search.running) this.found();
       searched = now;
     });
   },
@@ -86,11 +88,15 @@ const editor = {
   },
 
   async find() {
-    const id = this.id;
     this.say("searching this photo ...");
-    if (!(await header.find([id]))) return this.say("");
-    while (store.state.search.running && this.id === id) await new Promise((done) => setTimeout(done, 200));
-    if (this.id !== id) return;
+    if (!(await attempt(() => ask("POST", "/v1/search", { photos: [this.id] })))) return this.say("");
+    this.searching = this.id;
+    return store.refresh();
+  },
+
+  /** What the search that was asked for here has found. */
+  async found() {
+    this.searching = null;
     await this.load();
     this.say(`${this.shownDetections().length} found`);
   },
@@ -134,8 +140,7 @@ const editor = {
   undo() {
     if (this.painted !== null) {
       this.painted = null;
-      this.use("point");
-      return;
+      return this.use("point");
     }
     if (this.points.length) this.points.pop();
     else this.box = null;
