@@ -34,8 +34,8 @@ from ntt_jax.loading import load_dinov2, load_sam2
 TIMEOUT = 600
 """Seconds that `serve` may take, so that on a busy machine the largest images are answered and not refused with 503."""
 WITHIN = 60.0 + TIMEOUT  # seconds for an answer
-GROWTH = 1200
-"""MiB that a program may grow by: of the largest images that are accepted, of 0.6 GB, two may be there at a time."""
+GROWTH = 2500
+"""MiB that a program may grow by: the largest image that is accepted takes 1.2 GB until it is read, two at once."""
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def send(program: Program, request: Request) -> tuple[int, str]:
     address = urllib.parse.urlsplit(program.url)
     with socket.create_connection((address.hostname, address.port), timeout=WITHIN) as connection:
         data = request.bytes(address.netloc, TOKEN)
-        with contextlib.suppress(ConnectionError):  # answered before all was sent
+        with contextlib.suppress(OSError):  # answered, or cut off, before all was sent
             for start in range(0, len(data), 65536):
                 connection.sendall(data[start : start + 65536])
             if request.broken:  # it may promise more than it sends: who has nothing more to say need not wait

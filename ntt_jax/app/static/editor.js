@@ -43,7 +43,7 @@ const editor = {
     addEventListener("resize", () => this.update());
     let searched = null;
     store.listeners.push((changed) => {
-      byId("find-here").disabled = byId("find").disabled && !byId("choosing").checked;
+      byId("find-here").disabled = Boolean(store.state.search.running) || !store.state.classes.some((one) => one.references);
       const photo = this.id && store.photo(this.id);
       const now = photo ? `${photo.searched} ${store.revision}` : null;
       if (changed && photo && now !== searched) this.load();
