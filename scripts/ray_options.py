@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -42,11 +43,11 @@ def commands(world: Any, folder: Path) -> Iterator[tuple[str, list[str], bool]]:
 
     both = {"sam2": world.sam2, "dinov2": world.dinov2}
     target = {**both, "memory": world.memory, "cores": 1, "points_per_side": 6}
-    data = {"annotations": world.val, "images": world.images}
+    data = {"annotations": cli_files.write_scenes(world.folder, 7, 5), "images": world.images}
     sources = {"reference_annotations": world.train, "reference_images": world.images}
     sampled = {**sources, "classes": "all", "shots": 2}
-    boxes = boxes_of(world, folder / "boxes.json")
-    named = boxes_of(world, folder / "named.json", by_name=True)
+    boxes = boxes_of(data["annotations"], folder / "boxes.json")
+    named = boxes_of(data["annotations"], folder / "named.json", by_name=True)
     negatives = negatives_of(world, folder / "negatives.json")
     thresholds = folder / "thresholds.json"
     thresholds.write_text(json.dumps({"square": 0.2, "disc": 0.1}))
@@ -82,8 +83,9 @@ def commands(world: Any, folder: Path) -> Iterator[tuple[str, list[str], bool]]:
     yield "ablate, seeds", ["ablate", *options(**few)], False
     yield "ablate, references", ["ablate", *options(**both, **data, memory=world.memory, points_per_side=6)], False
     tune = {"grid": "quick", "search": "one"}
-    yield "tune", ["tune", *options(**both, **data, memory=world.memory, points_per_side=6, **tune)], False
-    photos = [str(path) for path in sorted(world.images.glob("scene2_00*"))]
+    labelled = {"annotations": world.val, "images": world.images}  # more of them, to divide
+    yield "tune", ["tune", *options(**both, **labelled, memory=world.memory, points_per_side=6, **tune)], False
+    photos = [str(path) for path in sorted(world.images.glob("scene5_*"))]
 
     def segment(**given: Any) -> list[str]:
         return ["segment", *photos, *options(**{**target, "score_threshold": 0.1, **given})]
@@ -114,9 +116,9 @@ def run_of(target: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in target.items() if name != "memory"}
 
 
-def boxes_of(world: Any, path: Path, by_name: bool = False) -> Path:
+def boxes_of(annotations: Path, path: Path, by_name: bool = False) -> Path:
     """The true boxes of the scenes as proposals."""
-    content = json.loads(world.val.read_text())
+    content = json.loads(annotations.read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
     entries = []
     for number, one in enumerate(content["annotations"]):
@@ -192,24 +194,26 @@ def main() -> None:
     """Do all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="WORD", help="only what has one of these words in its name")
-    words = parser.parse_args().words
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="at once (default: 2)")
+    args = parser.parse_args()
+    os.environ |= {"RAY_worker_niceness": "0", "RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     import cli_files
     import ray
-
-    from ntt_jax.runs.cluster import connected
 
     well = True
     with tempfile.TemporaryDirectory() as name:
         world = cli_files.make_world(Path(name))
         world.cache.mkdir(mode=0o700)
-        with connected(ray, "local"):
+        ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
             for number, (title, command, one_file) in enumerate(commands(world, Path(name))):
-                if words and not any(word in title for word in words):
+                if args.words and not any(word in title for word in args.words):
                     continue
                 same, said = compare(command, Path(name) / str(number), one_file)
                 well &= same
                 print(f"{'same' if same else 'NOT '}  {title}: {said}", flush=True)
+        finally:
+            ray.shutdown()
     print("ALL THE SAME" if well else "NOT ALL THE SAME", flush=True)
     sys.exit(0 if well else 1)
 

@@ -1,5 +1,6 @@
 """`--ray` on a real cluster of two nodes on this machine: the bytes of one process, whatever dies."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import cli_files
 import cluster_work
 import jax
+import numpy as np
 import pytest
 from cli_files import arguments, make_world, write_scenes
 from image_server import ImageServer
@@ -22,6 +24,7 @@ from ntt_jax.cli import main
 from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.images.remote import location
+from ntt_jax.memory.bank import load_memory, save_memory
 from ntt_jax.runs import cluster_pool
 from ntt_jax.runs.cluster import map_groups
 from ntt_jax.runs.segment_job import segment
@@ -146,6 +149,32 @@ def test_photos_are_segmented_as_by_one_process(world, cluster, elsewhere, tmp_p
     for file in ("detections.json", f"overlays/{photos[0].name}"):
         made = [(tmp_path / name / file).read_bytes() for name in ("alone", "together")]
         assert made[0] == made[1]
+
+
+def test_boxes_rules_and_negatives_are_those_of_one_process(world, cluster, tmp_path):
+    """What a worker is sent beside models and images. Every option by itself: scripts/ray_options.py."""
+    given = {"devices": None, "cores": 1, "batch_size": 2, "proposals_mode": "join"}
+    given |= {name: tmp_path / f"{name}.json" for name in ("proposals", "method")} | {
+        "memory": tmp_path / "n.safetensors"
+    }
+    bank = load_memory(world.memory)
+    # The other class of each as its hard negative.
+    negatives = np.roll(np.asarray(bank.memory.prototypes), 1, axis=0)[:, None]
+    save_memory(
+        given["memory"], dataclasses.replace(bank, memory=dataclasses.replace(bank.memory, negatives=negatives))
+    )
+    rules = {"merge": "diffusion", "iou_power": 0.5, "refine": "box", "class_thresholds": [0.0, 0.1, 0.2]}
+    given["method"].write_text(json.dumps(rules))
+    objects = json.loads(world.val.read_text())["annotations"]
+    boxes = [{"image_id": one["image_id"], "bbox": one["bbox"], "score": 1} for one in objects]
+    given["proposals"].write_text(json.dumps(boxes))
+    # A process of its own: this one has eight devices, whose sums of matrices differ in the last bit.
+    line = [sys.executable, "-m", "ntt_jax.cli", *world.evaluate(tmp_path / "alone", **given)]
+    alone = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert main(world.evaluate(tmp_path / "together", **given, ray=cluster.address)) == 0
+    assert alone.wait() == 0
+    assert_same(tmp_path / "together", tmp_path / "alone")
+    assert json.loads((tmp_path / "together" / "metrics.json").read_text())["detections"]
 
 
 def test_workers_nodes_and_the_driver_die(world, cluster, elsewhere, alone, tmp_path):
