@@ -241,6 +241,8 @@ def start_jax(args: argparse.Namespace) -> list[Any]:
 
     Raises `InputError` when there are fewer devices than asked for or the cache folder is not ours alone.
     """
+    if getattr(args, "ray", None) is not None and args.devices is not None:
+        raise InputError("--devices: is of one machine; with --ray every worker takes one GPU, or CPU cores (--cores)")
     cache = _cache_folder(args.compilation_cache)
     import jax
 

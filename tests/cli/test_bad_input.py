@@ -163,6 +163,11 @@ def images_that_are_a_file(world, tmp):
 
 
 @case
+def devices_of_a_cluster(world, tmp):
+    return world.evaluate(tmp / "out", devices=1, ray="local"), "--devices: is of one machine"
+
+
+@case
 def output_in_a_folder_that_does_not_exist(world, tmp):
     return sample(world, tmp, out=tmp / "no" / "references.json"), "does not exist"
 

@@ -163,16 +163,15 @@ def test_boxes_rules_and_negatives_are_those_of_one_process(world, cluster, tmp_
     save_memory(
         given["memory"], dataclasses.replace(bank, memory=dataclasses.replace(bank.memory, negatives=negatives))
     )
-    rules = {"merge": "diffusion", "iou_power": 0.5, "refine": "box", "class_thresholds": [0.0, 0.1, 0.2]}
+    rules = {"merge": "diffusion", "iou_power": 0.5, "class_thresholds": [0.0, 0.1, 0.2]}
     given["method"].write_text(json.dumps(rules))
     objects = json.loads(world.val.read_text())["annotations"]
     boxes = [{"image_id": one["image_id"], "bbox": one["bbox"], "score": 1} for one in objects]
     given["proposals"].write_text(json.dumps(boxes))
     # A process of its own: this one has eight devices, whose sums of matrices differ in the last bit.
     line = [sys.executable, "-m", "ntt_jax.cli", *world.evaluate(tmp_path / "alone", **given)]
-    alone = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(line, check=True, capture_output=True)
     assert main(world.evaluate(tmp_path / "together", **given, ray=cluster.address)) == 0
-    assert alone.wait() == 0
     assert_same(tmp_path / "together", tmp_path / "alone")
     assert json.loads((tmp_path / "together" / "metrics.json").read_text())["detections"]
 
