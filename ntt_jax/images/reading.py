@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,7 +33,8 @@ MAX_PIXELS = 200_000_000
 """Default limit on height x width, for images and for annotations: 600 MB as RGB."""
 MAX_IMAGE_BYTES = 650_000_000
 """Limit on the file: 200 million pixels that are not compressed."""
-_AT_ONCE = 2**24  # pixels; larger images are converted some rows at a time, so that no second copy is made
+_AT_ONCE = 2**15
+"""Pixels that are converted at once: a second copy of the image costs memory, and time to clear it anew each time."""
 _HEADER_BYTES = 2**16
 _open_lock = threading.Lock()
 # What Pillow logs about a damaged file is in the error raised for it; without any handler, Python would print it too.
@@ -241,8 +243,6 @@ def _pixels(
         parts = decode_apart(data, kind, width * height)
     else:
         _load(image)
-        if width * height <= _AT_ONCE:
-            return convert(image, kind)
         parts = _rows(image)
     return _filled(parts, kind, (height, width), convert, channels)
 
@@ -270,7 +270,7 @@ def _filled(
 
 
 def _rows(image: Image.Image) -> Iterator[Image.Image]:
-    rows = max(1, _AT_ONCE // 4 // image.width)
+    rows = max(1, _AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(image.height, top + rows)))
 
@@ -284,7 +284,9 @@ def _to_rgb(image: Image.Image, kind: str) -> np.ndarray:
         raise InputError("32-bit grey has no defined 8-bit range; convert it to 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
-    return np.array(image.convert("RGB"), dtype=np.uint8)  # [H, W, 3]
+    if image.mode != "RGB":  # which would be copied
+        image = image.convert("RGB")
+    return np.array(image, dtype=np.uint8)  # [H, W, 3]
 
 
 def _to_index(image: Image.Image, kind: str) -> np.ndarray:
@@ -310,7 +312,9 @@ def _checked(path: PathLike, max_pixels: int | None, *, header: bool = False) ->
                 raise InputError(f"{shown}: the image has parts that were never written; copy it again")
             file.seek(0)
             short = header and kind == "JPEG"
-            data = file.read(_HEADER_BYTES if short else MAX_IMAGE_BYTES + 1)
+            # By its size: a buffer of the largest size would be asked for and given back each time.
+            size = len(remote.getbuffer()) if remote else os.fstat(file.fileno()).st_size
+            data = file.read(_HEADER_BYTES if short else min(size, MAX_IMAGE_BYTES) + 1)
             found = _whole_header(data) if short else None
             if short and found is None:
                 data += file.read(MAX_IMAGE_BYTES + 1)
