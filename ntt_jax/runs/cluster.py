@@ -9,23 +9,22 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from ntt_jax.errors import InputError
+from ntt_jax.runs.cluster_head import REACHED_WITHIN, ClusterLost, Head, host_and_port, knock
 from ntt_jax.runs.cluster_pool import AHEAD, Pool
 from ntt_jax.runs.cluster_worker import GroupWork, GroupWorker
 from ntt_jax.runs.models import Compute
 
 STORE_BYTES = 2**28
 """Shared memory of a cluster that a command starts for itself: records are small."""
-_REACHED_WITHIN = 5  # seconds
 
 
 def map_groups(
@@ -40,9 +39,11 @@ def map_groups(
     ray = _import_ray()
     cores = len(compute.devices or ()) if compute.divide == "points" else 1
     with connected(ray, str(compute.ray)):
-        gpus = _gpus(ray)
-        if _room(ray, cores, gpus) < 1:
-            most = max((int(node.get("CPU", 0)) for node in _nodes(ray)), default=0)
+        head = Head(ray, str(compute.ray))
+        machines = head.nodes() or []
+        gpus = _gpus(machines)
+        if _room(machines, cores, gpus) < 1:
+            most = max((int(node["Resources"].get("CPU", 0)) for node in machines), default=0)
             raise InputError(
                 f"--ray: a worker needs {cores} cores and no machine of the cluster has more than {most}; --cores"
             )
@@ -52,14 +53,15 @@ def map_groups(
             "num_gpus": gpus,
             "max_restarts": 0,
             "max_task_retries": 0,
-            "max_concurrency": AHEAD + 1,
+            "max_concurrency": AHEAD + 2,  # groups, `begin`, and whether it lives
         }
         worker = ray.remote(**options)(GroupWorker)
         sent = ray.put(pickle.dumps(work))
         pool = Pool(
             ray,
             lambda: worker.remote([sent], compute.dtype, compute.batch_size, cores, _cache()),
-            lambda: _room(ray, cores, gpus),
+            head.nodes,
+            lambda nodes: _room(nodes, cores, gpus),
             work,
             groups,
         )
@@ -85,7 +87,10 @@ def connected(ray: Any, address: str) -> Iterator[None]:
     if mine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of the run
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers of "local" run as this command does, not at 15
-        os.environ.setdefault("RAY_enable_worker_prestart", "0")  # none but those asked for: each takes seconds
+        # No worker but those asked for: each takes seconds, and one that dies as it starts would keep this process
+        # waiting for ever.
+        os.environ.setdefault("RAY_enable_worker_prestart", "0")
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         try:
             _probe(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -94,7 +99,7 @@ def connected(ray: Any, address: str) -> Iterator[None]:
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(address=address, configure_logging=True, **quiet, **more)
         except Exception as error:  # a cluster that does not start in time is no more than an Exception
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise InputError(
                 f"--ray: no cluster at {address!r} ({reason}); `ray start --head` starts one, `--ray local` needs none"
             ) from None
@@ -102,33 +107,31 @@ def connected(ray: Any, address: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)  # Ray ends the process there and then
     try:
         yield
-    finally:
+    except ClusterLost:
+        raise  # a shutdown would ask what is gone, and end this process before it can say so
+    except BaseException:
         if mine:
             ray.shutdown()
+        raise
+    if mine:
+        ray.shutdown()
 
 
 def _probe(address: str) -> None:
-    """Raise `OSError` if nothing listens at HOST:PORT. Ray itself would go on asking for minutes."""
-    host, colon, port = address.rpartition("//")[2].rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACHED_WITHIN).close()
+    """Raise `OSError` if no Ray listens at HOST:PORT. Ray itself would go on asking for minutes."""
+    if (at := host_and_port(address)) is not None:
+        knock(at, REACHED_WITHIN)
 
 
-def _nodes(ray: Any) -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _gpus(ray: Any) -> int:
+def _gpus(nodes: Sequence[Mapping[str, Any]]) -> int:
     """GPUs of each worker: one, where the cluster has any."""
-    return 1 if any(node.get("GPU", 0) >= 1 for node in _nodes(ray)) else 0
+    return 1 if any(node["Resources"].get("GPU", 0) >= 1 for node in nodes) else 0
 
 
-def _room(ray: Any, cores: int, gpus: int) -> int:
-    """How many workers the machines of the cluster that live now can hold."""
-    return sum(
-        int(min(node.get("CPU", 0) // cores, node.get("GPU", 0) if gpus else node.get("CPU", 0)))
-        for node in _nodes(ray)
-    )
+def _room(nodes: Sequence[Mapping[str, Any]], cores: int, gpus: int) -> int:
+    """How many workers these machines can hold."""
+    resources = [node["Resources"] for node in nodes]
+    return sum(int(min(one.get("CPU", 0) // cores, one.get("GPU" if gpus else "CPU", 0))) for one in resources)
 
 
 def _cache() -> str | None:

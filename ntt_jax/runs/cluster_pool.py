@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.runs.cluster_head import ClusterLost
 from ntt_jax.runs.cluster_worker import IN_MODELS, GroupWork
 
 AHEAD = IN_MODELS + 1
@@ -23,14 +24,19 @@ MAX_FAILED_STARTS = 3
 """Workers in a row that may die before they begin."""
 NO_ROOM = 60.0
 """Seconds that a cluster may be without any machine that can hold a worker."""
-_LOOK_EVERY = 1.0  # seconds between looks at the cluster
+MAX_SILENT = 120
+"""Looks at the cluster, a second apart, during which a worker that has answered before may not answer: it hangs."""
+_LOOK_EVERY = 1.0  # seconds between looks at the cluster, at least
+_ASK_EVERY = 10  # looks between questions to a worker
 
 
 @dataclass
 class _Worker:
     actor: Any
     begun: Any  # reference to what `begin` returns; None once it has
-    node: str = ""
+    node: str = ""  # the machine, once it has answered
+    asked: Any = None  # reference to what `node` returns
+    looks: int = 0  # since it was asked
     groups: dict[Any, int] = field(default_factory=dict)  # reference to a result: number of its group
     alone: bool = False  # works on a group that must have the worker to itself
 
@@ -38,18 +44,21 @@ class _Worker:
 class Pool:
     """The groups and the workers of one call of `cluster.map_groups`.
 
-    start: makes an actor (`GroupWorker`). room: how many of them the cluster can hold now.
+    start: makes an actor (`GroupWorker`). nodes: the machines that live, None while that is not known
+    (`cluster_head.Head.nodes`). room: how many actors such machines can hold.
     """
 
     def __init__(
         self,
         ray: Any,
         start: Callable[[], Any],
-        room: Callable[[], int],
+        nodes: Callable[[], list[dict[str, Any]] | None],
+        room: Callable[[list[dict[str, Any]]], int],
         work: GroupWork,
         groups: Sequence[Sequence[Any]],
     ):
-        self._ray, self._start, self._room, self._work, self._groups = ray, start, room, work, groups
+        self._ray, self._start, self._nodes, self._room = ray, start, nodes, room
+        self._work, self._groups = work, groups
         self._waiting = deque(range(len(groups)))
         self._suspects: deque[int] = deque()
         self._deaths: dict[int, int] = {}
@@ -68,9 +77,16 @@ class Pool:
                         yield from self._take(worker, reference)
                 while self._left_out:
                     yield self._left_out.pop()
-        finally:
-            for worker in self._workers:
-                self._ray.kill(worker.actor)
+        except ClusterLost:
+            raise
+        except BaseException:
+            self._end_workers()
+            raise
+        self._end_workers()
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
 
     def _hire(self) -> None:
         """Ask for as many workers as the cluster can hold and the groups can use, and one more, so that a cluster that
@@ -79,9 +95,12 @@ class Pool:
         if now - self._looked < _LOOK_EVERY:
             return
         self._looked = now
+        if (nodes := self._nodes()) is None:
+            return  # those at work go on
+        self._ask()
         if self._failed_starts >= MAX_FAILED_STARTS:
             return  # those that have begun finish the work
-        room = self._room()
+        room = self._room(nodes)
         if room or any(worker.begun is None for worker in self._workers):
             self._had_room = now
         elif now - self._had_room > NO_ROOM:
@@ -93,6 +112,16 @@ class Pool:
         while len(self._workers) < wanted:
             actor = self._start()
             self._workers.append(_Worker(actor, actor.begin.remote()))
+
+    def _ask(self) -> None:
+        """Ask every worker whether it lives; one that computes answers, one that hangs does not. Counted in looks, so
+        that a pause of this process is none of theirs."""
+        for worker in self._workers.copy():
+            worker.looks += 1
+            if worker.asked is None and (worker.looks >= _ASK_EVERY or not worker.node):
+                worker.asked, worker.looks = worker.actor.node.remote(), 0
+            elif worker.asked is not None and worker.node and worker.looks > MAX_SILENT:
+                self._lost(worker, TimeoutError(f"it has not answered for {MAX_SILENT} s"))
 
     def _feed(self) -> None:
         """Give every worker one group, then every worker another: few groups are shared out evenly."""
@@ -113,6 +142,7 @@ class Pool:
     def _ready(self) -> list[tuple[_Worker, Any]]:
         """What has come, after a moment at most."""
         owner = {worker.begun: worker for worker in self._workers if worker.begun is not None}
+        owner |= {worker.asked: worker for worker in self._workers if worker.asked is not None}
         owner |= {reference: worker for worker in self._workers for reference in worker.groups}
         if not owner:
             time.sleep(_LOOK_EVERY / 10)
@@ -132,6 +162,9 @@ class Pool:
         except errors.RayError as error:
             self._lost(worker, error)
             return
+        if reference == worker.asked:
+            worker.node, worker.asked, worker.looks = content, None, 0
+            return
         if reference == worker.begun:
             worker.begun, self._failed_starts = None, 0
             worker.node, error = content[0], pickle.loads(content[1])  # made by our own worker
@@ -149,16 +182,17 @@ class Pool:
         """A worker died: with its machine, by a signal, for want of memory, or of what it was given."""
         self._workers.remove(worker)
         self._looked = 0.0  # look for another at once
-        self._ray.kill(worker.actor)  # if it only does not answer, it must not go on
+        if (nodes := self._nodes()) is not None:
+            self._ray.kill(worker.actor)  # if it only does not answer, it must not go on
+        living = {node["NodeID"] for node in nodes or ()}
         if worker.begun is not None:
-            self._failed_starts += 1
+            self._failed_starts += worker.node in living or not worker.node
             if self._failed_starts >= MAX_FAILED_STARTS and all(other.begun is not None for other in self._workers):
                 raise InputError(
                     f"--ray: {self._failed_starts} workers in a row ended while they loaded the models "
                     f"({_last_line(error)}); what is finished is saved"
                 )
             return
-        living = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
         for number in worker.groups.values():
             if worker.node in living:
                 self._deaths[number] = self._deaths.get(number, 0) + 1

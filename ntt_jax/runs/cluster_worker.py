@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import jax
 
+from ntt_jax.compiled.devices import use_all_cores
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_private
 from ntt_jax.runs.models import Compute
@@ -49,32 +50,38 @@ class GroupWorker:
         """work: reference to the pickled `GroupWork`, in a list so that Ray does not fetch it. cores: that divide the
         points of an image; 1: XLA's own way. cache: folder of compiled programs."""
         self.models: Any = None
-        self.error: Exception | None = None
+        self._given = work, dtype, batch_size, cores, cache
         self._inside = threading.Semaphore(IN_MODELS)
-        try:
-            if cache is not None and os.path.isdir(cache) and check_private(cache) is None:
-                jax.config.update("jax_compilation_cache_dir", cache)
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-            if cores > 1:
-                from ntt_jax.compiled.devices import use_all_cores
 
-                use_all_cores(cores)
-            devices = jax.local_devices()
-            compute = Compute(
-                dtype, batch_size, devices if cores > 1 else devices[:1], "points" if cores > 1 else "images"
-            )
-            import ray
-
-            self.work: GroupWork = pickle.loads(ray.get(work[0]))  # made by our own driver
-            self.models = self.work.load(compute)
-        except Exception as error:
-            self.error = _plain(error)
-
-    def begin(self) -> tuple[str, bytes]:
-        """The machine, by Ray's name, and the pickled error that kept the worker from beginning, or None."""
+    def node(self) -> str:
+        """The machine, by Ray's name. Answered whatever else the worker does, unless it hangs."""
         import ray
 
-        return ray.get_runtime_context().get_node_id(), pickle.dumps(self.error)
+        return ray.get_runtime_context().get_node_id()
+
+    def begin(self) -> tuple[str, bytes]:
+        """Load the models. Returns the machine and the pickled error that kept the worker from it, or None."""
+        error = None
+        try:
+            self._load(*self._given)
+        except Exception as caught:
+            error = _plain(caught)
+        return self.node(), pickle.dumps(error)
+
+    def _load(self, work: list[Any], dtype: str, batch_size: int, cores: int, cache: str | None) -> None:
+        if cache is not None and os.path.isdir(cache) and check_private(cache) is None:
+            jax.config.update("jax_compilation_cache_dir", cache)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if cores > 1:
+            use_all_cores(cores)
+        devices = jax.local_devices()
+        compute = Compute(
+            dtype, batch_size, devices if cores > 1 else devices[:1], "points" if cores > 1 else "images"
+        )
+        import ray
+
+        self.work: GroupWork = pickle.loads(ray.get(work[0]))  # made by our own driver
+        self.models = self.work.load(compute)
 
     def do(self, group: bytes, apart: bool) -> bytes:
         """Records of a pickled group, or the error, pickled."""
