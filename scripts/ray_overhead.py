@@ -67,6 +67,10 @@ class Sleeper:
     def __init__(self, answer: bytes, folder: str, count: int, seconds: float):
         self.answer, self.folder, self.count, self.seconds = answer, Path(folder), count, seconds
 
+    def node(self) -> str:
+        """Any name."""
+        return "here"
+
     def begin(self) -> tuple[str, bytes]:
         """It can begin once all others can."""
         (self.folder / str(os.getpid())).touch()
@@ -95,7 +99,7 @@ def growth(workers: Sequence[int], seconds: float, each: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             given = answer, folder, count, seconds
             groups = [[image] for image in range(count * each)]
-            pool = Pool(ray, lambda a=actor, g=given: a.remote(*g), lambda c=count: c, work, groups)
+            pool = Pool(ray, lambda a=actor, g=given: a.remote(*g), lambda: [], lambda nodes, c=count: c, work, groups)
             ends: list[float] = []
             cpu = time.process_time()
             for _ in pool.results():

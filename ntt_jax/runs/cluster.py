@@ -25,6 +25,7 @@ from ntt_jax.runs.models import Compute
 
 STORE_BYTES = 2**28
 """Shared memory of a cluster that a command starts for itself: records are small."""
+_process = {"lost": False}  # Ray is one for each process
 
 
 def map_groups(
@@ -81,6 +82,8 @@ def _import_ray() -> Any:
 @contextlib.contextmanager
 def connected(ray: Any, address: str) -> Iterator[None]:
     """Connected to the cluster at an address, "auto" (found on this machine), or "local": one on this machine alone."""
+    if _process["lost"]:
+        raise ClusterLost("--ray: this process has lost its cluster, and Ray with it; start the program again")
     mine = not ray.is_initialized()
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -108,13 +111,11 @@ def connected(ray: Any, address: str) -> Iterator[None]:
     try:
         yield
     except ClusterLost:
-        raise  # a shutdown would ask what is gone, and end this process before it can say so
-    except BaseException:
-        if mine:
-            ray.shutdown()
+        _process["lost"] = True  # a shutdown would ask what is gone, and end this process before it can say so
         raise
-    if mine:
-        ray.shutdown()
+    finally:
+        if mine and not _process["lost"]:
+            ray.shutdown()
 
 
 def _probe(address: str) -> None:

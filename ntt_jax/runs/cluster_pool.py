@@ -78,15 +78,11 @@ class Pool:
                 while self._left_out:
                     yield self._left_out.pop()
         except ClusterLost:
+            self._workers.clear()  # nobody is there to end them
             raise
-        except BaseException:
-            self._end_workers()
-            raise
-        self._end_workers()
-
-    def _end_workers(self) -> None:
-        for worker in self._workers:
-            self._ray.kill(worker.actor)
+        finally:
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
 
     def _hire(self) -> None:
         """Ask for as many workers as the cluster can hold and the groups can use, and one more, so that a cluster that
@@ -190,7 +186,8 @@ class Pool:
             if self._failed_starts >= MAX_FAILED_STARTS and all(other.begun is not None for other in self._workers):
                 raise InputError(
                     f"--ray: {self._failed_starts} workers in a row ended while they loaded the models "
-                    f"({_last_line(error)}); what is finished is saved"
+                    f"({_last_line(error)}); every machine needs ntt-jax[ray] and room for them; what is "
+                    "finished is saved"
                 )
             return
         for number in worker.groups.values():

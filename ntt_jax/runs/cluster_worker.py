@@ -75,9 +75,7 @@ class GroupWorker:
         if cores > 1:
             use_all_cores(cores)
         devices = jax.local_devices()
-        compute = Compute(
-            dtype, batch_size, devices if cores > 1 else devices[:1], "points" if cores > 1 else "images"
-        )
+        compute = Compute(dtype, batch_size, devices if cores > 1 else devices[:1], "points" if cores > 1 else "images")
         import ray
 
         self.work: GroupWork = pickle.loads(ray.get(work[0]))  # made by our own driver

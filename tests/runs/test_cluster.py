@@ -1,5 +1,6 @@
 """`--ray` on a real cluster of two nodes on this machine: the bytes of one process, whatever dies."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,8 +26,10 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.errors import InputError
 from ntt_jax.images.remote import location
 from ntt_jax.memory.bank import load_memory, save_memory
-from ntt_jax.runs import cluster_pool
+from ntt_jax.runs import cluster as cluster_module
+from ntt_jax.runs import cluster_head, cluster_pool
 from ntt_jax.runs.cluster import map_groups
+from ntt_jax.runs.cluster_head import Head
 from ntt_jax.runs.segment_job import segment
 
 ray = pytest.importorskip("ray")
@@ -101,11 +104,12 @@ def assert_same(out, alone):
 
 
 def workers():
-    """Processes of ours that run models."""
+    """Processes that run models, of this cluster: somebody else may have one on this machine."""
     found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        if "ray::GroupWorker" in " ".join(process.info["cmdline"] or ()):
-            found.append(process.pid)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ray::GroupWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
     return found
 
 
@@ -252,20 +256,47 @@ def test_work_that_no_worker_survives(cluster, monkeypatch):
     assert skipped["number"] == -3 and "2 workers ended" in skipped["skipped"]
 
 
-def test_a_node_that_joins_late_is_used(cluster):
+def test_a_worker_that_hangs_and_a_node_that_joins_late(cluster, monkeypatch):
+    """The one is ended, and its groups done again; the other is used."""
+    monkeypatch.setattr(cluster_pool, "MAX_SILENT", 5)
+    monkeypatch.setattr(cluster_pool, "_ASK_EVERY", 1)
     work, numbers = cluster_work.Numbers(seconds=0.05), [[number] for number in range(2000)]
-    results, late, nodes = map_groups(work, numbers, compute(cluster)), None, set()
+    results, late, nodes, hung = map_groups(work, numbers, compute(cluster)), None, set(), 0
     try:
         for records in results:
-            late = late or cluster.add_node(num_cpus=1, object_store_memory=STORE)
+            if late is None:
+                hung = workers()[0]
+                os.kill(hung, signal.SIGSTOP)
+                late = cluster.add_node(num_cpus=1, object_store_memory=STORE)
             nodes |= {record["node"] for record in records}
-            if late.node_id in nodes:
+            if late.node_id in nodes and hung not in workers():
                 break
     finally:
         results.close()
+        if hung in workers():
+            os.kill(hung, signal.SIGKILL)
         if late is not None:
             cluster.remove_node(late)
-    assert late.node_id in nodes
+    assert late.node_id in nodes and hung not in workers()
+
+
+def test_a_head_that_does_not_answer(cluster, monkeypatch):
+    """The workers go on for a while, in case it comes back; then one line."""
+    monkeypatch.setattr(cluster_head, "NO_ANSWER", 0.5)
+    monkeypatch.setitem(cluster_module._process, "lost", False)
+    results = map_groups(cluster_work.Numbers(seconds=0.05), [[number] for number in range(2000)], compute(cluster))
+    next(results)
+    done = 0
+    with silent_server() as at:
+        monkeypatch.setattr(cluster_head, "_AGAIN_WITHIN", 0.2)
+        monkeypatch.setattr(Head, "_at", property(lambda head: at), raising=False)
+        with pytest.raises(InputError, match="the head of the cluster has not answered") as caught:
+            for records in results:
+                done += len(records)
+    assert done and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="start the program again"):
+        next(map_groups(cluster_work.Numbers(), [[1]], compute(cluster)))
+    ray.shutdown()  # of a head that is there after all
 
 
 def test_workers_that_die_as_they_begin(cluster, monkeypatch):
@@ -294,6 +325,40 @@ def test_no_cluster_at_the_address(world, tmp_path, capsys):
         assert main(world.evaluate(tmp_path, devices=None, cores=1, ray=address)) == 2
         assert time.monotonic() - started < 30  # Ray itself asks for minutes
     assert f"no cluster at '{address}'" in capsys.readouterr().err.splitlines()[-1]
+
+
+@contextlib.contextmanager
+def silent_server(answer=b""):
+    """Accepts connections, and sends one thing or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    connection.sendall(answer)
+                    kept.append(connection)
+
+        kept, thread = [], threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in kept:
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "what listens there is not Ray")]
+)
+def test_what_listens_is_not_ray(monkeypatch, answer, said):
+    """Ray itself would ask for minutes."""
+    monkeypatch.setattr(cluster_module, "REACHED_WITHIN", 0.3)
+    with silent_server(answer) as (host, port), pytest.raises(InputError, match=said) as caught:
+        list(map_groups(cluster_work.Numbers(), [[1]], runs.Compute(ray=f"{host}:{port}")))
+    assert f"no cluster at '{host}:{port}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_without_ray(world, tmp_path):
