@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", metavar="WORD", help="only what has one of these words in its name")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="at once (default: 2)")
     args = parser.parse_args()
+    os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # which the first command would settle for all others
     os.environ |= {"RAY_worker_niceness": "0", "RAY_enable_worker_prestart": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     import cli_files
     import ray
@@ -204,7 +205,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         world = cli_files.make_world(Path(name))
         world.cache.mkdir(mode=0o700)
-        ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        ray.init("local", num_cpus=args.workers, **quiet)
         try:
             for number, (title, command, one_file) in enumerate(commands(world, Path(name))):
                 if args.words and not any(word in title for word in args.words):
