@@ -7,6 +7,7 @@ Each recipe is made in a temporary folder, at full size, and read as a user's fi
 """
 
 import base64
+import io
 import json
 import os
 import resource
@@ -19,6 +20,8 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 READ = {
     "image": "from ntt_jax.images.reading import read_image as read",
@@ -131,12 +134,34 @@ def labelme(
     )
 
 
+def passes(side: int, count: int) -> bytes:
+    """A progressive JPEG whose last pass stands there again and again, behind an end that is none."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 9).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    return data[:-2] + b"\xff\xfe\0\4\xff\xd9" + data[data.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def named(name: str, ids: int = 1, images: int = 1) -> bytes:
+    """An annotation file of images with text for ids, all of the same name."""
+    content = json.loads(coco(None, 8))
+    content["images"] = [{"id": f"photo {i % ids}" if ids > 1 else i, "file_name": name} for i in range(images)]
+    return json.dumps(content).encode()
+
+
 SIDE = 14142
+JPEG2000 = b"\xff\x4f\xff\x51\0\x29\0\0" + struct.pack(">8IH", 8, 8, 0, 0, 8, 8, 0, 0, 1) + b"\7\1\1"
 GIF = b"GIF89a\x08\0\x08\0\x80\0\0" + b"\0" * 6
 RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "JPEG of 100 MB of fill bytes": ("image", whole(lambda: b"\xff\xd8" + b"\xff" * 100_000_000)),
     "JPEG of 20 M markers": ("image", whole(lambda: b"\xff\xd8" + b"\xff\xe1\0\2" * 20_000_000)),
     "JPEG of 100 MB of comments": ("image", whole(lambda: b"\xff\xd8" + (b"\xff\xfe\xff\xff" + b"a" * 65533) * 1500)),
+    "JPEG, 2,000 passes over 9,000 x 9,000 pixels": ("image", whole(lambda: passes(9000, 2000))),
+    "JPEG 2000 of 20 M markers": ("image", whole(lambda: JPEG2000 + b"\xff\x55\0\2" * 20_000_000)),
+    "PNG of 3 M comments behind its pixels": (
+        "image",
+        whole(lambda: png(8, 8, 0)[:-12] + b"\0\0\0\3tEXta\0b\0\0\0\0" * 3_000_000),
+    ),
     "PNG of 5 M empty chunks": ("image", whole(lambda: png(8, 8, 0, b"\0\0\0\0abCd\0\0\0\0" * 5_000_000))),
     "PNG, 4 GB, sparse": ("image", sparse(b"\x89PNG\r\n\x1a\n", 4 * 2**30)),
     "GIF of 4 M comments": ("image", whole(lambda: GIF + b"!\xfe\1a\0" * 4_000_000)),
@@ -183,6 +208,9 @@ RECIPES: dict[str, tuple[str, Callable[[Path], None]]] = {
         "folder",
         beside_a_photo(lambda side: "0 .1 .1 .2 .1 .2 .2\n" * 10_000, "a.txt", classes="x\n"),
     ),
+    "100,000 images whose ids are text": ("json", whole(lambda: named("a.jpg", 100_000, 100_000))),
+    "1,000 names of 2,000 folders each": ("json", whole(lambda: named("/" + "a/" * 2000 + "a.jpg", 1, 1000))),
+    "one name of 50,000 folders": ("json", whole(lambda: named("/" + "a/" * 50_000 + "a.jpg"))),
     "a mistyped class among a million": ("class", whole(lambda: coco([[0, 0, 1, 0, 0, 1]], 9, 1_000_000))),
     "memory file, 1 GB, sparse": ("memory", sparse(struct.pack("<Q", 100), 2**30)),
 }
