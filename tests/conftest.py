@@ -2,6 +2,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import jax
 import pytest
 import shape_checks
@@ -10,6 +11,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 shape_checks.install()  # before the package is imported
+# No deadline for an example: a machine that others share stops for a second now and then.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 TESTS = pathlib.Path(__file__).resolve().parent
 # Begun first, the longest before the others, so that two processes that take file after file end together.
