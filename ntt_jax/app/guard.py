@@ -129,7 +129,7 @@ class Guard:
             headers = _headers(scope)
             self._check_source(headers)
             if scope["path"] not in OPEN_PATHS and not self._has_token(headers):
-                await self._enter(scope, answer)
+                await self._enter(scope, headers, answer)
                 return
             body, held = await self._read(headers, receive)  # whole: who is refused while sending may not hear of it
             if (seconds := self._busy(scope["path"])) is not None:
@@ -165,17 +165,21 @@ class Guard:
             given = cookie.value if cookie is not None else ""
         return hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode())
 
-    async def _enter(self, scope: Scope, answer: Send) -> None:
+    async def _enter(self, scope: Scope, headers: dict[str, str], answer: Send) -> None:
         """The printed address: the token becomes a cookie, and leaves the address bar and the history.
 
-        The answer is a page that goes on to "/" by itself. A redirect would count as sent by the page that held the
-        link, from which a browser takes no strict cookie.
+        The answer is a redirect to "/". For a link in another page, as the file that the browser is started with, it is
+        a page that goes on by itself: a redirect would count as sent by that other page, and a browser would hold the
+        strict cookie back.
         """
         given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and scope["method"] == "GET":
             if hmac.compare_digest(given.encode("utf-8", "replace"), self._token.encode()):
                 cookie = f"{self._cookie}={self._token}; HttpOnly; SameSite=Strict; Path=/"
-                await _respond(answer, 200, _ENTERED, {"set-cookie": cookie})
+                if headers.get("sec-fetch-site", "none").lower() in ("none", "same-origin"):
+                    await _respond(answer, 303, {}, {"location": "/", "set-cookie": cookie})
+                else:
+                    await _respond(answer, 200, _ENTERED, {"set-cookie": cookie})
                 return
             await _respond(answer, 401, _CLOSED, {})
             return

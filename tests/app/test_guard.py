@@ -92,10 +92,16 @@ def test_nobody_else_is(headers):
     assert ask("/v1/health", headers=headers)[0] == 200
 
 
-def test_the_printed_address_becomes_a_cookie():
-    status, headers, body = ask(f"/?token={TOKEN}", headers={"authorization": None})
-    assert status == 200 and b'content="0; url=/"' in body and TOKEN.encode() not in body
-    assert headers["referrer-policy"] == "no-referrer"
+@pytest.mark.parametrize("site", [None, "none", "cross-site"])
+def test_the_printed_address_becomes_a_cookie(site):
+    """Typed, or as a link in another page: from there a redirect would carry no strict cookie, so a page goes on."""
+    come = {"sec-fetch-site": site, "sec-fetch-mode": "navigate"} if site else {}
+    status, headers, body = ask(f"/?token={TOKEN}", headers={"authorization": None, **come})
+    if site == "cross-site":
+        assert status == 200 and b'content="0; url=/"' in body
+    else:
+        assert status == 303 and headers["location"] == "/"
+    assert TOKEN.encode() not in body and headers["referrer-policy"] == "no-referrer"
     assert headers["set-cookie"].startswith(f"ntt_jax_8765={TOKEN};")
     assert "HttpOnly" in headers["set-cookie"] and "SameSite=Strict" in headers["set-cookie"]
     assert ask("/?token=wrong", headers={"authorization": None})[0] == 401
