@@ -131,7 +131,7 @@ def _from_object(given: dict[str, Any], height: int, width: int, where: str, not
             counts = None
         else:
             notes.add("run lengths written as Python prints bytes", where)
-    if type(counts) is str and len(counts) < _MAX_WRITTEN and re.fullmatch(r"[\d ]+ [\d ]+", counts):
+    if type(counts) is str and len(counts) < _MAX_WRITTEN and " " in counts[1:-1] and re.fullmatch(r"[\d ]+", counts):
         counts = counts.split()  # compressed text has no spaces
     if type(counts) is list and counts and type(counts[0]) is str:
         written, counts = counts, _numbers(counts)

@@ -148,8 +148,8 @@ def number_array(value: Any, kinds: str, rank: int, where: str) -> np.ndarray:
     return array
 
 
-class OfDetections:
-    """What every view of one image's detections says of them; `detections` holds them."""
+class OfImage:
+    """What everything that holds the `detections` of one image says of them: their number, and the image's size."""
 
     detections: HostDetections
 
@@ -165,6 +165,10 @@ class OfDetections:
     def width(self) -> int:
         """Of the image, in pixels."""
         return self.detections.width
+
+
+class OfDetections(OfImage):
+    """What every view of one image's detections says of them."""
 
     @property
     def boxes(self) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.detection.on_host import HostDetections, OfImage
 from ntt_jax.images.polygons import POLYGON_ERROR, Part, mask_parts
 from ntt_jax.images.remote import Location
 from ntt_jax.images.rle import decode_rle, rle_areas, rle_boxes
@@ -26,7 +26,7 @@ class Classes:
 
 
 @dataclass(frozen=True, eq=False)
-class Photo:
+class Photo(OfImage):
     """A photo and what was found in it, best first.
 
     name: its name in the output, a path with slashes below the folder it was found in; no two are alike without their
@@ -40,19 +40,6 @@ class Photo:
     file: Location
     detections: HostDetections
     polygon_error: float = POLYGON_ERROR
-
-    def __len__(self) -> int:
-        return len(self.detections)
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.detections.height
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.detections.width
 
     @property
     def stem(self) -> str:
