@@ -72,6 +72,8 @@ def map_groups(
 def _import_ray() -> Any:
     # Ray writes to stdout, in a dozen lines, that a worker or a machine was lost: the run goes on, and stdout is ours.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # With the first such line it would put a `print` of its own in place of Python's, in the whole program.
+    os.environ.setdefault("RAY_TQDM_PATCH_PRINT", "0")
     try:
         import ray
     except ImportError:

@@ -1,5 +1,6 @@
 """`--ray` on a real cluster of two nodes on this machine: the bytes of one process, whatever dies."""
 
+import builtins
 import contextlib
 import dataclasses
 import json
@@ -37,6 +38,7 @@ psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
 
 POISON = "poison.png"
+PRINT = builtins.print
 STORE = 100 * 2**20
 
 
@@ -254,6 +256,7 @@ def test_work_that_no_worker_survives(cluster, monkeypatch):
     assert sorted(record["number"] for record in records) == [-3, 0, 1, 2, 4]
     (skipped,) = (record for record in records if "skipped" in record)
     assert skipped["number"] == -3 and "2 workers ended" in skipped["skipped"]
+    assert builtins.print is PRINT  # Ray tells of a death through a `print` of its own, which the program must not get
 
 
 def test_a_worker_that_hangs_and_a_node_that_joins_late(cluster, monkeypatch):
