@@ -2,12 +2,12 @@
 
 import io
 import struct
-import time
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from stopwatch import cpu_seconds
 
 from ntt_jax.errors import InputError
 from ntt_jax.images import apart, mask_files
@@ -159,11 +159,11 @@ BOMBS = {
 def test_bombs_are_refused_by_their_structure(tmp_path, name):
     path = tmp_path / "a.jpg"
     path.write_bytes(BOMBS[name])
-    start = time.monotonic()
+    start = cpu_seconds()
     with pytest.raises(InputError) as caught:
         read_image(path)
     message = str(caught.value)
-    assert time.monotonic() - start < 3 and message.isprintable() and len(message) < 400
+    assert cpu_seconds() - start < 3 and message.isprintable() and len(message) < 400
     assert any(words in message for words in ("refused", "over the limit", "not an image", "no size")), message
 
 

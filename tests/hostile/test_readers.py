@@ -7,7 +7,6 @@ import os
 import pickle
 import socket
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from readers import FORGIVING, MODULES, READERS
+from stopwatch import cpu_seconds
 
 from ntt_jax.cli.options import check_file
 from ntt_jax.errors import InputError
@@ -129,12 +129,12 @@ def folder_of(tmp: Path) -> dict[str, Path]:
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> None:
-    start = time.monotonic()
+    start = cpu_seconds()
     with pytest.raises(InputError) as caught:
         read(path)
     message = str(caught.value)
     assert message.isprintable() and len(message) <= 1000 and message, message[:300]
-    assert time.monotonic() - start < 5
+    assert cpu_seconds() - start < 5
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -167,9 +167,9 @@ def test_what_only_saves_time_is_as_if_it_were_not_there(tmp_path, name):
     path = tmp_path / "file.json"
     for data in (*BYTES.values(), b'{"model":{"a":5},"version":{},"key":[]}'):  # found by the fuzzer
         path.write_bytes(data)
-        start = time.monotonic()
+        start = cpu_seconds()
         assert FORGIVING[name](path) is None
-        assert time.monotonic() - start < 5
+        assert cpu_seconds() - start < 5
     path.unlink()
     assert FORGIVING[name](path) is None
     path.unlink(missing_ok=True)

@@ -4,12 +4,12 @@ import io
 import random
 import struct
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from stopwatch import cpu_seconds
 
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.image_files import survey
@@ -118,14 +118,14 @@ def test_spoiled_files_end_in_a_line(tmp_path: Path, plain: bytes) -> None:
         spoiled.append(bytes(data))
     for number, data in enumerate(spoiled):
         path.write_bytes(data)
-        start = time.monotonic()
+        start = cpu_seconds()
         try:
             assert read_image(path).shape[2] == 3
             assert number >= 4
         except InputError as error:
             assert str(error).startswith(str(path)) and str(error).isprintable() and len(str(error)) < 400
             assert number >= 4 or "cut short or damaged" in str(error) or "not an image" in str(error)
-        assert time.monotonic() - start < 10
+        assert cpu_seconds() - start < 10
 
 
 def test_the_library_that_parses_strangers_runs_apart(tmp_path: Path, plain: bytes) -> None:

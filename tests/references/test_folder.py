@@ -3,13 +3,13 @@
 import base64
 import io
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import voc_files
 from PIL import Image
+from stopwatch import cpu_seconds
 
 from ntt_jax.errors import InputError
 from ntt_jax.images.mask_names import class_of
@@ -445,9 +445,9 @@ def test_every_poison_is_left_out_at_once(tmp_path, name):
         (tmp_path / "classes.txt").write_text("car\n")
     for poison, data in POISONS.items():
         (tmp_path / name).write_bytes(data)
-        start = time.monotonic()
+        start = cpu_seconds()
         found = find_references(tmp_path)
-        assert time.monotonic() - start < 5, poison
+        assert cpu_seconds() - start < 5, poison
         assert ("bus", "mask", "b.jpg", "b_bus.png", 0) in rows(found)
         assert all(line.isprintable() and len(line) < 1200 for line in found.reasons()), poison
 
@@ -459,13 +459,13 @@ def test_thousands_of_shapes_in_a_large_photo_take_seconds(tmp_path):
     shape = {"label": "bus", "points": [[9, 9], [90, 9], [90, 90]], "shape_type": "polygon"}
     content = {"imagePath": "a.png", "imageHeight": side, "imageWidth": side, "shapes": [shape] * 1500}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    start = time.monotonic()
+    start = cpu_seconds()
     assert len(find_references(tmp_path).references) == 1500
     (tmp_path / "a.json").unlink()
     (tmp_path / "a.txt").write_text("0 .1 .1 .2 .1 .2 .2\n" * 1500)
     (tmp_path / "classes.txt").write_text("bus\n")
     assert len(find_references(tmp_path).references) == 1500
-    assert time.monotonic() - start < 8
+    assert cpu_seconds() - start < 8
     mask = base64.b64encode(b"\x89PNG").decode()
     shape |= {"shape_type": "mask", "points": [[0, 0]], "mask": mask}
     (tmp_path / "a.json").write_text(json.dumps(content | {"shapes": [shape] * 101}))
