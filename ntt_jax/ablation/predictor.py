@@ -7,6 +7,7 @@ removes duplicates and merges them by itself, exactly as alone, and a mask that 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import object_features
 from ntt_jax.detection.merge import Merged, Rows, best_rows, describe_extras, label_rows, overlap_rows
 from ntt_jax.errors import InputError
+from ntt_jax.images.rle import Rle
 from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 from ntt_jax.pipeline import map_images, propose_masks
@@ -110,25 +112,15 @@ class ManyPredictor(Predictor):
         self._classes = self._place(prototypes, negatives, np.shape(prototypes)[1:])
         self._program = functools.partial(self._program, detect=detect_many)
 
-    def _collect(self, outputs: Any, sizes: list[tuple[int, int]]) -> Any:
-        many, logits = outputs
-        shards = sorted(logits.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        many = jax.tree.map(np.asarray, many)
-        merged, found = many.merged, []
-        for index, (height, width) in enumerate(sizes):
-            shard, row = divmod(index, self.batch_size // len(shards))
-            count = int(many.count[index])
-            rles = self._masks(shards[shard].data, row, count, height, width)
-            found.append(
-                SharedDetections(
-                    0,
-                    height,
-                    width,
-                    many.boxes[index, :count].astype(np.float32),
-                    tuple(rles),
-                    np.where(merged.valid[index], merged.source[index], -1),
-                    merged.labels[index],
-                    merged.scores[index],
-                )
-            )
-        return found
+    def _describe(self, found: Any, height: int, width: int, draw: Callable[..., list[Rle]]) -> Any:
+        merged, count = found.merged, int(found.count)
+        return SharedDetections(
+            0,
+            height,
+            width,
+            found.boxes[:count].astype(np.float32),
+            tuple(draw(count=count)),
+            np.where(merged.valid, merged.source, -1),
+            merged.labels,
+            merged.scores,
+        )

@@ -56,10 +56,7 @@ def add_scorer(parser: Any) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise `InputError` for arguments that cannot work, before anything is read in full."""
     options.check_paths(args, "sam2", "dinov2", "memory", "annotations", "images")
-    options.detect_config(args)
-    if args.proposals is not None:
-        options.check_file(args.proposals, "--proposals")
-    options.make_output_folder(args.out)
+    options.check_detection(args)
 
 
 def run(args: argparse.Namespace) -> None:

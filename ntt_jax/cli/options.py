@@ -222,6 +222,14 @@ def add_ray(parser: Any) -> None:
     )
 
 
+def check_detection(args: argparse.Namespace) -> None:
+    """Raise `InputError` for rules or proposals that cannot work; make the folder that the detections go to."""
+    detect_config(args)
+    if args.proposals is not None:
+        check_file(args.proposals, "--proposals")
+    make_output_folder(args.out)
+
+
 def check_output_file(path: Path, option: str = "--out") -> None:
     """Raise `InputError` unless a file can be written at `path`, before the work that would fill it begins."""
     try:

@@ -40,10 +40,7 @@ def check(args: argparse.Namespace) -> None:
     options.check_paths(args, "sam2", "dinov2", "reference_annotations", "annotations", "images", "reference_images")
     sample.check_choice(args)
     memory.check_negatives(args)
-    options.detect_config(args)
-    if args.proposals is not None:
-        options.check_file(args.proposals, "--proposals")
-    options.make_output_folder(args.out)
+    options.check_detection(args)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -177,10 +177,7 @@ def check(args: argparse.Namespace) -> None:
             check_target(args.copy_to)
         except InputError as error:
             raise InputError(f"--copy-to: {error}") from None
-    options.detect_config(args)
-    if args.proposals is not None:
-        options.check_file(args.proposals, "--proposals")
-    options.make_output_folder(args.out)
+    options.check_detection(args)
 
 
 def run(args: argparse.Namespace) -> None:

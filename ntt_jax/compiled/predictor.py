@@ -10,6 +10,7 @@ Where devices divide the points of each image, the second line is three programs
 
 import copy
 import functools
+import operator
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -250,26 +251,23 @@ class Predictor:
         with published_numbers(self._precision):
             return self._program(self._state, self._classes, *jax.device_put((batch, shape, *rows), self._sharded))
 
-    def _collect(self, outputs: tuple[Merged, Array], sizes: list[tuple[int, int]]) -> list[HostDetections]:
-        merged, logits = outputs
+    def _collect(self, outputs: tuple[Any, Array], sizes: list[tuple[int, int]]) -> list[Any]:
+        values, logits = outputs
         # In order of the batch; each shard's masks are drawn where its logits are.
         shards = sorted(logits.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        merged = jax.tree.map(np.asarray, merged)
+        values = jax.tree.map(np.asarray, values)
         found = []
         for index, (height, width) in enumerate(sizes):
             shard, row = divmod(index, self.batch_size // len(shards))
-            count = int(np.sum(merged.valid[index]))
-            found.append(
-                HostDetections(
-                    height,
-                    width,
-                    merged.boxes[index, :count],
-                    merged.scores[index, :count],
-                    merged.labels[index, :count],
-                    tuple(self._masks(shards[shard].data, row, count, height, width)),
-                )
-            )
+            draw = functools.partial(self._masks, shards[shard].data, row, height=height, width=width)
+            found.append(self._describe(jax.tree.map(operator.itemgetter(index), values), height, width, draw))
         return found
+
+    def _describe(self, found: Any, height: int, width: int, draw: Callable[..., list[Rle]]) -> Any:
+        """What is returned of one image. found: its part of the program's first output; draw: the first N masks."""
+        count = int(np.sum(found.valid))
+        some = (found.boxes[:count], found.scores[:count], found.labels[:count])
+        return HostDetections(height, width, *some, tuple(draw(count=count)))
 
     def _masks(self, logits: Array, image: int, count: int, height: int, width: int) -> list[Rle]:
         if max(height, width) > CANVAS_SIDES[-1]:

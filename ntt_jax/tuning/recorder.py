@@ -1,12 +1,12 @@
 """The recording pass: encoders, decoder and overlaps once per image; nothing in it depends on a memory."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from ntt_jax.compiled.predictor import Predictor
@@ -14,6 +14,7 @@ from ntt_jax.config import DetectConfig
 from ntt_jax.detection import rules
 from ntt_jax.detection.full_size import full_size_overlaps
 from ntt_jax.detection.match import object_features
+from ntt_jax.images.rle import Rle
 from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import ImageFeatures, Sam2
 from ntt_jax.pipeline import map_images, propose_masks
@@ -92,25 +93,16 @@ class ProposalRecorder(Predictor):
         super().__init__(sam2, dinov2, prototypes, *args, **options)
         self._program = functools.partial(self._program, detect=record_images)
 
-    def _collect(self, outputs: Any, sizes: list[tuple[int, int]]) -> Any:
-        recorded, logits = outputs
-        shards = sorted(logits.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-        recorded = jax.tree.map(np.asarray, recorded)
-        found = []
-        for index, (height, width) in enumerate(sizes):
-            shard, row = divmod(index, self.batch_size // len(shards))
-            count = int(recorded.count[index])
-            names = ("objects", "predicted_ious", "grid_boxes", "areas", "stabilities", "boxes")
-            found.append(
-                Proposals(
-                    0,
-                    height,
-                    width,
-                    recorded.order.shape[1],
-                    place=recorded.order[index, :count],
-                    intersections=recorded.intersections[index, :count, :count],
-                    rles=tuple(self._masks(shards[shard].data, row, count, height, width)),
-                    **{name: getattr(recorded, name)[index, :count] for name in names},
-                )
-            )
-        return found
+    def _describe(self, found: Any, height: int, width: int, draw: Callable[..., list[Rle]]) -> Any:
+        count = int(found.count)
+        names = ("objects", "predicted_ious", "grid_boxes", "areas", "stabilities", "boxes")
+        return Proposals(
+            0,
+            height,
+            width,
+            len(found.order),
+            place=found.order[:count],
+            intersections=found.intersections[:count, :count],
+            rles=tuple(draw(count=count)),
+            **{name: getattr(found, name)[:count] for name in names},
+        )
