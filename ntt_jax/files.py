@@ -291,7 +291,12 @@ def parse_json(data: bytes, path: PathLike, *, what: str, strict: bool = False) 
         raise InputError(f"{shown}: the {what} is not valid JSON: {error.msg} at {where}") from error
     except RecursionError as error:
         raise InputError(f"{shown}: the {what} is nested too deeply to be read") from error
-    except ValueError as error:  # undecodable text, or an integer of more than 4300 digits
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1}"
+        raise InputError(
+            f"{shown}: the {what} is not valid JSON: not text in UTF-8 ({where}); save it in UTF-8"
+        ) from error
+    except ValueError as error:  # an integer of more than 4300 digits
         raise InputError(f"{shown}: the {what} is not valid JSON: {type(error).__name__}") from error
 
 

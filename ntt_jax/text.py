@@ -1,6 +1,7 @@
 """Text that came from files, on its way to a person: one line, bounded, without anything that a terminal acts on."""
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -65,6 +66,25 @@ def describe(value: Any, limit: int = 60) -> str:
     if isinstance(value, dict):
         return f"an object of {len(value)} keys"
     return f"a {type(value).__name__}"
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text of a file is: decimal, in ASCII digits, spaces around it aside; None for anything else.
+
+    Python's own `float` and `int` also take "1_0", "nan", "infinity" and the digits of other scripts.
+    """
+    return float(text) if len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text) else None
+
+
+def numbers_in(text: str) -> list[float] | None:
+    """The numbers of a text with commas or spaces between them; None unless it is that, and for no number at all."""
+    parts = text.replace(",", " ").split()
+    found = [number_in(part) for part in parts]
+    return None if not found or None in found else [number for number in found if number is not None]
+
+
+_LONGEST_NUMBER = 64
+_NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
 def close_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:

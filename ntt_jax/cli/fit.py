@@ -125,7 +125,7 @@ def show_found(found: "FoundReferences") -> None:
     for row in rows:
         show("  ".join([*(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[-1]]))
     for one in found.left_out:
-        show(f"left out: {found.place(one)}: {one.reason}")
+        show(f"{'read' if one.read else 'left out'}: {found.place(one)}: {one.reason}")
     if found.bare:
         first = found.shown(found.bare[0])
         show(f"photos without a reference: {len(found.bare)} (the first: {first})")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.datasets.coco_entries import Ids, plain_id
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
 from ntt_jax.text import counted
@@ -56,11 +57,11 @@ class BoxProposals:
         """
         images: dict[int, list[np.ndarray]] = {}
         elsewhere = 0
-        known = {image_id: image_id for image_id in sizes} if ids is None else ids
+        known = Ids(dict(ids) if ids is not None else {image_id: image_id for image_id in sizes})
         by_name = _with_plain_names(names)
-        for rows, place in ((self.by_id, known), (self.by_name, by_name)):
+        for rows, place in ((self.by_id, known.find), (self.by_name, by_name.get)):
             for key, found in rows.items():
-                image_id = place.get(key)
+                image_id = place(key)
                 if image_id is None:
                     elsewhere += len(found)
                 else:
@@ -124,8 +125,9 @@ def load_box_proposals(path: PathLike) -> BoxProposals:
         image, rows = entry.get("image_id"), by_id
         if image is None and type(entry.get("file_name")) is str:
             image, rows = entry["file_name"], by_name
-        elif type(image) not in (int, str):
-            raise InputError(f"{name}: [{i}]: expected an image_id or a file_name, found {describe(image)}")
+        elif (image := plain_id(image)) is None:
+            found = describe(entry.get("image_id"))
+            raise InputError(f"{name}: [{i}]: expected an image_id or a file_name, found {found}")
         # Comparing refuses NaN too.
         if not all(-_LARGEST <= v <= _LARGEST for v in (*box, score)) or not min(box[2:]) > 0:
             unsound += 1

@@ -5,18 +5,23 @@ What is lossless and certain is put right, what cannot be used is left out; `Not
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
+from ntt_jax.datasets.annotation_boxes import MAX_COORDINATE, ROUNDING, number, read_box, without_doubt
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoImage
 from ntt_jax.datasets.image_files import safe_name
 from ntt_jax.datasets.segmentations import extent, is_plain, tidy
 from ntt_jax.files import describe
 from ntt_jax.images.reading import MAX_PIXELS
 from ntt_jax.notes import Notes
+from ntt_jax.text import number_in
 
 _MAX_ID = 2**63 - 1
-_MAX_COORDINATE = 1e9
+_MAX_WRITTEN_ID = 2**128
 _MAX_DIGITS = 18
+_FILE_KEYS = ("file_name", "filename", "path")
+_YES_NO = {"": 0, "false": 0, "no": 0, "f": 0, "n": 0, "true": 1, "yes": 1, "t": 1, "y": 1}
 
 
 @dataclass
@@ -37,6 +42,11 @@ class Ids:
         found = self.numbers.get(plain)
         if found is None:
             found = self.numbers.get(str(plain) if type(plain) is int else _as_number(plain, plain))
+        if found is None and type(plain) is str:
+            text = plain.strip()
+            found = self.numbers.get(text)
+            if found is None:  # "000000000030" is 30
+                found = self.numbers.get(_as_number(text.lstrip("0") or "0", text))
         return found
 
 
@@ -47,12 +57,30 @@ class Entries:
     by_id: dict[int, Any]
     ids: Ids
     plain: bool
+    _called: dict[str, int | None] = field(default_factory=dict)
+
+    def called(self, name: Any) -> int | None:
+        """The number of the only category of a name, or image of a file name, its last part or that without ending."""
+        if type(name) is not str:
+            return None
+        if not self._called:
+            for one in self.by_id.values():
+                for text in _names(one):
+                    self._called[text] = one.id if self._called.get(text, one.id) == one.id else None
+        return self._called.get(name)
+
+
+def _names(one: CocoImage | CocoCategory) -> set[str]:
+    if isinstance(one, CocoCategory):
+        return {one.name}
+    path = PurePosixPath(one.file_name)
+    return {one.written or one.file_name, one.file_name, path.name, path.stem}
 
 
 def plain_id(value: Any) -> int | str | None:
     """An id as a whole number or a text; None for anything else."""
     if type(value) is int:
-        return value if abs(value) <= _MAX_ID else None
+        return value if abs(value) <= _MAX_WRITTEN_ID else None
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:
         return int(value)
     return value if type(value) is str and 0 < len(value) <= 1000 and _is_unicode(value) else None
@@ -70,7 +98,7 @@ def _number_ids(plain: Iterable[int | str]) -> Ids:
     others: list[int | str] = []
     taken: set[int] = set()
     for value in plain:
-        if type(value) is int and value >= 0:
+        if type(value) is int and 0 <= value <= _MAX_ID:
             ids.numbers[value] = value
             taken.add(value)
         else:
@@ -98,33 +126,26 @@ def _is_unicode(text: str) -> bool:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, also written as 640.0 or "640"; None for anything else."""
+    """A whole number, also written as 640.0, "640" or "640.0"; None for anything else."""
     if type(value) is int:
         return value
+    if type(value) is str:
+        value = _as_number(value.strip(), number_in(value))
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:
         return int(value)
-    return _as_number(value.strip(), None) if type(value) is str else None
-
-
-def _number(value: Any) -> Any:
-    """A bearable finite number, also as text; comparing is also what refuses NaN, infinities and huge integers."""
-    number: Any = value
-    if type(value) is str and len(value) < 40:
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-    return number if type(number) in (float, int) and -_MAX_COORDINATE <= number <= _MAX_COORDINATE else None
+    return value if type(value) is int else None
 
 
 def _collect(entries: list[Any], what: str, notes: Notes, read: Any) -> Entries:
-    """Entries of a list that have an id of their own. read: makes one of number, entry and where."""
+    """Entries of a list that have an id of their own. read: makes one of number, entry, where and notes."""
     raw = [plain_id(entry.get("id")) if isinstance(entry, dict) else None for entry in entries]
     ids = _number_ids(dict.fromkeys(value for value in raw if value is not None))
     if ids.written:
         first = next(iter(ids.written.values()))
         notes.add(
-            f"ids of {what} that are text (or below 0), kept as they are", describe(first), count=len(ids.written)
+            f"ids of {what} that are text, below 0 or of more than 63 bits, kept as they are",
+            describe(first),
+            count=len(ids.written),
         )
     first_entry: dict[int, Any] = {}
     clashing: set[int] = set()
@@ -141,14 +162,14 @@ def _collect(entries: list[Any], what: str, notes: Notes, read: Any) -> Entries:
         plain &= type(entry["id"]) is int and number == entry["id"]
         if number in first_entry:
             plain = False
-            if entry == first_entry[number]:
+            if entry == first_entry[number] or by_id.get(number, entry) == read(number, entry, "", Notes()):
                 notes.add(f"{what} written twice, taken once", f"{where} (id {value})")
             elif number not in clashing:
                 clashing.add(number)
                 notes.add(f"ids of several {what}, none of which can be told from the other: left out", f"id {value}")
             continue
         first_entry[number] = entry
-        made = read(number, entry, f"{where} (id {value})")
+        made = read(number, entry, f"{where} (id {value})", notes)
         if made is None:
             plain = False
         else:
@@ -161,9 +182,12 @@ def _collect(entries: list[Any], what: str, notes: Notes, read: Any) -> Entries:
 def read_images(entries: list[Any], notes: Notes) -> Entries:
     """`CocoImage`s; height and width 0 where the file has no sound size."""
 
-    def read(number: int, entry: dict[str, Any], where: str) -> CocoImage | None:
-        if "file_name" in entry or "coco_url" not in entry:
-            written = entry.get("file_name")
+    def read(number: int, entry: dict[str, Any], where: str, notes: Notes) -> CocoImage | None:
+        key = next((key for key in _FILE_KEYS if key in entry), None)
+        if key or "coco_url" not in entry:
+            written = entry.get(key) if key else None
+            if key != "file_name" and written is not None:
+                notes.add(f'images without "file_name", whose "{key}" counts', where)
         else:  # LVIS: the images of COCO, from its training and validation folders mixed
             written = entry["coco_url"]
             written = "/".join(written.split("/")[-2:]) if type(written) is str else None
@@ -182,13 +206,20 @@ def read_images(entries: list[Any], notes: Notes) -> Entries:
             return None
         return CocoImage(number, name, height, width, None if name == written else written)
 
-    return _collect(entries, "images", notes, read)
+    found = _collect(entries, "images", notes, read)
+    names: dict[str, int] = {}
+    for image in found.by_id.values():
+        first = names.setdefault(image.file_name, image.id)
+        if first != image.id:
+            what = "images of the same file as another image, each taken by itself"
+            notes.add(what, f"{describe(image.file_name)} is image {first} and {image.id}")
+    return found
 
 
 def read_categories(entries: list[Any], notes: Notes) -> Entries:
     """`CocoCategory`s."""
 
-    def read(number: int, entry: dict[str, Any], where: str) -> CocoCategory | None:
+    def read(number: int, entry: dict[str, Any], where: str, notes: Notes) -> CocoCategory | None:
         name = entry.get("name")
         if type(name) is int:
             name = str(name)
@@ -196,6 +227,8 @@ def read_categories(entries: list[Any], notes: Notes) -> Entries:
         if type(name) is not str or not name or not _is_unicode(name):
             notes.add("categories without a name, left out", f"{where}: found {describe(name)}")
             return None
+        if name != (name := name.strip() or name):
+            notes.add("names of categories with spaces around them, taken without", where)
         return CocoCategory(number, name)
 
     return _collect(entries, "categories", notes, read)
@@ -216,6 +249,7 @@ def read_annotations(
     following = min(max(taken, default=0) + 1, 2**53)
     result: dict[int, CocoAnnotation] = {}
     positions: list[int] = []
+    small, beyond = 0, 0
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
             notes.add("annotations that are no objects, left out", f"annotations[{i}]: found {describe(entry)}")
@@ -237,8 +271,16 @@ def read_annotations(
                 number = following
                 notes.add("annotations without an id of their own, numbered anew", f"{where} is {number}")
             taken[number] = i
-        result[number] = CocoAnnotation(number, *made)
+        one = result[number] = CocoAnnotation(number, *made)
         positions.append(i)
+        x, y, width, height = one.bbox
+        if width <= 1 and height <= 1:
+            small += width + height > 0
+        else:
+            image = images.by_id[one.image_id]
+            beyond += x + width > image.width + ROUNDING or y + height > image.height + ROUNDING
+    if beyond or (small and small == len(result)):
+        result.update(without_doubt(result, images.by_id, notes))
     return result, tuple(positions)
 
 
@@ -251,6 +293,10 @@ def _annotation(
         image_id = images.ids.find(image_id)
     if not categories.plain or type(category_id) is not int:
         category_id = categories.ids.find(category_id)
+    if image_id is None and (image_id := images.called(entry.get("image_id"))) is not None:
+        notes.add('names in place of the id in "image_id"', f"{where}: {describe(entry['image_id'])}")
+    if category_id is None and (category_id := categories.called(entry.get("category_id"))) is not None:
+        notes.add('names in place of the id in "category_id"', f"{where}: {describe(entry['category_id'])}")
     if image_id not in images.by_id:
         shown = f"{where}: image {describe(entry.get('image_id'))}"
         notes.add("annotations of images that are not in the file, left out", shown)
@@ -272,7 +318,7 @@ def _annotation(
         else:
             segmentation = None
     segmentation = segmentation or None
-    bbox = _box(entry, where, notes)
+    bbox = read_box(entry.get("bbox"), where, notes)
     if bbox is None or (segmentation is not None and min(bbox[2:]) <= 0):
         box = extent(segmentation, image.height, image.width) if segmentation is not None else None
         if box is not None:
@@ -286,8 +332,11 @@ def _annotation(
     if bbox is None:
         notes.add("annotations without a box, of an unsound mask, left out", where)
         return None
-    area = entry.get("area")
-    if area is not None and not (type(area) in (int, float) and 0 <= area <= _MAX_COORDINATE**2):
+    written: Any = entry.get("area")
+    area: Any = number_in(written) if type(written) is str else written
+    if area is None and written is not None:
+        area = written
+    if area is not None and not (type(area) in (int, float) and 0 <= area <= MAX_COORDINATE**2):
         notes.add(
             "areas that are no number of at least 0, taken from the mask or the box", f"{where}: {describe(area)}"
         )
@@ -303,30 +352,18 @@ def _annotation(
     )
 
 
-def _box(entry: Mapping[str, Any], where: str, notes: Notes) -> tuple[float, float, float, float] | None:
-    box = entry.get("bbox")
-    if type(box) is not list or len(box) != 4:
-        if box is not None and box != []:
-            notes.add("boxes that are not four finite numbers, not used", f"{where}: {describe(box)}")
-        return None
-    x, y, width, height = (_number(value) for value in box)
-    if x is None or y is None or width is None or height is None:
-        notes.add("boxes that are not four finite numbers, not used", f"{where}: {describe(box)}")
-        return None
-    if width < 0 or height < 0:  # drawn from another corner
-        notes.add("boxes of negative width or height, turned round", f"{where}: {describe(box)}")
-        x, y, width, height = min(x, x + width), min(y, y + height), abs(width), abs(height)
-    return float(x), float(y), float(width), float(height)
-
-
 def _flag(entry: Mapping[str, Any], key: str, where: str, notes: Notes) -> bool:
     value = entry.get(key, 0)
     if value is None or value is False or value is True or (type(value) is int and value in (0, 1)):
         return bool(value)
-    number = _number(value)
-    if number not in (0, 1):
+    if value != value:  # NaN: how pandas writes what is missing
+        return False
+    found = _YES_NO.get(value.strip().lower()) if type(value) is str else None
+    if found is None:
+        found = number(value)
+    if found not in (0, 1):
         notes.add(
             f'values of "{key}" other than 0 and 1, taken as pycocotools takes them', f"{where}: {describe(value)}"
         )
         return bool(value)
-    return bool(number)
+    return bool(found)

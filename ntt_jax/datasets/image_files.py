@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import unicodedata
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from ntt_jax.files import PathLike, show_path
 from ntt_jax.images.prefetch import map_ahead
 from ntt_jax.images.reading import EXIF, ImageHeader, read_header
 from ntt_jax.images.remote import Address
+from ntt_jax.images.tree import plain_name
 from ntt_jax.notes import Notes
 
 _MAX_NAME = 4096
@@ -40,11 +40,11 @@ def safe_name(written: str) -> str:
         parts = name.split("/")
         if not {"..", ".", ""} & set(parts) and "\\" not in name:
             return name
-    candidates = _candidates(name)
+    candidates = names_in_folder(name)
     return candidates[0] if candidates else ""
 
 
-def _candidates(written: str) -> list[str]:
+def names_in_folder(written: str) -> list[str]:
     """Relative names below a folder that a written name may stand for, the longest first."""
     texts = [written]
     if "://" in written or "?" in written:
@@ -81,7 +81,7 @@ class _Listing:
         for part in name.split("/"):
             exact, alike = self._list(here)
             if part not in exact:
-                same = alike.get(_plain(part), [])
+                same = alike.get(plain_name(part), [])
                 if len(same) != 1:
                     return None
                 part, exactly = same[0], False
@@ -96,13 +96,9 @@ class _Listing:
                 names = set()
             alike: dict[str, list[str]] = {}
             for name in names:
-                alike.setdefault(_plain(name), []).append(name)
+                alike.setdefault(plain_name(name), []).append(name)
             self._names[below] = names, alike
         return self._names[below]
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def survey(
@@ -227,7 +223,7 @@ def _locate(dataset: CocoDataset, folder: Path, images: list[CocoImage], notes: 
 
 
 def _last(image: CocoImage) -> str:
-    return _plain(image.file_name.replace("\\", "/").rsplit("/", 1)[-1])
+    return plain_name(image.file_name.replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def _resolver(listing: _Listing) -> Callable[[CocoImage], tuple[str, str] | None]:
@@ -235,7 +231,7 @@ def _resolver(listing: _Listing) -> Callable[[CocoImage], tuple[str, str] | None
         """The file's name in the folder, and how it was found: empty if it is the written one."""
         written = image.written or image.file_name
         whole = written.replace("\\", "/").lstrip("/")
-        for name in _candidates(written):
+        for name in names_in_folder(written):
             if (found := listing.find(name)) is not None:
                 actual, exactly = found
                 if actual == written:

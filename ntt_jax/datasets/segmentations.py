@@ -13,9 +13,14 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.images.rle import merge_rles, rle_boxes, segmentation_to_rle
 from ntt_jax.notes import Notes
+from ntt_jax.text import number_in, numbers_in
 
 _NUMBERS = (int, float)
-_MAX_WRITTEN = 2_000_000  # characters of run lengths written as a text of numbers
+_MAX_WRITTEN = 2_000_000  # characters of a segmentation or of run lengths written as a text
+_DEEPEST = 4
+"""Pairs of brackets too many that are taken off a polygon."""
+_CODES = range(48, 112)
+"""Characters of compressed run lengths."""
 _DEGENERATE = "polygons of fewer than three points, or an odd count of numbers, left out"
 
 
@@ -33,10 +38,9 @@ def tidy(segmentation: Any, height: int, width: int, where: str, notes: Notes) -
     height, width: of the image, 0 if not known. where: of the entry, for `notes`, which hear what was done.
     """
     if type(segmentation) is str:
-        try:
-            segmentation = json.loads(segmentation)
-        except (ValueError, RecursionError):
-            notes.add("segmentations that cannot be read, left out", f"{where}: {describe(segmentation)}")
+        written, segmentation = segmentation, _from_text(segmentation)
+        if segmentation is None:
+            notes.add("segmentations that cannot be read, left out", f"{where}: {describe(written)}")
             return None
     if isinstance(segmentation, list) and segmentation:
         return _from_list(segmentation, height, width, where, notes)
@@ -45,6 +49,29 @@ def tidy(segmentation: Any, height: int, width: int, where: str, notes: Notes) -
     if segmentation is not None and segmentation != [] and segmentation != {}:
         notes.add("segmentations that cannot be read, left out", f"{where}: {describe(segmentation)}")
     return None
+
+
+def _from_text(text: str) -> Any:
+    """What a segmentation that is a text says: JSON, as Python prints it, or numbers alone; None if it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if len(text) > _MAX_WRITTEN:
+        return None
+    if text.lstrip()[:1] not in ("[", "(", "{"):
+        return numbers_in(text)
+    try:
+        return _as_lists(ast.literal_eval(text.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _as_lists(value: Any) -> Any:
+    """Python's tuples as the lists that JSON has."""
+    if type(value) is dict:
+        return {key: _as_lists(part) for key, part in value.items()}
+    return [_as_lists(part) for part in value] if type(value) in (list, tuple) else value
 
 
 def _is_number(value: Any) -> bool:
@@ -73,7 +100,14 @@ def _from_list(given: list[Any], height: int, width: int, where: str, notes: Not
         notes.add("polygons written as pairs of numbers", where)
         return [_flat(given)]
     polygons: list[Any] = []
-    for polygon in given:
+    unwrapped = _unwrapped(given, _DEEPEST)
+    if unwrapped is not given:
+        notes.add("polygons in more brackets than COCO's", where)
+    for polygon in unwrapped:
+        if type(polygon) is str and len(polygon) <= _MAX_WRITTEN:
+            polygon = numbers_in(polygon)
+            if polygon is not None:
+                notes.add("polygons whose numbers are written as text", where)
         if type(polygon) is list and polygon and all(_is_point(v) or _is_xy(v) for v in polygon):
             polygon = _flat(polygon)
             if len(polygon) >= 6:
@@ -93,12 +127,26 @@ def _from_list(given: list[Any], height: int, width: int, where: str, notes: Not
 
 def _numbers(texts: list[Any]) -> list[Any]:
     """The numbers that texts are, if all of them are; otherwise the same list."""
-    if not all(type(text) is str and len(text) < 40 for text in texts):
-        return texts
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        return texts
+    found = [number_in(text) if type(text) is str else None for text in texts]
+    return texts if None in found else found
+
+
+def _unwrapped(given: list[Any], deepest: int) -> list[Any]:
+    """The polygons of a list in which some stand in more brackets than COCO's; the same list if none does."""
+    if not deepest or not any(_is_wrapped(one) for one in given):
+        return given
+    flat = [part for one in given for part in (one if _is_wrapped(one) else [one])]
+    return _unwrapped(flat, deepest - 1)
+
+
+def _is_wrapped(polygon: Any) -> bool:
+    """Whether this is a list of polygons, not one: in each list in it are lists again, or numbers enough for one."""
+    return (
+        type(polygon) is list
+        and bool(polygon)
+        and all(type(part) is list and bool(part) for part in polygon)
+        and all(type(part[0]) is list or (len(part) >= 6 and type(part[0]) in (*_NUMBERS, str)) for part in polygon)
+    )
 
 
 def _is_xy(value: Any) -> bool:
@@ -123,7 +171,10 @@ def _united(given: list[dict[str, Any]], height: int, width: int, where: str, no
 
 
 def _from_object(given: dict[str, Any], height: int, width: int, where: str, notes: Notes) -> Any:
-    counts, size = given.get("counts"), given.get("size")
+    counts: Any = given.get("counts")
+    size: Any = given.get("size")
+    if type(counts) is bytes:  # of a text that Python printed
+        counts = repr(counts)
     if type(counts) is str and counts[:2] in ("b'", 'b"'):  # how Python prints bytes
         try:
             counts = ast.literal_eval(counts).decode("ascii")
@@ -131,8 +182,9 @@ def _from_object(given: dict[str, Any], height: int, width: int, where: str, not
             counts = None
         else:
             notes.add("run lengths written as Python prints bytes", where)
-    if type(counts) is str and len(counts) < _MAX_WRITTEN and " " in counts[1:-1] and re.fullmatch(r"[\d ]+", counts):
-        counts = counts.split()  # compressed text has no spaces
+    spaced = type(counts) is str and len(counts) < _MAX_WRITTEN and ("," in counts or " " in counts[1:-1])
+    if spaced and re.fullmatch(r"\[?[\d, ]+\]?", counts, re.ASCII):  # compressed text has no spaces and no commas
+        counts = counts.strip("[]").replace(",", " ").split()
     if type(counts) is list and counts and type(counts[0]) is str:
         written, counts = counts, _numbers(counts)
         if counts is not written:
@@ -143,6 +195,9 @@ def _from_object(given: dict[str, Any], height: int, width: int, where: str, not
         counts = [int(v) if type(v) is float and v.is_integer() else v for v in counts]
     if type(size) is list and all(type(v) is float and v.is_integer() for v in size):
         size = [int(v) for v in size]
+    if type(counts) is list and _is_bytes(counts, height * width):
+        counts = "".join(map(chr, counts))
+        notes.add("run lengths written as the numbers of their characters", where)
     if size is None and height and counts is not None:
         size = [height, width]
         notes.add("run lengths without a size, taken for their image's", where)
@@ -157,6 +212,21 @@ def _from_object(given: dict[str, Any], height: int, width: int, where: str, not
     if counts is given.get("counts") and size is given.get("size"):
         return given
     return {"size": size, "counts": counts}
+
+
+def _is_bytes(counts: list[Any], pixels: int) -> bool:
+    """Whether a list is the characters of compressed run lengths: as lengths it would not fill the image."""
+    return bool(pixels and counts) and all(type(v) is int and v in _CODES for v in counts) and sum(counts) != pixels
+
+
+def in_pixels(segmentation: Any, height: int, width: int) -> Any:
+    """Polygons whose numbers are shares of the image's size, in pixels; any other segmentation as it is."""
+    if type(segmentation) is not list or not height:
+        return segmentation
+    numbers = list(itertools.chain.from_iterable(segmentation))
+    if not all(_is_number(v) and -0.01 <= v <= 1.01 for v in numbers):
+        return segmentation
+    return [[v * (height if i % 2 else width) for i, v in enumerate(polygon)] for polygon in segmentation]
 
 
 def extent(segmentation: Any, height: int, width: int) -> tuple[float, float, float, float] | None:

@@ -26,6 +26,8 @@ from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset, 
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, read_bytes, show_path
 from ntt_jax.images.reading import MAX_PIXELS, SUFFIXES, read_index_image
+from ntt_jax.notes import Notes
+from ntt_jax.text import number_in
 
 MAX_LIST_BYTES = 64 * 1024**2
 MAX_XML_BYTES = 4 * 1024**2
@@ -33,6 +35,7 @@ MAX_MASK_BYTES = 256 * 1024**2
 _MAX_DEPTH = 16
 _MAX_COORDINATE = 1e6
 _OBJECTS_PER_IMAGE = 10_000
+_FLAGS = {"": False, "0": False, "1": True, "false": False, "true": True, "unspecified": False}
 _OFFICIAL = re.compile(r"(\d{4}_)?\d{6}")
 
 
@@ -41,7 +44,8 @@ class VocMask:
     """Reads the mask of the `number`-th object (from 1) of an image when it is called: bool `[H, W]`.
 
     Raises `InputError` naming the file if it is no image of object numbers of the expected size, or most of the mask
-    lies outside the object's box (x, y, width, height): then the numbers do not follow the order of the XML.
+    lies outside the object's box (x, y, width, height): then the numbers do not follow the order of the XML. height,
+    width: 0 where the XML does not say.
     """
 
     path: pathlib.Path
@@ -55,7 +59,7 @@ class VocMask:
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         """The mask in object numbers `[H, W]` that have been read; as calling it, and with its errors."""
-        if numbers.shape != (self.height, self.width):
+        if self.height and numbers.shape != (self.height, self.width):
             found, expected = f"{numbers.shape[1]} x {numbers.shape[0]}", f"{self.width} x {self.height}"
             raise InputError(f"{show_path(self.path)}: is {found} pixels, the annotation says {expected}")
         mask = numbers == self.number
@@ -90,7 +94,8 @@ def load_voc(path: PathLike) -> CocoDataset:
     Ids do not depend on the list: an image's is its name's digits, an annotation's 10,000 times that plus the object's
     number; where names are not VOC's, images are numbered in the order of the list. Categories are the 20 of VOC with
     ids from 1 in its order, or for other names those that occur, sorted. Boxes become x, y, width, height from VOC's
-    inclusive corners that count from 1. `difficult` objects are `isimpossible`: never sampled as references.
+    inclusive corners that count from 1. `difficult` objects are `isimpossible`: never sampled as references. Objects
+    that cannot be used are left out, and counted in the `notes`; an image's size is 0 where its XML does not say.
 
     Raises `InputError`, naming the file, for a list that is not one, or XML that is missing, malformed, declares
     entities, is nested or large beyond reason, or lacks what is needed.
@@ -103,7 +108,8 @@ def load_voc(path: PathLike) -> CocoDataset:
         raise InputError(f"{show_path(path)}: an image is listed twice")
     official = all(_OFFICIAL.fullmatch(name) for _, name in found)
     images: dict[int, CocoImage] = {}
-    objects: list[tuple[CocoImage, pathlib.Path | None, list[VocObject]]] = []
+    objects: list[tuple[CocoImage, pathlib.Path | None, dict[int, VocObject]]] = []
+    notes = Notes()
     for number, (year, name) in enumerate(found, 1):
         image_id = int(name.replace("_", "")) if official else number
         if image_id in images:
@@ -111,17 +117,17 @@ def load_voc(path: PathLike) -> CocoDataset:
         file = year / "Annotations" / f"{name}.xml"
         data = read_bytes(file, max_bytes=MAX_XML_BYTES, what="VOC annotation")
         digest.update(data)
-        images[image_id], read = _parse(data, file, image_id, year.name, name)
+        images[image_id], read = _parse(data, file, image_id, year.name, name, notes)
         masks = year / "SegmentationObject" / f"{name}.png"
         if there := masks.exists():
             digest.update(read_bytes(masks, max_bytes=MAX_MASK_BYTES, what="VOC mask"))
         objects.append((images[image_id], masks if there else None, read))
-    names = {one.name for _, _, many in objects for one in many}
+    names = {one.name for _, _, many in objects for one in many.values()}
     ordered = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
     category_ids = {name: i for i, name in enumerate(ordered, 1)}
     annotations: dict[int, CocoAnnotation] = {}
     for image, masks, many in objects:
-        for number, one in enumerate(many, 1):
+        for number, one in many.items():
             annotation_id = image.id * _OBJECTS_PER_IMAGE + number
             annotations[annotation_id] = CocoAnnotation(
                 id=annotation_id,
@@ -134,7 +140,9 @@ def load_voc(path: PathLike) -> CocoDataset:
                 segmentation=VocMask(masks, number, image.height, image.width, one.bbox) if masks else None,
             )
     categories = {i: CocoCategory(i, name) for name, i in category_ids.items()}
-    return make_dataset(path, digest.hexdigest(), images, annotations, categories, protocol="voc")
+    if notes.lines() and not annotations:
+        raise InputError(f"{show_path(path)}: no object can be used: {notes.lines()[0]}")
+    return make_dataset(path, digest.hexdigest(), images, annotations, categories, protocol="voc", notes=notes.lines())
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,61 +177,76 @@ def _names(path: pathlib.Path, digest: "hashlib._Hash") -> list[tuple[pathlib.Pa
     return [(year, line[0]) for line in lines]
 
 
-def _parse(data: bytes, path: pathlib.Path, image_id: int, year: str, name: str) -> tuple[CocoImage, list[VocObject]]:
-    """One image and its objects from its XML."""
+def _parse(
+    data: bytes, path: pathlib.Path, image_id: int, year: str, name: str, notes: Notes
+) -> tuple[CocoImage, dict[int, VocObject]]:
+    """One image and its objects, by number from 1, from its XML."""
     root = parse_xml(data, path)
-    height, width, objects = voc_objects(root, path)
+    height, width, found = voc_objects(root, path)
+    objects = {number: one for number, one in enumerate(found, 1) if isinstance(one, VocObject)}
+    for number, one in enumerate(found, 1):
+        if isinstance(one, InputError):
+            notes.add(f"objects left out: {one}", f"{show_path(path)}: object {number}")
     suffix = pathlib.PurePosixPath(root.findtext("filename") or "").suffix
     file_name = f"{year}/JPEGImages/{name}{suffix if suffix.lower() in SUFFIXES else '.jpg'}"
     return CocoImage(image_id, file_name, height, width), objects
 
 
-def voc_objects(root: ElementTree.Element, path: PathLike) -> tuple[int, int, list[VocObject]]:
+def voc_objects(root: ElementTree.Element, path: PathLike) -> tuple[int, int, list[VocObject | InputError]]:
     """Height and width in pixels and the objects of a parsed annotation; `path` names the file in messages.
 
-    Raises `InputError` for sizes, names and boxes that are missing or not sound.
+    The size is 0, 0 where it is missing, or 0 as labelImg and others write it. For an object whose name or box is
+    missing or not sound, the error stands in its place.
+    Raises `InputError` for other sizes that are not sound, and for too many objects.
     """
     shown = show_path(path)
     size = root.find("size")
-    height, width = (_whole(size, key, f"{shown}: size") for key in ("height", "width"))
+    height, width = (_side(size, key, f"{shown}: size") for key in ("height", "width"))
+    if not height or not width:
+        height = width = 0
     if height * width > MAX_PIXELS:
         raise InputError(f"{shown}: height x width is over the limit of {MAX_PIXELS:,} pixels")
     found = root.findall("object")
     if len(found) >= _OBJECTS_PER_IMAGE:
         raise InputError(f"{shown}: {len(found)} objects, more than {_OBJECTS_PER_IMAGE - 1}")
-    return height, width, [_object(entry, f"{shown}: object {i}") for i, entry in enumerate(found, 1)]
+    return height, width, [_object(entry) for entry in found]
 
 
-def _object(entry: ElementTree.Element, where: str) -> VocObject:
+def _object(entry: ElementTree.Element) -> VocObject | InputError:
     name = (entry.findtext("name") or "").strip()
     if not name:
-        raise InputError(f"{where}: has no name")
-    difficult = (entry.findtext("difficult") or "0").strip()
-    if difficult not in ("0", "1"):
-        raise InputError(f"{where}: difficult: expected 0 or 1, found {describe(difficult)}")
+        return InputError("has no name")
+    written = (entry.findtext("difficult") or "").strip()
+    if (difficult := _FLAGS.get(written.lower())) is None:
+        return InputError(f"difficult: expected 0 or 1, found {describe(written)}")
     box = entry.find("bndbox")
-    x1, y1, x2, y2 = (_number(box, key, f"{where}: bndbox") for key in ("xmin", "ymin", "xmax", "ymax"))
+    try:
+        x1, y1, x2, y2 = (_number(box, key, "bndbox") for key in ("xmin", "ymin", "xmax", "ymax"))
+    except InputError as error:
+        return error
     if x2 < x1 or y2 < y1:
-        raise InputError(f"{where}: bndbox: xmax and ymax must not be smaller than xmin and ymin")
-    return VocObject(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), difficult == "1")
+        return InputError("bndbox: xmax and ymax must not be smaller than xmin and ymin")
+    if max(x2, y2) <= 1 and not x1.is_integer():
+        return InputError("bndbox: expected pixels, found shares of the image's size")
+    return VocObject(name, (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1), difficult)
 
 
 def _number(parent: ElementTree.Element | None, key: str, where: str) -> float:
     text = parent.findtext(key) if parent is not None else None
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= _MAX_COORDINATE:
+    value = number_in(text) if text is not None else None
+    if value is None or not abs(value) <= _MAX_COORDINATE:
         raise InputError(f"{where}: {key}: expected a number, found {'nothing' if text is None else describe(text)}")
     return value
 
 
-def _whole(parent: ElementTree.Element | None, key: str, where: str) -> int:
-    value = _number(parent, key, where)
-    if value < 1 or value != int(value):
-        raise InputError(f"{where}: {key}: expected a whole number of at least 1, found {value:g}")
-    return int(value)
+def _side(size: ElementTree.Element | None, key: str, where: str) -> int:
+    """The image's height or width in pixels; 0 where it is missing or not above 0."""
+    if size is None or not (size.findtext(key) or "").strip():
+        return 0
+    value = _number(size, key, where)
+    if value != int(value):
+        raise InputError(f"{where}: {key}: expected a whole number of pixels, found {value:g}")
+    return max(int(value), 0)
 
 
 def parse_xml(data: bytes, path: PathLike) -> ElementTree.Element:

@@ -58,6 +58,11 @@ class MaskNumbers:
         if inside.all():
             question = "masks that cover their whole image (is it the mask of an object, with 0 as background?)"
             notes.add(question, where)
+        elif inside[[0, -1]].all() and inside[:, [0, -1]].all():
+            question = (
+                "masks that mark all four borders of their image (are object and background swapped? 0 is background)"
+            )
+            notes.add(question, where)
         return inside
 
     def instances(self) -> list[tuple[int | float, "InstanceMask"]]:

@@ -10,6 +10,7 @@ Only what looks like a mask is one (few values, 0 among them): a colour photo of
 """
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from ntt_jax.images.tree import Tree, is_generic
 from ntt_jax.notes import Notes
 
 _SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_LOSSY = (".jpg", ".jpeg")  # looked at only where a name or a folder says "mask": photos are many
 _SEPARATORS = "_. -"  # the last, so that it is no range in a pattern
 _WORD = r"(?:masks?|labels?|segs?|gt|instances?|objects?|annotations?)"
 _LEADING = re.compile(rf"^{_WORD}(?:[{_SEPARATORS}]+|$)", re.I)
 _TRAILING = re.compile(rf"(?:^|[{_SEPARATORS}]+){_WORD}$", re.I)
+_SAYS_MASK = re.compile(rf"(?:^|[{_SEPARATORS}]){_WORD}(?:[{_SEPARATORS}]|\d|$)", re.I)
 _NUMBER = re.compile(rf"(?:^|[{_SEPARATORS}]+)\d+$")
 _FEW_VALUES, _MANY_VALUES = 32, 4096
 """How many values a mask may have: of 8 bits or colours, and of more bits, which photos rarely have."""
@@ -36,16 +39,24 @@ RULES = "NAME_CLASS.png, NAME_CLASS_2.png, CLASS/NAME.png or masks/CLASS/NAME.pn
 
 def mask_files(tree: Tree) -> set[Path]:
     """Images that are masks of others by name and content."""
-    masks = _like_masks(image for image in tree.photos() if _others(image, tree))
+    masks = _like_masks((image for image in tree.photos() if _others(image, tree)), tree)
     # Of drawings and scans, "page.png" and "page_2.png", neither is the mask of the other.
-    drawings = masks | _like_masks({other for mask in masks for other in _others(mask, tree)} - masks)
+    drawings = masks | _like_masks({other for mask in masks for other in _others(mask, tree)} - masks, tree)
     return {image for image in masks if not drawings.issuperset(_others(image, tree))}
 
 
-def _like_masks(images: Iterable[Path]) -> set[Path]:
-    lossless = [image for image in images if image.suffix.lower() in _SUFFIXES]
-    looks = map_ahead(looks_like_mask, lossless, ahead=8)
-    return {image for image, is_mask in zip(lossless, looks, strict=True) if is_mask}
+def _like_masks(images: Iterable[Path], tree: Tree) -> set[Path]:
+    possible = [image for image in images if _may_be_mask(image, tree)]
+    looks = map_ahead(looks_like_mask, possible, ahead=8)
+    return {image for image, is_mask in zip(possible, looks, strict=True) if is_mask}
+
+
+def _may_be_mask(image: Path, tree: Tree) -> bool:
+    """By its ending; a JPEG if its name or a folder of it says what it is."""
+    ending = image.suffix.lower()
+    if ending in _LOSSY:
+        return any(_SAYS_MASK.search(name) for name in (image.stem, *tree.below(image)))
+    return ending in _SUFFIXES
 
 
 def looks_like_mask(file: Path) -> bool:
@@ -99,11 +110,8 @@ def class_of(mask_folders: tuple[str, ...], photo_folders: tuple[str, ...], rest
     """
     own = [name for name in mask_folders if not is_generic(name)]
     alone = [name for name in own if name not in photo_folders]
-    if alone:
-        return alone[-1]
-    if text := _without_words(rest):
-        return text
-    return own[-1] if own else None
+    name = alone[-1] if alone else _without_words(rest) or (own[-1] if own else None)
+    return name if name is None else unicodedata.normalize("NFC", name)  # macOS writes names decomposed
 
 
 def _without_words(rest: str) -> str:

@@ -2,9 +2,11 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import show_path
@@ -30,6 +32,11 @@ def by_number(path: Path) -> tuple[list[Any], str]:
     # Odd places are always digits, so that numbers meet numbers.
     parts = re.split(r"(\d+)", str(path))
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], str(path)
+
+
+def plain_name(name: str) -> str:
+    """The form of a name that names differing in case or Unicode composition alone share."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def is_companion(below: Path) -> bool:
@@ -88,7 +95,7 @@ class Tree:
         self._by_path = {os.path.abspath(image): image for image in self.images}
         self._stems: dict[str, list[Path]] = {}
         for image in self.images:
-            self._stems.setdefault(image.stem.lower(), []).append(image)
+            self._stems.setdefault(plain_name(image.stem), []).append(image)
 
     def of(self, *suffixes: str) -> list[Path]:
         """The files with one of these endings."""
@@ -103,8 +110,8 @@ class Tree:
         return self._root[file]
 
     def named(self, stem: str) -> list[Path]:
-        """The images of a name without its ending, case aside."""
-        return self._stems.get(stem.lower(), [])
+        """The images of a name without its ending, case and Unicode form aside."""
+        return self._stems.get(plain_name(stem), [])
 
     def photo_at(self, path: Path) -> Path | None:
         """The photo with exactly this path, if it is one of those found."""
@@ -113,19 +120,24 @@ class Tree:
 
     def photo_ending(self, parts: tuple[str, ...]) -> Path | None:
         """The photo whose path ends with these parts, if there is exactly one."""
-        named = self._stems.get(Path(parts[-1]).stem.lower(), ())
-        found = [p for p in named if p not in self.claimed and p.parts[-len(parts) :] == parts]
+        found = [
+            p for p in self.named(Path(parts[-1]).stem) if p not in self.claimed and p.parts[-len(parts) :] == parts
+        ]
         return found[0] if len(found) == 1 else None
 
     def photo_named(self, stem: str, near: Path) -> Path | None:
-        """The photo of a name without its ending, case aside: the one nearest to the file `near`.
+        """The photo of a name without its ending, case and Unicode form aside: the one nearest to the file `near`.
 
         Near is few steps from folder to folder; then many folders of the same name (labels/train, images/train); then,
-        in one folder, a JPEG. None if there is none, or two are equally near.
+        in one folder, a JPEG. None if there is none, or two are equally near. If there is none, a name as web addresses
+        are written ("a%20b") is tried, and one that keeps the photo's ending ("a.jpg.txt").
         """
-        ranked = [(self._distance(p, near), p) for p in self._stems.get(stem.lower(), ()) if self._is_photo(p, near)]
+        ranked = [(self._distance(p, near), p) for p in self.named(stem) if self._is_photo(p, near)]
         if not ranked:
-            return None
+            if "%" in stem and (plain := unquote(stem)) != stem:
+                return self.photo_named(plain, near)
+            whole, ending = os.path.splitext(stem)
+            return self.photo_named(whole, near) if whole and ending.lower() in SUFFIXES else None
         best = min(rank for rank, _ in ranked)
         nearest = [photo for rank, photo in ranked if rank == best]
         return nearest[0] if len(nearest) == 1 else None

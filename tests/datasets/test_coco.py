@@ -235,7 +235,9 @@ def test_text_ids_are_kept() -> None:
     dataset = parse(content)
     assert [dataset.image_ids[i] for i in dataset.images] == ["b", "3", "image-9"] and 3 in dataset.images
     assert not dataset.category_ids and list(dataset.categories) == [2, 5, 11] and len(dataset.annotations) == 6
-    assert dataset.notes == ("ids of images that are text (or below 0), kept as they are: 3 (the first: 'b')",)
+    assert dataset.notes == (
+        "ids of images that are text, below 0 or of more than 63 bits, kept as they are: 3 (the first: 'b')",
+    )
 
 
 def test_long_text_that_is_nearly_numbers_is_looked_at_once() -> None:
@@ -342,7 +344,7 @@ def test_polygon_outside_the_image_is_clipped() -> None:
     [
         (b"", "empty"),
         (b"{", "line 1 column"),
-        (b"\xff\xfe\xfa", "not valid JSON"),
+        (b"\xff\xfe\xfa", "not valid JSON: not text in UTF-8"),
         (b"[" * 100_000, "too deeply"),
         (b'{"images": 1' + b"0" * 5000 + b"}", "not valid JSON"),
         (b"[]", "a list of 0"),

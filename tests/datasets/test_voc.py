@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from voc_files import write_image, write_list, write_voc
 from ntt_jax.datasets import load_dataset
 from ntt_jax.datasets.class_lists import CLASS_LISTS, VOC_CLASSES
 from ntt_jax.datasets.dataset import select_classes
+from ntt_jax.datasets.image_files import survey
 from ntt_jax.datasets.voc import image_lists, load_voc
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
@@ -128,16 +130,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb">' + "".join(
         (lambda x: "<a>" * 10**5, ["nested too deeply"]),
         (lambda x: x[:-20], ["not valid XML", "line"]),
         (lambda x: '<?xml version="1.0" encoding="klingon"?><a/>', ["not valid XML"]),
-        (lambda x: x.replace("<size>", "<sizes>").replace("</size>", "</sizes>"), ["size: height", "nothing"]),
-        (lambda x: x.replace("<width>120", "<width>0"), ["size: width", "at least 1"]),
         (lambda x: x.replace("<width>120", "<width>12.5"), ["size: width", "whole number"]),
         (lambda x: x.replace("<width>120", "<width>999999").replace("<height>90", "<height>999999"), ["limit"]),
-        (lambda x: x.replace("<name>cow", "<name>"), ["object 1: has no name"]),
-        (lambda x: x.replace("<difficult>0", "<difficult>maybe"), ["object 1: difficult", "'maybe'"]),
-        (lambda x: x.replace("bndbox", "box"), ["object 1: bndbox: xmin", "nothing"]),
-        (lambda x: x.replace("<xmin>20", "<xmin>nan"), ["object 1: bndbox: xmin", "'nan'"]),
-        (lambda x: x.replace("<xmin>20", "<xmin>1e9"), ["object 1: bndbox: xmin", "'1e9'"]),
-        (lambda x: x.replace("<xmin>20", "<xmin>90"), ["object 1: bndbox", "xmax"]),
         (lambda x: "", ["found an empty file"]),
     ],
 )
@@ -145,6 +139,40 @@ def test_refuses_bad_xml(devkit: pathlib.Path, change: Callable[[str], str], par
     file = devkit / "VOC2007/Annotations/000012.xml"
     file.write_text(change(file.read_text()))
     refused(devkit / "VOC2007/ImageSets/Main/trainval.txt", str(file), *parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x.replace("<name>cow", "<name>"), "has no name"),
+        (lambda x: x.replace("<difficult>0", "<difficult>maybe", 1), "difficult: expected 0 or 1, found 'maybe'"),
+        (lambda x: x.replace("bndbox", "box"), "bndbox: xmin: expected a number, found nothing"),
+        (lambda x: x.replace("<xmin>20", "<xmin>nan"), "bndbox: xmin: expected a number, found 'nan'"),
+        (lambda x: x.replace("<xmin>20", "<xmin>1e9"), "bndbox: xmin: expected a number, found '1e9'"),
+        (lambda x: x.replace("<xmin>20", "<xmin>2_0"), "bndbox: xmin: expected a number, found '2_0'"),
+        (lambda x: x.replace("<xmin>20", "<xmin>90"), "bndbox: xmax and ymax must not be smaller than xmin and ymin"),
+    ],
+)
+def test_one_odd_object_is_left_out(devkit: pathlib.Path, change: Callable[[str], str], reason: str) -> None:
+    path, file = devkit / "VOC2007/ImageSets/Main/trainval.txt", devkit / "VOC2007/Annotations/000012.xml"
+    whole = load_dataset(path)
+    file.write_text(change(file.read_text()))
+    dataset = load_dataset(path)
+    assert [number for number in whole.annotations if number not in dataset.annotations] == [120001]
+    assert dataset.notes == (f"objects left out: {reason}: 1 ({file}: object 1)",)
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>", "<size><width/></size>"])
+def test_a_size_that_is_missing_is_the_photos(devkit: pathlib.Path, size: str) -> None:
+    path, file = devkit / "VOC2007/ImageSets/Segmentation/trainval.txt", devkit / "VOC2007/Annotations/000007.xml"
+    whole = survey(load_dataset(path), devkit)
+    file.write_text(re.sub("<size>.*</size>", size, file.read_text(), flags=re.S))
+    dataset = load_dataset(path)
+    assert dataset.images[7].height == 0
+    dataset = survey(dataset, devkit)
+    assert dataset.images == whole.images and "whose files say" not in "".join(whole.notes)
+    np.testing.assert_array_equal(dataset.mask(dataset.annotations[70001]), whole.mask(whole.annotations[70001]))
+    assert dataset.notes == ("images without a size, which their files say: 1 (VOC2007/JPEGImages/000007.jpg)",)
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_yolo_boxes_and_polygons(tmp_path):
     assert found.references[0].box == (15, 15, 30, 10) and found.references[1].box == (0, 10, 60, 20)
     np.testing.assert_array_equal(np.asarray(found.references[3].mask), block(6, 8, 30, 30))
     text = reasons(found)
-    assert "class 9 is not in the list of 3 classes: 1 (labels/val/b.txt object 2)" in text
+    assert "class 9 is not in the list of 3 classes, which count from 0: 1 (labels/val/b.txt object 2)" in text
     assert "without a size" in text and "expected shares" in text and "expected a class and numbers" in text
     assert [p.name for p in found.bare] == ["none.jpg"]
 

@@ -8,11 +8,12 @@ from pathlib import Path, PurePosixPath
 
 from ntt_jax.datasets.coco import MAX_ANNOTATION_BYTES, parse_coco
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoDataset, CocoImage
+from ntt_jax.datasets.image_files import names_in_folder
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, read_bytes
 from ntt_jax.images.rle import rle_areas
 from ntt_jax.images.tree import Tree
-from ntt_jax.references.folder.found import FoundReference, Lazy, Part
+from ntt_jax.references.folder.found import FoundReference, Lazy, Part, mentions
 from ntt_jax.references.folder.labelme import is_labelme
 
 
@@ -20,11 +21,12 @@ def read(tree: Tree) -> Part:
     """References of all annotation files of this kind, by file, then in its order."""
     part = Part()
     ids: list[dict[str, int]] = []
+    known: set[object] = set()  # exports of a part and of the whole lie side by side
     for file in tree.of(".json"):
         try:
             data = read_bytes(file, max_bytes=MAX_ANNOTATION_BYTES, what="annotation file")
-            if b'"annotations"' in data and b'"categories"' in data and b'"images"' in data and not is_labelme(data):
-                ids.append(_read_file(file, data, tree, part))
+            if mentions(data, "annotations", "categories", "images") and not is_labelme(data):
+                ids.append(_read_file(file, data, tree, part, known))
         except InputError as error:
             part.leave_out(file, str(error).removeprefix(f"{file}: "))
     if ids and all(one == ids[0] for one in ids):
@@ -32,11 +34,11 @@ def read(tree: Tree) -> Part:
     return part
 
 
-def _read_file(file: Path, data: bytes, tree: Tree, part: Part) -> dict[str, int]:
+def _read_file(file: Path, data: bytes, tree: Tree, part: Part, known: set[object]) -> dict[str, int]:
     dataset = parse_coco(data, file)
     found: dict[int, tuple[Path, CocoImage] | InputError] = {}
     for note in dataset.notes:
-        part.leave_out(file, note)
+        part.remark(file, note)
     for number, annotation in enumerate(dataset.annotations.values(), 1):
         try:
             if annotation.iscrowd or annotation.isimpossible:
@@ -47,22 +49,32 @@ def _read_file(file: Path, data: bytes, tree: Tree, part: Part) -> dict[str, int
             photo = found[image.id]
             if isinstance(photo, InputError):
                 raise photo
-            part.references.append(_reference(dataset, annotation, *photo, file, number))
+            reference = _reference(dataset, annotation, *photo, file, number)
+            mask = annotation.segmentation
+            key = (reference.photo, reference.class_name, annotation.bbox, repr(mask) if mask is not None else None)
+            if key in known:
+                raise InputError("the same object as another one, taken once")
+            known.add(key)
+            part.references.append(reference)
         except InputError as error:
             part.leave_out(file, str(error).removeprefix(f"{file}: annotation {annotation.id}: "), number)
-    names = [category.name for category in dataset.categories.values()]
+    # Roboflow's root category may have the name of the class below it, and holds nothing.
+    used = {annotation.category_id for annotation in dataset.annotations.values()}
+    categories = [one for one in dataset.categories.values() if one.id in used]
+    names = [category.name for category in categories]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two of its categories are called {describe(twice)}; rename one")
-    return {category.name: category.id for category in dataset.categories.values()}
+    return {category.name: category.id for category in (*dataset.categories.values(), *categories)}
 
 
 def _photo(file: Path, image: CocoImage, tree: Tree) -> tuple[Path, CocoImage] | InputError:
     """The photo of an image entry, and the entry with its size."""
-    name = PurePosixPath(image.file_name)
     near = (file.parent, file.parent / "images", file.parent.parent, file.parent.parent / "images", *tree.folders)
-    photo = next((there for folder in near if (there := tree.photo_at(folder / name))), None)
-    photo = photo or tree.photo_ending(name.parts) or tree.photo_named(name.stem, file)
+    names = [PurePosixPath(name) for name in (image.file_name, *names_in_folder(image.written or image.file_name))]
+    photo = next((there for name in names for folder in near if (there := tree.photo_at(folder / name))), None)
+    photo = photo or next((there for name in names if (there := tree.photo_ending(name.parts))), None)
+    photo = photo or next((there for name in names if (there := tree.photo_named(name.stem, file))), None)
     if photo is None:
         return InputError("its photo is not in the folders given, or there are several of this name")
     try:

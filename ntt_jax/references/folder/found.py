@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,14 @@ class Lazy:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._read(), dtype=dtype)
+
+
+def mentions(data: bytes, *keys: str) -> bool:
+    """Whether a file of JSON, in any encoding that JSON has, may hold these keys; without parsing it."""
+    encoding = json.detect_encoding(data[:4])
+    if encoding in ("utf-16", "utf-32"):  # as the mark says; written out, without one
+        encoding += "-le" if data[:1] == b"\xff" else "-be"
+    return all(f'"{key}"'.encode(encoding.removesuffix("-sig")) in data for key in keys)
 
 
 @dataclass(frozen=True)
@@ -62,11 +71,20 @@ class FoundReference:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file, or an object in it (number, from 1), that is not taken, and the reason."""
+    """A file, or an object in it (number, from 1), that is not taken, and the reason.
+
+    read: it is taken; the reason says what was read in another way than it is written.
+    """
 
     file: Path
     reason: str
     number: int = 0
+    read: bool = False
+
+    @property
+    def said(self) -> str:
+        """The reason, as a person is told."""
+        return self.reason if self.read else f"left out: {self.reason}"
 
 
 @dataclass
@@ -86,13 +104,18 @@ class Part:
         """One more that is not taken."""
         self.left_out.append(LeftOut(file, str(reason), number))
 
+    def remark(self, file: Path, note: str) -> None:
+        """What was read in a file in another way than it is written."""
+        self.left_out.append(LeftOut(file, note, read=True))
+
 
 @dataclass(frozen=True)
 class FoundReferences:
     """The references of some folders.
 
     category_ids: of the K classes in class index order, ascending. references: by class, in the order in which they are
-    learned. left_out: what is not taken. bare: photos without a reference.
+    learned. left_out: what is not taken, or is read in another way than it is written. bare: photos without a
+    reference.
     """
 
     folders: tuple[Path, ...]
@@ -128,7 +151,7 @@ class FoundReferences:
     def note(self, notes: Notes) -> None:
         """Add what is left out to notes, by reason."""
         for one in self.left_out:
-            notes.add(f"left out: {one.reason}", self.place(one))
+            notes.add(one.said, self.place(one))
 
     def place(self, one: LeftOut) -> str:
         """The file, and the object in it, as they appear in messages."""

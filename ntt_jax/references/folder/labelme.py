@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.datasets.coco_entries import whole
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe, parse_json, read_bytes
 from ntt_jax.images.reading import MAX_PIXELS, decode_image, decoded_size
 from ntt_jax.images.rle import decode_rle, rle_areas, segmentation_to_rle
 from ntt_jax.images.tree import Tree
-from ntt_jax.references.folder.found import Box, FoundReference, Lazy, Part
+from ntt_jax.references.folder.found import Box, FoundReference, Lazy, Part, mentions
+from ntt_jax.text import number_in
 
 MAX_BYTES = 512 * 1024**2
 _MAX_SHAPES = 20_000
@@ -33,12 +35,22 @@ _MAX_PAINTED = 10 * MAX_PIXELS
 """Pixels of a photo, times its masks that are pictures of their own; a hundred are read whatever its size."""
 _CIRCLE_POINTS = 128
 """A circle becomes a polygon of this many points: off by less than a tenth of a pixel up to a radius of 300."""
-_AREAS = ("polygon", "rectangle", "circle", "mask", "oriented_rectangle")
+_POINTS = {
+    "polygon": 3,
+    "rectangle": 2,
+    "circle": 2,
+    "mask": 1,
+    "oriented_rectangle": 3,
+    "rotation": 3,
+    "quadrilateral": 4,
+}
+"""Shapes that surround something, and how many points they have at least; "rotation" is X-AnyLabeling's turned box."""
+_BOXES = ("rectangle", "oriented_rectangle", "rotation")
 
 
 def is_labelme(data: bytes) -> bool:
     """Whether a JSON file may be LabelMe's, without parsing it."""
-    return b'"shapes"' in data
+    return mentions(data, "shapes")
 
 
 def read(tree: Tree) -> Part:
@@ -76,10 +88,12 @@ def _read_file(file: Path, content: dict[str, Any], tree: Tree, part: Part) -> N
     for number, shape in enumerate(shapes, 1):
         try:
             label, group = _label(shape), shape.get("group_id")
+            if type(group) is float:
+                group = int(group) if group.is_integer() else None if group != group else group  # NaN: no group
             if group is not None and type(group) not in (int, str):
                 raise InputError(f'"group_id": expected a number, found {describe(group)}')
             kind = shape.get("shape_type") or "polygon"
-            if kind not in _AREAS:
+            if kind not in _POINTS:
                 raise InputError(f"a {kind if isinstance(kind, str) else 'shape'} surrounds nothing"[:60])
             _check(shape, kind, height, width)
             groups.setdefault((label, number) if group is None else (label, "group", group), []).append((number, shape))
@@ -87,8 +101,8 @@ def _read_file(file: Path, content: dict[str, Any], tree: Tree, part: Part) -> N
             part.leave_out(file, error, number)
     for (label, *_), members in groups.items():
         number = members[0][0]
-        boxes = [_box(shape) for _, shape in members if _kind(shape) in ("rectangle", "oriented_rectangle")]
-        areas = [shape for _, shape in members if _kind(shape) not in ("rectangle", "oriented_rectangle")]
+        boxes = [_box(shape) for _, shape in members if _kind(shape) in _BOXES]
+        areas = [shape for _, shape in members if _kind(shape) not in _BOXES]
         if not areas and len(boxes) == 1:
             part.references.append(FoundReference(label, photo, file, image, None, boxes[0], number))
             continue
@@ -132,12 +146,9 @@ def _photo(file: Path, content: dict[str, Any], tree: Tree) -> tuple[Path, Path 
 
 def _size(content: dict[str, Any]) -> tuple[int, int] | None:
     """Height and width in pixels as the file says them; None where it does not."""
-    written = content.get("imageHeight"), content.get("imageWidth")
-    if written == (None, None):
+    height, width = whole(content.get("imageHeight")), whole(content.get("imageWidth"))
+    if height is None or width is None or min(height, width) < 1:
         return None
-    height, width = (int(v) if type(v) is float and v.is_integer() else v for v in written)
-    if not isinstance(height, int) or not isinstance(width, int) or min(height, width) < 1:
-        raise InputError(f'"imageHeight", "imageWidth": expected whole numbers of pixels, found {describe(written)}')
     if height * width > MAX_PIXELS:
         raise InputError(f"over the limit of {MAX_PIXELS:,} pixels")
     return height, width
@@ -159,6 +170,8 @@ def _label(shape: Any) -> str:
     if not isinstance(shape, dict):
         raise InputError(f"expected a shape, found {describe(shape)}")
     label = shape.get("label")
+    if type(label) is int:
+        label = str(label)
     if not isinstance(label, str) or not label.strip():
         raise InputError(f"a shape without a label, found {describe(label)}")
     return label.strip()
@@ -172,6 +185,7 @@ def _points(shape: dict[str, Any]) -> list[tuple[float, float]]:
     points = shape.get("points")
     if not isinstance(points, list) or len(points) > _MAX_POINTS:
         raise InputError(f'"points": expected [[x, y], ...], found {describe(points)}')
+    points = [_pair(point) for point in points]
     for point in points:
         sound = isinstance(point, list) and len(point) == 2 and all(type(v) in (int, float) for v in point)
         if not sound or not all(abs(v) <= _MAX_COORDINATE for v in point):  # NaN as well
@@ -179,13 +193,21 @@ def _points(shape: dict[str, Any]) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in points]
 
 
+def _pair(point: Any) -> Any:
+    """A point as [x, y], also if it is an object of the two, or its numbers are text."""
+    if isinstance(point, dict) and "x" in point and "y" in point:
+        point = [point["x"], point["y"]]
+    if isinstance(point, list) and len(point) == 2:
+        return [number_in(value) if isinstance(value, str) else value for value in point]
+    return point
+
+
 def _check(shape: dict[str, Any], kind: str, height: int, width: int) -> None:
     """Raise `InputError` for a shape that cannot be used."""
     points = _points(shape)
-    need = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 1, "oriented_rectangle": 3}[kind]
-    if len(points) < need or (kind == "circle" and len(points) != 2):
+    if len(points) < _POINTS[kind] or (kind == "circle" and len(points) != 2):
         raise InputError(f"a {kind} of {len(points)} points")
-    if kind in ("rectangle", "oriented_rectangle"):
+    if kind in _BOXES:
         if min(_box(shape)[2:]) <= 0:
             raise InputError("a rectangle without a size")
     elif kind == "mask":

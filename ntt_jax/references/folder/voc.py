@@ -54,13 +54,17 @@ def _read_file(file: Path, tree: Tree, part: Part) -> None:
     photo = tree.photo_named(file.stem, file) or (tree.photo_named(name, file) if name else None)
     if photo is None:
         raise InputError("its photo is not in the folders given, or there are several of this name")
+    if not height:
+        height, width = tree.size(photo)
     tree.check_size(photo, height, width)
     masks = [f for f in _masks(tree) if f.stem == file.stem and f.parent.name.lower() == _MASK_FOLDERS[0]]
     masks = [f for f in masks if f.parent.parent in (file.parent.parent, file.parent)]
     numbers = read_index_image(masks[0]) if masks else np.zeros((1, 1), np.uint8)
     there = set(np.unique(numbers).tolist())
     for number, one in enumerate(objects, 1):
-        if one.difficult:
+        if isinstance(one, InputError):
+            part.leave_out(file, one, number)
+        elif one.difficult:
             part.leave_out(file, "marked difficult", number)
         elif not masks:
             part.references.append(FoundReference(one.name, photo, file, photo, None, one.bbox, number))

@@ -6,10 +6,11 @@
     data.yaml                          names: [bird, boat], or {0: bird, 1: boat}
 
 A label file has its photo's name and lies beside it or in a sister folder (images/train, labels/train). A number more
-than these is the confidence of a prediction, which is not used.
+than these is the confidence of a prediction, which is not used. Between the numbers may be commas (or in them, if they
+have no points), and in place of the class's number its name.
 """
 
-import math
+import codecs
 import re
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,14 @@ from ntt_jax.files import describe, read_bytes
 from ntt_jax.images.rle import decode_rle, rle_areas, segmentation_to_rle
 from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part
+from ntt_jax.text import number_in
 
 MAX_BYTES = 16 * 1024**2
 MAX_YAML_BYTES = 128 * 1024
 _MAX_CLASSES = 100_000
 _MAX_OBJECTS = 10_000
 _MAX_NUMBERS = 100_000
-_LISTS = re.compile(r"(?:classes|labels|class_names|.*[._-]?classes)\.txt|.*\.names", re.I)
+_LISTS = re.compile(r"(?:classes|labels|class_names|.*[._-]?classes)\.txt|.*\.names|_darknet\.labels", re.I)
 _MARGIN = 0.01
 """Shares may be below 0 or above 1 by this much, and are cut."""
 
@@ -58,7 +60,7 @@ def _number(part: Part, lists: dict[Path, list[str]]) -> None:
 
 def _class_lists(tree: Tree, part: Part) -> dict[Path, list[str]]:
     found: dict[Path, list[str]] = {}
-    for file in tree.of(".txt", ".names", ".yaml", ".yml"):
+    for file in tree.of(".txt", ".names", ".labels", ".yaml", ".yml"):
         try:
             if file.suffix.lower() in (".yaml", ".yml"):
                 names = _yaml_names(file)
@@ -93,10 +95,10 @@ def _yaml_names(file: Path) -> list[str]:
         content = yaml.load(text, _NoAliases)
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, dict):
-            top = max((int(key) for key in names), default=-1)
+            table = {_index(key): value for key, value in names.items()}
+            top = max(table, default=-1)
             if not 0 <= top < _MAX_CLASSES:
                 raise ValueError
-            table = {int(key): value for key, value in names.items()}
             names = [table.get(i, "") for i in range(top + 1)]
         if isinstance(names, list) and all(isinstance(name, (str, int)) for name in names):
             return [str(name).strip() for name in names]  # ValueError: a number of thousands of digits
@@ -106,11 +108,21 @@ def _yaml_names(file: Path) -> list[str]:
     raise InputError(f"names: expected a list of names, found {describe(names)}")
 
 
+def _index(key: Any) -> int:
+    """A class's number. Raises `ValueError`."""
+    if type(key) is int or (isinstance(key, str) and key.isascii() and key.isdigit()):
+        return int(key)
+    raise ValueError
+
+
 def _text(file: Path, limit: int) -> str:
+    """The text of a file in UTF-8, or in UTF-16 if it says so at its start, as Windows' PowerShell writes it."""
+    data = read_bytes(file, max_bytes=limit, what="label file")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return read_bytes(file, max_bytes=limit, what="label file").decode("utf-8-sig")
+        return data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError("not text in UTF-8") from None
+        raise InputError("not text in UTF-8; save it in UTF-8") from None
 
 
 def _list_for(file: Path, lists: dict[Path, list[str]], tree: Tree) -> list[str] | None:
@@ -129,11 +141,12 @@ def _read_file(file: Path, tree: Tree, lists: dict[Path, list[str]], part: Part)
     photo = tree.photo_named(file.stem, file)
     assert photo is not None
     try:
-        lines = [line.split() for line in _text(file, MAX_BYTES).splitlines() if line.strip()]
+        lines = [_fields(line) for line in _text(file, MAX_BYTES).splitlines() if line.strip(" \t,")]
     except InputError as error:
         if "empty file" in str(error):  # a photo without an object
             return
         raise
+    lines = [line for line in lines if not line[0].startswith("#")]
     if not lines:
         return
     if len(lines) > _MAX_OBJECTS:
@@ -141,6 +154,8 @@ def _read_file(file: Path, tree: Tree, lists: dict[Path, list[str]], part: Part)
     if not _looks_like_labels(lines):
         return
     names = _list_for(file, lists, tree)
+    if names is None and all(number_in(line[0]) is None for line in lines):
+        names = sorted({line[0] for line in lines})
     if names is None:
         wanted = "classes.txt, obj.names or data.yaml"
         raise InputError(f"no list of classes ({wanted})" if not lists else f"several lists of classes ({wanted})")
@@ -153,29 +168,45 @@ def _read_file(file: Path, tree: Tree, lists: dict[Path, list[str]], part: Part)
 
 
 def _looks_like_labels(lines: list[list[str]]) -> bool:
-    """Whether a text beside a photo is a label file: its first line begins with a class and four numbers."""
-    return len(lines[0]) >= 5 and _numbers(lines[0][:5]) is not None
+    """Whether a text beside a photo is a label file: its first line begins with a class and four numbers.
+
+    A class that is written as a name must be followed by shares: other texts hold words and numbers as well.
+    """
+    first = lines[0]
+    found = _numbers(first[1:5]) if len(first) >= 5 else None
+    if found is None:
+        return False
+    return number_in(first[0]) is not None or all(-_MARGIN <= share <= 1 + _MARGIN for share in found)
+
+
+def _fields(line: str) -> list[str]:
+    """The class and the numbers of a line, which stand between spaces or commas; "0,5" is a half where no number of
+    the line has a point and spaces are between them."""
+    if "," not in line:
+        return line.split()
+    if "." not in line and len(line.split()) >= 5:
+        return line.replace(",", ".").split()
+    return line.replace(",", " ").split()
 
 
 def _numbers(texts: list[str]) -> list[float] | None:
     if len(texts) > _MAX_NUMBERS:
         return None
-    try:
-        found = [float(text) for text in texts]
-    except ValueError:
-        return None
-    return found if all(map(math.isfinite, found)) else None
+    found = [number_in(text) for text in texts]
+    return None if None in found else [number for number in found if number is not None]
 
 
 def _object(
     line: list[str], names: list[str], photo: Path, file: Path, height: int, width: int, number: int
 ) -> FoundReference:
-    found = _numbers(line)
-    if found is None or len(found) < 5 or not found[0].is_integer():
+    number_of_class, shares = number_in(line[0]), _numbers(line[1:])
+    if number_of_class is None and line[0] in names:
+        number_of_class = float(names.index(line[0]))
+    if number_of_class is None or shares is None or len(shares) < 4 or not number_of_class.is_integer():
         raise InputError("expected a class and numbers from 0 to 1")
-    index, shares = int(found[0]), found[1:]
+    index = int(number_of_class)
     if not 0 <= index < len(names) or not names[index]:
-        raise InputError(f"class {index} is not in the list of {len(names)} classes")
+        raise InputError(f"class {index} is not in the list of {len(names)} classes, which count from 0")
     if len(shares) % 2 and len(shares) > 4:  # the confidence of a prediction
         shares = shares[:-1]
     if not all(-_MARGIN <= share <= 1 + _MARGIN for share in shares):
