@@ -21,6 +21,7 @@ from ntt_jax.memory.aggregate import unit_vectors
 
 # Rank-ordered classes of a candidate below this share of its best similarity are set to 0 when all classes are kept.
 _ALL_CLASSES_FLOOR = 0.6
+_SMALLEST = 1e-30  # what a similarity may be divided by: neither 0 nor infinity comes of it in float32
 
 
 def mask_weights(masks: Bool[Array, "P m n"], grid: tuple[int, int]) -> Float32[Array, "P h w"]:
@@ -91,7 +92,8 @@ def similarities(
     sigma = DetectConfig.limits("negative_sigma").check("negative_sigma", sigma)
     unit, _ = unit_vectors(negatives.astype(jnp.float32))
     negative = jnp.max(jnp.einsum("pc,knc->pkn", objects, unit, precision="highest"), axis=-1, initial=0.0)
-    return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / sigma)
+    # A sigma that float32 rounds to 0 would make 0 / 0 of objects that look like no negative.
+    return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / max(sigma, _SMALLEST))
 
 
 def assign_labels(

@@ -13,6 +13,9 @@ from jaxtyping import Bool, Float, Float32, Int
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection.match import similarities
 
+_SMALLEST = 1e-30  # of temperatures
+_DIFFUSED_ROWS, _DIFFUSED_LIMIT = 64, 1e12
+
 
 def _apart(value: Array) -> Array:
     """The value, computed by itself. A product that meets a sum or a power in one compiled loop may be left unrounded
@@ -37,7 +40,8 @@ def class_softmax(
 
     classes: `[K]` bool, which are there; others have no share. As in zero-shot classifiers (CLIP, arXiv 2103.00020).
     """
-    logits = jnp.where(classes[None, :], similarity / temperature, -jnp.inf)
+    # No smaller: float32 would divide by 0. The nearest class has the whole share long before.
+    logits = jnp.where(classes[None, :], similarity / jnp.maximum(temperature, _SMALLEST), -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
@@ -53,8 +57,9 @@ def centred(
     # In whole numbers, which no compiler adds in an order of its own, or leaves unrounded where it fuses them.
     fixed = _fixed(objects, len(objects))
     total = jnp.sum(jnp.where(valid[:, None], fixed, 0), axis=0)
-    count = jnp.maximum(jnp.sum(valid), 1)
-    mean = jnp.round(total.astype(jnp.float32) / count.astype(jnp.float32)).astype(jnp.int32)
+    count = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1)
+    mean = total // count  # rounded to the nearest below; float32 would not hold a total of so many bits
+    mean = jnp.where(2 * (total - mean * count) >= count, mean + 1, mean)
     there = jnp.any(prototypes != 0, axis=1)
     moved = _fixed(_unit(prototypes), len(objects)) - mean[None, :]
     return _unit(fixed - mean[None, :]), _unit(jnp.where(there[:, None], moved, 0))
@@ -140,15 +145,34 @@ def diffuse(contained: Float[Array, "M M"], alpha: float, *, normalised: bool) -
 
     pi = alpha P pi + (1 - alpha) w with w_i = max_j W_ij: graph diffusion of FSOD-VFM (arXiv 2602.03137). P is W, or,
     `normalised`, W with rows that sum to 1: the text has the latter, its numbers were made with the former. P is
-    strictly lower triangular, so the fixed point is one triangular solve: pi = (1 - alpha) (I - alpha P)^-1 w.
+    strictly lower triangular, so the fixed point is a triangular solve: pi = (1 - alpha) (I - alpha P)^-1 w.
+
+    With P = W, n alike masks make pi grow as (1 + alpha)^n, out of float32 from some 340 on. From 1 on a mask's score
+    is 0 whatever pi is, so pi stops at 1e12, which is far enough to take what lies in such a mask to 1 as well. The
+    solve goes in blocks of 64 rows, in which nothing can overflow.
     """
     w = jnp.max(contained, axis=1, initial=0.0)
     step = contained
     if normalised:
         total = jnp.sum(contained, axis=1, keepdims=True)
         step = contained / jnp.where(total > 0, total, 1.0)
-    system = jnp.eye(contained.shape[0], dtype=jnp.float32) - alpha * step
-    return jax.scipy.linalg.solve_triangular(system, (1.0 - alpha) * w, lower=True, unit_diagonal=True)
+    count = contained.shape[0]
+    rows = max(1, min(count, _DIFFUSED_ROWS))
+    more = -count % rows
+    step, start = jnp.pad(step, ((0, more), (0, more))), jnp.pad((1.0 - alpha) * w, (0, more))
+    identity = jnp.eye(rows, dtype=jnp.float32)
+
+    def solve(pi: Array, first: Array) -> tuple[Array, None]:
+        """pi of the next rows; those that come later are still 0."""
+        own = jax.lax.dynamic_slice_in_dim(step, first, rows)
+        before = _apart(jnp.dot(own, pi, precision="highest"))
+        system = identity - alpha * jax.lax.dynamic_slice_in_dim(own, first, rows, axis=1)
+        known = jax.lax.dynamic_slice_in_dim(start, first, rows) + alpha * before
+        found = jax.scipy.linalg.solve_triangular(system, known, lower=True, unit_diagonal=True)
+        return jax.lax.dynamic_update_slice_in_dim(pi, jnp.minimum(found, _DIFFUSED_LIMIT), first, axis=0), None
+
+    pi, _ = jax.lax.scan(solve, jnp.zeros_like(start), rows * jnp.arange((count + more) // rows))
+    return pi[:count]
 
 
 def diffused_scores(
@@ -172,14 +196,15 @@ def class_similarities(
 ) -> Array:
     """`match.similarities` `[P, K]`, with hubness taken away as `config` says; arguments as `merge.label_rows`.
 
-    CSLS takes the similarities as they are: clamped at 0 and lowered by negatives. Its result is clamped at 0 too.
+    CSLS takes the similarities as they are: clamped at 0 and lowered by negatives. Its result is clamped at 0 too, and
+    halved: it goes up to 2, and a score to 1.
     """
     if config.hubness == "centre":
         objects, prototypes = centred(objects, valid, prototypes)
     similarity = similarities(objects, prototypes, negatives, config.negative_sigma)
     if config.hubness == "csls":
         classes = jnp.any(prototypes != 0, axis=1)
-        similarity = jnp.maximum(0.0, csls(similarity, valid, classes, config.csls_neighbours))
+        similarity = 0.5 * jnp.maximum(0.0, csls(similarity, valid, classes, config.csls_neighbours))
     return similarity
 
 

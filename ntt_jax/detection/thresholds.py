@@ -63,6 +63,12 @@ def choose(
     return found.select(np.flatnonzero(keep)[:limit])
 
 
+def threshold_at(score: Any) -> float:
+    """The threshold that a float32 score just reaches, as a file holds it: the shortest decimal. A cosine may be
+    rounded to a hair above 1, which no threshold may be."""
+    return min(1.0, float(str(np.float32(score))))
+
+
 def parse_thresholds(text: str) -> dict[str, float]:
     """Thresholds by class name from text such as "bus=0.7,bird=0.6". Raises `InputError` for any other text."""
     found: dict[str, float] = {}

@@ -19,6 +19,7 @@ import numpy as np
 import ntt_jax
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.detection.on_host import HostDetections
+from ntt_jax.detection.thresholds import threshold_at
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import GroundTruth, evaluate_detections
 from ntt_jax.evaluation.results import ImageDetections
@@ -137,7 +138,7 @@ def threshold_file(rows: MatchedRows, names: Sequence[str], kind: str) -> dict[s
     best, f1 = analysis.best_thresholds(rows)
     known = [k for k in range(len(names)) if np.isfinite(best[k])]
     return {
-        "thresholds": {names[k]: float(str(np.float32(best[k]))) for k in known},
+        "thresholds": {names[k]: threshold_at(best[k]) for k in known},
         "f1": {names[k]: round(float(f1[k]), 4) for k in known},
         "objects": {names[k]: int(rows.objects[k]) for k in known},
         "undefined": [name for k, name in enumerate(names) if k not in known],

@@ -118,7 +118,7 @@ def tune(
             raise InputError(
                 f"{show_path(annotations)}: no object of the memory's classes to judge by (crowds do not count)"
             )
-        division(len(ground_truth.image_ids), plan)  # refused before anything is recorded
+        check_parts(division(len(ground_truth.image_ids), plan), positives(ground_truth, plan.metric))
         with durable(lock, recording_identity(target, dataset), observer, restart=restart) as run:
             record_left(run, target, dataset, observer)
             skipped = skipped_images(run, dataset)
@@ -132,6 +132,8 @@ def tune(
             outcome["provenance"] = {**run.identity, **origin}
         if chosen.config == config:
             warn(observer, "nothing that was tried is better beyond the noise: method.json has the constants as given")
+        elif outcome["chosen"]["gain"][plan.metric]["interval"] is None:
+            warn(observer, "one image to report on has objects: nothing says how sure the gain is")
         elif outcome["chosen"]["within_noise"]:
             warn(observer, "the gain is within noise: the constants as given may serve as well on other images")
         thresholds = {one["class"]: one["threshold"] for one in outcome["thresholds"] if one["threshold"] is not None}
@@ -232,11 +234,25 @@ def division(images: int, plan: Plan) -> np.ndarray:
     return parts
 
 
+def check_parts(parts: np.ndarray, objects: np.ndarray) -> None:
+    """Raise `InputError` where one of the parts `[2, images]` has none of the objects, counted by image `[images, K]`:
+    before anything is recorded."""
+    for part, what in zip(parts, ("choose on", "report on"), strict=True):
+        if not (part @ objects).any():
+            raise InputError(
+                f"the {counted(int(part.sum()), 'image')} to {what} have no object of the memory's classes;"
+                " take another --division-seed or --choose-share"
+            )
+
+
 def choose(experiment: Experiment, plan: Plan) -> tuple[dict[str, Any], Trial]:
     """What was tried and the best of it, chosen on one part of the images and reported on the other."""
     base, memories = experiment.recorded, experiment.memories
     parts = division(len(experiment.ground_truth.image_ids), plan)
-    drawn = [resamples(part, plan.resamples, plan.seed) for part in parts]
+    with_objects = positives(experiment.ground_truth, plan.metric).any(axis=1)
+    # Of one image with objects there is nothing to resample: no interval, and nothing is certain.
+    samples = [plan.resamples if np.count_nonzero(part * with_objects) > 1 else 0 for part in parts]
+    drawn = [resamples(part, count, plan.seed) for part, count in zip(parts, samples, strict=True)]
     tried: dict[DetectConfig, Trial] = {}
 
     def score(trials: Sequence[Trial]) -> dict[str, np.ndarray]:
@@ -263,7 +279,11 @@ def choose(experiment: Experiment, plan: Plan) -> tuple[dict[str, Any], Trial]:
     table = _table(list(tried.values()), score(list(tried.values())), experiment)
     _add_intervals(table, list(tried.values()), experiment, plan, drawn[1])
     difference = {
-        kind: _difference(score([unchanged, chosen])[kind][..., 1], gain(unchanged, chosen, 1, kind), memories.keys)
+        kind: _difference(
+            score([unchanged, chosen])[kind][..., 1],
+            np.zeros(0) if chosen.config == base else gain(unchanged, chosen, 1, kind),
+            memories.keys,
+        )
         for kind in experiment.kinds
     }
     bounds = difference[plan.metric]["interval"]

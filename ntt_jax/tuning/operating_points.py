@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ntt_jax.detection.thresholds import threshold_at
 from ntt_jax.tuning.experiment import interval
 from ntt_jax.tuning.scoring import Rows
 
@@ -31,7 +32,8 @@ def operating_points(
 
     Returns:
       By class `{"class", "threshold", "interval", "precision", "recall", "f1", "objects", "curve"}`; the threshold is
-      None where the class has no object or the wish is met nowhere. The interval is the middle 95 % over the resamples.
+      None where the class has no object or the wish is met nowhere. The interval is the middle 95 % over the resamples,
+      None where fewer than two images have an object of the class.
       curve: `CURVE_POINTS` thresholds at most, highest first, with their precision and recall; None without detections.
     """
     found = []
@@ -43,16 +45,19 @@ def operating_points(
         arrays = image[order], score[order], hit[order], lost[order]
         objects = rows.positives[:, k] * len(lanes)
         curve = _curve(*arrays, objects, weights)
-        place = None if curve is None else _place(curve, target)
-        others = [None if (one := _curve(*arrays, objects, w)) is None else (one, _place(one, target)) for w in drawn]
-        known = np.array([float(str(one[0].score[one[1]])) for one in others if one is not None and one[1] is not None])
+        chosen = None if curve is None else _place(curve, target)
+        # One image drawn again and again has one threshold.
+        drawable = drawn if np.count_nonzero(weights * rows.positives[:, k]) > 1 else drawn[:0]
+        others = [one for w in drawable if (one := _curve(*arrays, objects, w)) is not None]
+        places = [(one, place) for one in others if (place := _place(one, target)) is not None]
+        known = np.array([threshold_at(one.score[place]) for one, place in places])
         found.append(
             {
                 "class": name,
-                **_numbers(curve, place),
+                **_numbers(curve, chosen),
                 "interval": interval(known),
                 "objects": int(weights @ rows.positives[:, k]),
-                "curve": None if curve is None else _shown(curve, place),
+                "curve": None if curve is None else _shown(curve, chosen),
             }
         )
     return found
@@ -97,7 +102,7 @@ def _numbers(curve: _Curve | None, place: int | None) -> dict[str, float | None]
     if curve is None or place is None:
         return {"threshold": None, "precision": None, "recall": None, "f1": None}
     return {
-        "threshold": float(str(curve.score[place])),
+        "threshold": threshold_at(curve.score[place]),
         "precision": float(curve.precision[place]),
         "recall": float(curve.recall[place]),
         "f1": float(curve.f1[place]),
@@ -111,6 +116,6 @@ def _shown(curve: _Curve, place: int | None) -> list[list[float]]:
     if place is not None:
         places.add(place)
     return [
-        [float(str(curve.score[i])), round(float(curve.precision[i]), 5), round(float(curve.recall[i]), 5)]
+        [threshold_at(curve.score[i]), round(float(curve.precision[i]), 5), round(float(curve.recall[i]), 5)]
         for i in sorted(places)
     ]

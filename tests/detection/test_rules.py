@@ -9,6 +9,7 @@ import pytest
 
 from ntt_jax.config import DetectConfig
 from ntt_jax.detection import detect, rules
+from ntt_jax.detection.match import similarities
 from ntt_jax.errors import InputError
 
 CLOSE = {"rtol": 0, "atol": 2e-6}
@@ -133,6 +134,54 @@ def test_diffusion_is_the_fixed_point_of_its_rounds(graph, alpha, normalised):
     lowered = rules.diffused_scores(scores, jnp.asarray(w, jnp.float32), alpha, 0.5, normalised=normalised)
     # The root is steep next to 0.
     np.testing.assert_allclose(lowered, scores * np.maximum(0, 1 - pi) ** 0.5, rtol=0, atol=2e-3)
+
+
+def test_diffusion_over_many_masks():
+    """More rows than one block of the solve, one of them short."""
+    generator = np.random.default_rng(6)
+    w = np.tril(generator.random((150, 150)) * (generator.random((150, 150)) < 0.02), -1)
+    pi = np.zeros(150)
+    for i in range(150):
+        pi[i] = 0.3 * w[i] @ pi + 0.7 * w[i].max()
+    found = rules.diffuse(jnp.asarray(w, jnp.float32), 0.3, normalised=False)
+    np.testing.assert_allclose(found, pi, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("alpha", "normalised"), [(0.3, False), (0.999, False), (0.3, True)])
+def test_diffusion_over_many_alike_masks_leaves_the_others(alpha, normalised):
+    """pi of the 500th copy would be 1.3^500: infinity, and then 0 * infinity for whoever lies in no copy."""
+    pairs = np.full((502, 502), 100, np.int32)
+    pairs[500:] = pairs[:, 500:] = 0
+    pairs[500, 500] = pairs[501, 501] = 100
+    pairs[500, 3] = pairs[3, 500] = 10
+    w = rules.containment(jnp.zeros(502, jnp.int32), pairs, np.diagonal(pairs), jnp.ones(502, bool))
+    pi = np.asarray(rules.diffuse(w, alpha, normalised=normalised))
+    assert np.isfinite(pi).all()
+    step = 1.0 if normalised else 0.1  # of row 500, whose only share lies in row 3
+    assert pi[500] == pytest.approx(alpha * step * pi[3] + (1 - alpha) * 0.1, rel=1e-5) and pi[501] == 0
+    scores = np.asarray(rules.diffused_scores(jnp.ones(502), w, alpha, 0.5, normalised=normalised))
+    assert scores[0] == scores[501] == 1 and scores[500] > 0.5 and (normalised or scores[499] == 0)
+
+
+def test_numbers_that_float32_rounds_to_0_divide_nothing():
+    """Temperature and sigma next to 0 are their limits: the nearest class alone; nothing that looks like a negative."""
+    similarity = np.array([[0.9, 0.5, 0.9], [0.2, 0.8, 0.1], [0, 0, 0]], np.float32)
+    found = rules.class_softmax(jnp.asarray(similarity), jnp.ones(3, bool), 1e-50)
+    np.testing.assert_allclose(found, [[0.5, 0, 0.5], [0, 1, 0], [1 / 3] * 3], **CLOSE)
+    objects, prototypes = unit(draw(10, 6, 8)), unit(draw(11, 3, 8))
+    negatives = draw(12, 3, 2, 8)
+    positive = np.maximum(0, objects @ prototypes.T)
+    nearer = np.einsum("pc,knc->pkn", objects, unit(negatives)).max(-1) > positive
+    found = similarities(jnp.asarray(objects), jnp.asarray(prototypes), jnp.asarray(negatives), 1e-50)
+    np.testing.assert_allclose(found, np.where(nearer, 0, positive), **CLOSE)
+
+
+def test_centring_of_alike_objects_leaves_nothing():
+    """And no noise in place of it, which would have a direction."""
+    objects = np.tile(unit(draw(13, 1, 8)), (16, 1))
+    for count in (16, 7, 1):
+        found, _ = rules.centred(jnp.asarray(objects), jnp.arange(16) < count, jnp.asarray(draw(14, 3, 8)))
+        assert not np.asarray(found).any()
 
 
 def scene():

@@ -7,6 +7,7 @@ import pytest
 from random_detections import parse, random_content, random_detections
 
 from ntt_jax.datasets.dataset import select_classes
+from ntt_jax.detection.thresholds import checked
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.tuning.experiment import halves, interval, paired, resamples
@@ -141,6 +142,17 @@ def test_operating_points():
     assert point("recall", 0.5)["threshold"] == 0.8
     assert point("recall", 0.9)["threshold"] is None
     assert operating_points(rows, [0], 0 * weights, drawn, Target(), ["a"])[0]["threshold"] is None
+    # A class with objects in one image has a threshold; other draws of that image say nothing of it.
+    alone = operating_points(rows, [0], np.eye(5)[0], drawn, Target(), ["a"])[0]
+    assert alone["threshold"] == 0.9 and alone["interval"] is None
+
+
+def test_a_score_a_hair_above_1_gives_a_threshold_of_1():
+    above = np.nextafter(np.float32(1), np.float32(2))
+    rows = simple_rows([above, above, 0.5], [1, 1, 0], 3)
+    point = operating_points(rows, [0], np.ones(3), resamples(np.ones(3), 20, 0), Target(), ["a"])[0]
+    assert point["threshold"] == 1.0 and point["interval"] == [1.0, 1.0] and point["curve"][0][0] == 1.0
+    assert checked({"a": point["threshold"]}, "thresholds") == {"a": 1.0}
 
 
 def test_a_label_without_a_class_is_refused():

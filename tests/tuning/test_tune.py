@@ -18,6 +18,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.images.reading import read_image
 from ntt_jax.loading import load_dinov2, load_sam2
 from ntt_jax.memory.bank import load_memory
+from ntt_jax.tuning.job import check_parts
 from ntt_jax.tuning.proposals import Proposals, record_bytes
 from ntt_jax.tuning.recorder import ProposalRecorder
 from ntt_jax.tuning.rescore import Candidates, check_config, rescore
@@ -249,6 +250,41 @@ def test_tune_with_shots_and_seeds(world, tmp_path, grid):
     assert main(command(world, out, grid=grid, search="one", **more | {"shots": "1", "seeds": 1})) == 0
     assert (out / "finished.records").stat().st_mtime_ns == before
     assert json.loads((out / "tune.json").read_text())["memories"] == [{"shots": 1, "seed": 33}]
+
+
+def test_one_image_on_each_side_gives_no_interval(world, tmp_path, capsys, grid):
+    """Drawn again and again it is the same image: an interval would be one of nothing."""
+    content = json.loads(world.val.read_text())
+    content["images"] = content["images"][4:6]
+    known = {image["id"] for image in content["images"]}
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in known]
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    out = tmp_path / "run"
+    more = {"memory": world.memory, "annotations": tmp_path / "two.json", "grid": grid}
+    assert main(command(world, out, **more, search="grid")) == 0
+    said = capsys.readouterr()
+    outcome = json.loads((out / "tune.json").read_text())
+    assert outcome["images"] == {"choose": 1, "report": 1} and outcome["chosen"]["method"]
+    assert outcome["chosen"]["gain"]["segm"]["interval"] is None and outcome["chosen"]["within_noise"]
+    assert "one image to report on has objects" in said.err and "95 % between" not in said.out
+    assert all(row["report"]["segm"].get("interval") is None for row in outcome["table"])
+    assert outcome["thresholds"] and all(one["interval"] is None for one in outcome["thresholds"])
+    # Nothing is certain of one image: the greedy search keeps the constants, which gain nothing, also no interval.
+    assert main(command(world, out, **more)) == 0
+    outcome = json.loads((out / "tune.json").read_text())
+    assert outcome["chosen"]["method"] == {"points_per_side": 4, "pred_iou_threshold": 0.0}
+    assert outcome["chosen"]["gain"]["segm"]["interval"] is None
+    assert "nothing that was tried is better" in capsys.readouterr().err
+    assert main(["report", str(out)]) == 0
+
+
+def test_parts_without_objects_are_refused():
+    parts, objects = np.array([[1.0, 1, 0], [0, 0, 1]]), np.array([[0, 0], [0, 0], [2, 1]])
+    with pytest.raises(InputError, match=r"the 2 images to choose on have no object.*--division-seed"):
+        check_parts(parts, objects)
+    with pytest.raises(InputError, match="the 2 images to report on"):
+        check_parts(parts[::-1], objects)
+    check_parts(parts, objects[[2, 0, 2]])
 
 
 @pytest.mark.parametrize(
