@@ -163,7 +163,7 @@ def test_bombs_are_refused_by_their_structure(tmp_path, name):
     with pytest.raises(InputError) as caught:
         read_image(path)
     message = str(caught.value)
-    assert cpu_seconds() - start < 3 and message.isprintable() and len(message) < 400
+    assert cpu_seconds() - start < 10 and message.isprintable() and len(message) < 400
     assert any(words in message for words in ("refused", "over the limit", "not an image", "no size")), message
 
 

@@ -17,7 +17,7 @@ def refused(segmentation, height, width, words):
     start = cpu_seconds()
     with pytest.raises(InputError, match=words) as caught:
         segmentation_to_rle(segmentation, height, width, "a.json: annotation 1")
-    assert cpu_seconds() - start < 2 and str(caught.value).isprintable() and len(str(caught.value)) < 300
+    assert cpu_seconds() - start < 10 and str(caught.value).isprintable() and len(str(caught.value)) < 300
 
 
 def test_text_longer_than_any_mask_of_its_size_is_not_decoded():

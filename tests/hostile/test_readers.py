@@ -134,7 +134,7 @@ def refused(read: Callable[[Path], Any], path: Path) -> None:
         read(path)
     message = str(caught.value)
     assert message.isprintable() and len(message) <= 1000 and message, message[:300]
-    assert cpu_seconds() - start < 5
+    assert cpu_seconds() - start < 15
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -169,7 +169,7 @@ def test_what_only_saves_time_is_as_if_it_were_not_there(tmp_path, name):
         path.write_bytes(data)
         start = cpu_seconds()
         assert FORGIVING[name](path) is None
-        assert cpu_seconds() - start < 5
+        assert cpu_seconds() - start < 15
     path.unlink()
     assert FORGIVING[name](path) is None
     path.unlink(missing_ok=True)

@@ -97,7 +97,7 @@ def test_captions_of_any_text(name):
     image = np.zeros((90, 120, 3), np.uint8)
     start = cpu_seconds()
     drawn = visualize.overlay(image, np.ones((1, 90, 120), bool), [0], [name])
-    assert drawn.shape == image.shape and cpu_seconds() - start < 2
+    assert drawn.shape == image.shape and cpu_seconds() - start < 10
 
 
 def test_what_is_crossed_out_is_marked_inside_its_outline_only():

@@ -4,7 +4,6 @@ limits on pickles. No torch needed."""
 import contextlib
 import os
 import struct
-import time
 import zipfile
 import zlib
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stopwatch import cpu_seconds
 from weight_checkpoints import (
     DINOV2_GIVEN,
     TINY_DINOV2,
@@ -136,10 +136,10 @@ class _Stream:
 @pytest.mark.parametrize("one", [b"(", b"}", b"]", b"N", b"K\x01", b"(t", b"X\0\0\0\0", b"\x85", b"}q\0"])
 def test_pickles_of_one_instruction_end_soon(one):
     data = b"\x80\x02)" + one * (8 * 2**20 // len(one))
-    started = time.process_time()
+    started = cpu_seconds()
     with pytest.raises(InputError, match=r"damaged pickle|more than 1,000,000 instructions"):
         scan(data, "x.pt")
-    assert time.process_time() - started < 5
+    assert cpu_seconds() - started < 30  # 1 s, and several where a full heap is looked through for garbage
 
 
 PIECES = [*map(bytes, (b"X\x05\0\0\0model", b"X\x09\0\0\0cls_token", b"cposix\nsystem\n", b"q\0", b"h\0"))]
