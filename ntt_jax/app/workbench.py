@@ -113,10 +113,6 @@ class Workbench:
         """Prepare a photo for `choices`."""
         self._encoded(photo)
 
-    def is_encoded(self, photo: Photo) -> bool:
-        """Whether `choices` of the photo will be quick."""
-        return photo in self._encoded
-
     def choices(self, photo: Photo, prompt: Prompt) -> Choices:
         """The masks that a prompt in the picture may mean. Raises `InputError` if the photo cannot be read."""
         encoded, picture = self._encoded(photo), self.picture(photo)

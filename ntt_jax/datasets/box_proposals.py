@@ -22,7 +22,7 @@ MAX_PROPOSALS_BYTES = 2**30
 _LARGEST = 1e6  # pixels
 _WHAT = "file of boxes"
 
-Rows = dict[Any, np.ndarray]
+RowsByImage = dict[Any, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class BoxProposals:
 
     path: str
     sha256: str
-    by_id: Rows
-    by_name: Rows
+    by_id: RowsByImage
+    by_name: RowsByImage
     unsound: int
 
     def of_images(

@@ -9,7 +9,7 @@ import numpy as np
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import describe
-from ntt_jax.images.rle import Rle, decode_rles, encode_masks, segmentation_to_rle
+from ntt_jax.images.rle import Rle, decode_rles, segmentation_to_rle
 
 _KEYS = ("height", "width", "boxes", "scores", "labels", "counts")
 _MAX_SIDE = 10**6
@@ -53,25 +53,6 @@ class HostDetections:
 
     def __len__(self) -> int:
         return len(self.rles)
-
-    @classmethod
-    def from_masks(
-        cls,
-        masks: np.ndarray,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        labels: np.ndarray,
-        valid: np.ndarray | None = None,
-    ) -> "HostDetections":
-        """From the fixed-size arrays of `detect`: masks bool `[D, H, W]`, boxes `[D, 4]`, scores, labels, valid `[D]`.
-
-        Rows that are not valid are left out. Arrays on a device are fetched.
-        """
-        masks = np.asarray(masks)
-        rows = np.flatnonzero(np.ones(len(masks), np.bool_) if valid is None else np.asarray(valid))
-        height, width = masks.shape[1:]
-        kept = [np.asarray(array)[rows] for array in (boxes, scores, labels)]
-        return cls(height, width, kept[0], kept[1], kept[2], tuple(encode_masks(masks[rows])))
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "HostDetections":
         """Some of the detections, in the order of `rows`: their indices, or bool `[n]` true where one is kept."""

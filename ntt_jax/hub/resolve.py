@@ -14,7 +14,6 @@ from ntt_jax.hub.names import Published, Repository, parse, suggestion
 from ntt_jax.model_config import KINDS
 from ntt_jax.text import show
 
-SOURCES = ("auto", "hub", "meta")
 META_URL = "https://dl.fbaipublicfiles.com"
 
 

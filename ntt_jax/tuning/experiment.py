@@ -14,7 +14,7 @@ from ntt_jax.runs.observer import SILENT, Observer, work
 from ntt_jax.tuning.memories import Memories
 from ntt_jax.tuning.proposals import Proposals
 from ntt_jax.tuning.rescore import Candidates, check_config, rescore
-from ntt_jax.tuning.scoring import LaneScorer, Overlaps, Rows, mean_over_classes, overlaps_of
+from ntt_jax.tuning.scoring import LaneRows, LaneScorer, ObjectOverlaps, mean_over_classes, overlaps_of
 
 MAX_ROWS = 30_000_000
 """Detections that are held at once, 15 bytes each; configurations are scored in as many passes as that takes."""
@@ -46,7 +46,7 @@ class Experiment:
         self.workers = available_cores() if workers is None else workers
         self.observer = observer
         self._classes = jax.device_put((memories.prototypes, memories.negatives))
-        self._overlaps: dict[tuple[str, int], Overlaps] = {}
+        self._overlaps: dict[tuple[str, int], ObjectOverlaps] = {}
         self._scored: dict[DetectConfig, dict[str, np.ndarray]] = {}
 
     def score(self, configs: Sequence[DetectConfig], weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -77,11 +77,11 @@ class Experiment:
             found += list(values.reshape(len(block), len(self.memories), -1))
         return found
 
-    def rows(self, configs: Sequence[DetectConfig]) -> dict[str, Rows]:
+    def rows(self, configs: Sequence[DetectConfig]) -> dict[str, LaneRows]:
         """All matched detections of some configurations, by kind; lane i * M + m is configuration i and memory m."""
         return self._rows(list(configs))
 
-    def _blocks(self, configs: Sequence[DetectConfig]) -> Iterator[tuple[list[DetectConfig], dict[str, Rows]]]:
+    def _blocks(self, configs: Sequence[DetectConfig]) -> Iterator[tuple[list[DetectConfig], dict[str, LaneRows]]]:
         for config in configs:
             check_config(config, self.recorded)
         if not configs:
@@ -94,7 +94,7 @@ class Experiment:
                 yield block, self._rows(block)
                 self.observer.step(len(block))
 
-    def _rows(self, configs: list[DetectConfig]) -> dict[str, Rows]:
+    def _rows(self, configs: list[DetectConfig]) -> dict[str, LaneRows]:
         lanes = len(configs) * len(self.memories)
         scorers = {kind: LaneScorer(self.ground_truth, kind, lanes) for kind in self.kinds}
         with ThreadPoolExecutor(self.workers) as pool:
@@ -117,7 +117,7 @@ class Experiment:
                     scorer.add(self._overlap(kind, proposals), *columns)
         return {kind: scorer.rows() for kind, scorer in scorers.items()}
 
-    def _overlap(self, kind: str, proposals: Proposals) -> Overlaps:
+    def _overlap(self, kind: str, proposals: Proposals) -> ObjectOverlaps:
         key = kind, proposals.image_id
         if key not in self._overlaps:
             image = proposals.image_id, proposals.boxes, proposals.rles

@@ -7,9 +7,8 @@ import numpy as np
 
 from ntt_jax.detection.thresholds import threshold_at
 from ntt_jax.tuning.experiment import interval
-from ntt_jax.tuning.scoring import Rows
+from ntt_jax.tuning.scoring import LaneRows
 
-TARGETS = ("f1", "precision", "recall")
 CURVE_POINTS = 100
 """Points of a class's curve at most."""
 
@@ -23,7 +22,7 @@ class Target:
 
 
 def operating_points(
-    rows: Rows, lanes: list[int], weights: np.ndarray, drawn: np.ndarray, target: Target, names: list[str]
+    rows: LaneRows, lanes: list[int], weights: np.ndarray, drawn: np.ndarray, target: Target, names: list[str]
 ) -> list[dict[str, Any]]:
     """A threshold of every class, where a detection is right at an IoU of 0.5, over the detections of all the lanes.
 

@@ -28,7 +28,7 @@ _BITS = 1 << np.arange(len(THRESHOLDS), dtype=np.uint16)
 
 
 @dataclass(frozen=True, eq=False)
-class Overlaps:
+class ObjectOverlaps:
     """The objects of one image and how much the masks of its L candidates overlap them.
 
     position: of the image among the evaluated ones. labels: `[G]` class indices. ignored: `[G]` bool, crowds and
@@ -44,7 +44,7 @@ class Overlaps:
 
 def overlaps_of(
     ground_truth: GroundTruth, kind: str, image_id: int, boxes: np.ndarray, rles: Sequence[Rle]
-) -> Overlaps:
+) -> ObjectOverlaps:
     """Overlaps of candidates with these boxes `[L, 4]` (x1, y1, x2, y2, inclusive) and masks. kind: segm or bbox."""
     index = {category.id: k for k, category in enumerate(ground_truth.categories)}
     entries = [entry for entry in ground_truth.of_kind(kind) if entry["image_id"] == image_id]
@@ -60,7 +60,7 @@ def overlaps_of(
     for start in range(0, len(rles) if entries else 0, _MASKS_AT_ONCE):
         part = np.asarray(mask_api.iou(shapes[start : start + _MASKS_AT_ONCE], truth, crowd))
         overlap[start : start + _MASKS_AT_ONCE] = part.reshape(-1, len(entries))
-    return Overlaps(
+    return ObjectOverlaps(
         ground_truth.image_ids.index(image_id),
         np.array([index[entry["category_id"]] for entry in entries], int),
         np.array([bool(entry["iscrowd"] or entry["difficult"]) for entry in entries], bool),
@@ -78,7 +78,9 @@ class LaneScorer:
         self.positives = positives(ground_truth, kind)
         self._parts: list[tuple[np.ndarray, ...]] = []
 
-    def add(self, overlaps: Overlaps, lane: np.ndarray, label: np.ndarray, score: np.ndarray, mask: np.ndarray) -> None:
+    def add(
+        self, overlaps: ObjectOverlaps, lane: np.ndarray, label: np.ndarray, score: np.ndarray, mask: np.ndarray
+    ) -> None:
         """Match the n detections of one image. They stand by lane, each lane's best first; mask: rows of the overlaps.
 
         Raises `InputError` for a label that has no class.
@@ -110,7 +112,7 @@ class LaneScorer:
         image = np.full(len(lane), overlaps.position, np.int32)
         self._parts.append((lane.astype(np.int32), label.astype(np.int16), score, image, hits, lost))
 
-    def rows(self) -> "Rows":
+    def rows(self) -> "LaneRows":
         """All detections, sorted by lane, class and descending score."""
         empty = [np.zeros(0, kind) for kind in (np.int32, np.int16, np.float32, np.int32, np.uint16, np.uint16)]
         lane, label, score, image, hits, lost = (
@@ -119,13 +121,13 @@ class LaneScorer:
         order = np.lexsort((image, -score, label, lane))  # equal scores by image, as COCOeval leaves them
         group = lane[order].astype(np.int64) * self.classes + label[order]
         bounds = np.searchsorted(group, np.arange(self.lanes * self.classes + 1))
-        return Rows(
+        return LaneRows(
             self.classes, self.positives, bounds, *(array[order] for array in (label, score, image, hits, lost))
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LaneRows:
     """Matched detections by lane, class and descending score; of lane i and class k those from bounds[i * K + k] on.
 
     positives: `[images, K]` objects that count. label, score, image (position) `[N]`; hits, lost: `[N]` uint16, bit t:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import box_mask, check_message
+from host_detections import host_detections
 
 from ntt_jax.detection.on_host import HostDetections, decimals
 from ntt_jax.errors import InputError
@@ -15,19 +16,18 @@ def detections(n: int = 3) -> HostDetections:
     """Detections with boxes as METHOD defines them: inclusive corners."""
     masks = np.stack([box_mask(40, 60, 3 * i, 2, 10, 20) for i in range(n)])
     boxes = np.array([[3 * i, 2, 3 * i + 9, 21] for i in range(n)], np.float32)
-    return HostDetections.from_masks(masks, boxes, np.linspace(0.9, 0.1, n), np.arange(n) % 2)
+    return host_detections(masks, boxes, np.linspace(0.9, 0.1, n), np.arange(n) % 2)
 
 
-def test_from_masks_keeps_valid_rows() -> None:
-    masks = np.stack([box_mask(8, 9, i, 1, 2, 3) for i in range(4)])
-    boxes, scores = np.arange(16).reshape(4, 4), np.array([0.9, 0.8, 0.7, 0.6])
-    kept = HostDetections.from_masks(masks, boxes, scores, np.array([3, 2, 1, 0]), np.array([True, False, True, False]))
+def test_arrays_have_their_types() -> None:
+    masks = np.stack([box_mask(8, 9, i, 1, 2, 3) for i in range(2)])
+    kept = host_detections(masks, np.arange(8).reshape(2, 4), np.array([0.9, 0.7]), np.array([3, 1]))
     assert len(kept) == 2 and (kept.height, kept.width) == (8, 9)
-    assert kept.boxes.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]] and kept.boxes.dtype == np.float32
+    assert kept.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]] and kept.boxes.dtype == np.float32
     assert kept.labels.tolist() == [3, 1] and kept.labels.dtype == np.int32
     assert kept.scores.tolist() == np.array([0.9, 0.7], np.float32).tolist()
-    assert list(kept.rles) == encode_masks(masks[[0, 2]])
-    nothing = HostDetections.from_masks(masks, boxes, scores, np.zeros(4, int), np.zeros(4, np.bool_))
+    assert list(kept.rles) == encode_masks(masks)
+    nothing = host_detections(masks[:0], np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
     assert len(nothing) == 0 and nothing.boxes.shape == (0, 4)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import box_mask, check_message
+from host_detections import host_detections
 
 from ntt_jax.config import DEFAULT_THRESHOLD
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import (
     by_class,
     choose,
@@ -48,7 +48,7 @@ def test_unknown_classes_are_refused_with_close_names(name: Any, hint: str) -> N
 def test_what_reaches_its_threshold_stays_in_order() -> None:
     masks = np.stack([box_mask(8, 9, i, 1, 2, 3) for i in range(5)])
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
-    found = HostDetections.from_masks(masks, np.zeros((5, 4)), scores, np.array([0, 1, 0, 1, 2]))
+    found = host_detections(masks, np.zeros((5, 4)), scores, np.array([0, 1, 0, 1, 2]))
     thresholds = by_class({"bus": 0.75, "sea gull": 0.6, "a=b": 0.5}, NAMES)
     assert choose(found, thresholds).scores.tolist() == scores[[0, 1, 3, 4]].tolist()
     assert choose(found, thresholds, classes=[1, 2]).labels.tolist() == [1, 1, 2]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import annotation, box_mask, check_message, document
+from host_detections import host_detections
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from random_detections import random_content, random_detections
@@ -17,7 +18,6 @@ from random_detections import random_content, random_detections
 from ntt_jax.ablation.scoring import evaluate_shared
 from ntt_jax.datasets.coco import load_coco, parse_coco
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import KINDS, SCORERS, GroundTruth, evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.hotcoco_scorer import one_line
@@ -35,7 +35,7 @@ def from_masks(image_id: int, masks: list[np.ndarray], scores: list[float], labe
     for mask in masks:
         y, x = np.nonzero(mask)
         boxes.append([x.min(), y.min(), x.max(), y.max()])
-    return image_id, HostDetections.from_masks(np.stack(masks), np.array(boxes), np.array(scores), np.array(labels))
+    return image_id, host_detections(np.stack(masks), np.array(boxes), np.array(scores), np.array(labels))
 
 
 def noisy_detections(dataset: CocoDataset, class_ids: list[int], seed: int) -> list[ImageDetections]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import check_message
+from host_detections import host_detections
 from pycocotools import mask as mask_api
 from random_detections import lvis_content, parse, random_detections
 
@@ -128,7 +129,7 @@ def test_what_is_not_known_does_not_count() -> None:
     def records(image_id: int, labels: list[int]) -> list[ImageDetections]:
         masks, scores = np.stack([wrong, mask]), np.array([0.9, 0.5], np.float32)
         boxes = np.array([[77, 57, 79, 59], [x, y, x + w - 1, y + h - 1]])
-        return [(image_id, HostDetections.from_masks(masks, boxes, scores, np.array(labels)))]
+        return [(image_id, host_detections(masks, boxes, scores, np.array(labels)))]
 
     other = (label + 1) % len(dataset.categories)
     # A higher scoring detection of a category about which nothing is known costs nothing ...
@@ -147,7 +148,7 @@ def test_three_hundred_detections_of_an_image_count() -> None:
     masks = np.repeat(np.roll(dataset.mask(entry), 25, axis=0)[None], count, axis=0)
     masks[-1] = dataset.mask(entry)
     scores = np.linspace(0.9, 0.1, count, dtype=np.float32)
-    record = HostDetections.from_masks(masks, np.zeros((count, 4)), scores, np.full(count, label))
+    record = host_detections(masks, np.zeros((count, 4)), scores, np.full(count, label))
     assert evaluate(dataset, [(entry.image_id, record)])["segm"]["AP50"] == 0
     better = record.select(np.arange(1, count))
     assert evaluate(dataset, [(entry.image_id, better)])["segm"]["AP50"] == pytest.approx(1 / 300)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import box_mask, check_message, json_values, spoil
+from host_detections import host_detections
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ def record(image_id: int = 4, n: int = 3, seed: int = 0) -> ImageDetections:
     corners = np.sort(rng.integers(0, [60, 40], (n, 2, 2)), axis=1).reshape(n, 4)  # xyxy
     masks = np.stack([box_mask(40, 60, x1, y1, x2 - x1 + 1, y2 - y1 + 1) for x1, y1, x2, y2 in corners])
     scores = np.sort(rng.random(n).astype(np.float32))[::-1]
-    return image_id, HostDetections.from_masks(masks, corners.astype(np.float32), scores, np.arange(n) % 2)
+    return image_id, host_detections(masks, corners.astype(np.float32), scores, np.arange(n) % 2)
 
 
 def test_coco_entries() -> None:

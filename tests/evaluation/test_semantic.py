@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_files import annotation, box_mask
+from host_detections import host_detections
 from random_detections import parse, random_content, random_detections
 
 from ntt_jax.datasets.class_lists import CLASS_LISTS
 from ntt_jax.datasets.dataset import CocoDataset, select_classes
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle, encode_masks
@@ -102,7 +102,7 @@ def dogs_and_cats(*detections: tuple[np.ndarray, float, str]) -> dict[str, Any]:
         masks, scores, classes = zip(*detections, strict=True)
         labels = np.array([names.index(name) for name in classes])
         boxes = np.zeros((len(masks), 4))
-        records = [(1, HostDetections.from_masks(np.stack(masks), boxes, np.array(scores), labels))]
+        records = [(1, host_detections(np.stack(masks), boxes, np.array(scores), labels))]
     metrics = evaluate_detections(truth, records)
     return {"mIoU": metrics["semantic"]["mIoU"]} | {
         row["name"]: row["semantic"]["IoU"] for row in metrics["per_class"][:2]

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from host_detections import host_detections
 from random_detections import parse, random_content, random_detections
 
 from ntt_jax.datasets.class_lists import VOC_CLASSES
 from ntt_jax.datasets.dataset import CocoDataset, make_dataset, select_classes
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import decode_rle
@@ -130,7 +130,7 @@ def test_a_box_that_fits_exactly_overlaps_by_one() -> None:
     made = parse(content)
     dataset = make_dataset("x", "0", dict(made.images), dict(made.annotations), dict(made.categories), protocol="voc")
     mask = np.zeros((1, 60, 80), np.bool_)
-    record = HostDetections.from_masks(mask, np.array([[20, 20, 59, 29]]), np.array([0.5]), np.array([0]))
+    record = host_detections(mask, np.array([[20, 20, 59, 29]]), np.array([0.5]), np.array([0]))
     metrics = evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [(5, record)])
     assert metrics["bbox"] == pytest.approx({"AP": 1, "AP50": 1, "AP75": 1, "AP50_area": 1})
     nothing = evaluate_detections(prepare_ground_truth(dataset, select_classes(dataset, "all")), [])

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from grid_intermediates import STAGES, grid_intermediates
 from point_features import random_features
 from sam2_weights import SMALL, recipe_model
 
 from ntt_jax.models.sam2.point_grid.decode_grid import grid_points, prepare
 from ntt_jax.models.sam2.point_grid.decoder import GridDecoder
 from ntt_jax.models.sam2.point_grid.image_side import ImageSide
-from ntt_jax.models.sam2.point_grid.intermediates import STAGES, grid_intermediates
 
 # What each number of the decoder enters first: of the image's side, of the products of weights, and of the parameters.
 OF_THE_IMAGE = {

@@ -3,11 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from host_detections import host_detections
 
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.datasets.dataset import select_classes
 from ntt_jax.datasets.lvis import FederatedLists
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
 from ntt_jax.images.rle import encode_masks
@@ -31,7 +31,7 @@ def found(image_id, *rows):
     masks = np.stack([mask for _, _, mask in rows])
     boxes = [[*np.argwhere(mask).min(0)[::-1], *np.argwhere(mask).max(0)[::-1]] for mask in masks]
     scores, labels = [score for _, score, _ in rows], [label for label, _, _ in rows]
-    return image_id, HostDetections.from_masks(masks, np.array(boxes), np.array(scores), np.array(labels))
+    return image_id, host_detections(masks, np.array(boxes), np.array(scores), np.array(labels))
 
 
 def dataset(folder, annotations, **more):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from host_detections import host_detections
 from PIL import ExifTags, Image
 
 from ntt_jax.cli import main
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.detection.thresholds import by_class
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation.results import image_record
@@ -31,7 +31,7 @@ def detections(height, width):
     masks = np.zeros((2, height, width), bool)
     masks[0, :, : width // 2] = masks[1, 0] = True
     boxes = np.array([[0, 0, 3, 3], [0, 0, 5, 0]], np.float32)
-    return HostDetections.from_masks(masks, boxes, np.array([0.9, 0.4]), np.array([1, 0]))
+    return host_detections(masks, boxes, np.array([0.9, 0.4]), np.array([1, 0]))
 
 
 @pytest.fixture

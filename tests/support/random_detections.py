@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import numpy as np
+from host_detections import host_detections
 
 from ntt_jax.datasets.coco import parse_coco
 from ntt_jax.datasets.dataset import CocoDataset
-from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.evaluation.results import ImageDetections
 from ntt_jax.images.rle import encode_masks
 
@@ -104,6 +104,6 @@ def random_detections(dataset: CocoDataset, seed: int, *, most: int = 30) -> lis
         boxes = np.array([bounding_box(mask) for mask in masks])
         boxes[:, 2:] += boxes[:, :2] - 1  # corners inclusive
         scores = np.sort(generator.integers(1, 20, len(masks)) / np.float32(20))[::-1]
-        found = HostDetections.from_masks(np.stack(masks), boxes, scores.astype(np.float32), np.array(labels))
+        found = host_detections(np.stack(masks), boxes, scores.astype(np.float32), np.array(labels))
         records.append((image_id, found))
     return records

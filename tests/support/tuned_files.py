@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ntt_jax.tuning.operating_points import Target, operating_points
-from ntt_jax.tuning.scoring import Rows
+from ntt_jax.tuning.scoring import LaneRows
 
 
-def random_rows(classes: int, images: int = 40, found: int = 300, seed: int = 0) -> Rows:
+def random_rows(classes: int, images: int = 40, found: int = 300, seed: int = 0) -> LaneRows:
     """One lane of detections with random scores, of which the better ones are right more often."""
     generator = np.random.default_rng(seed)
     parts = []
@@ -21,7 +21,7 @@ def random_rows(classes: int, images: int = 40, found: int = 300, seed: int = 0)
     label, score, image, hits = (np.concatenate(column) for column in zip(*parts, strict=True))
     bounds = np.arange(classes + 1) * found
     positives = np.full((images, classes), 6.0)
-    return Rows(classes, positives, bounds, label, score, image, hits, np.zeros_like(hits))
+    return LaneRows(classes, positives, bounds, label, score, image, hits, np.zeros_like(hits))
 
 
 def make_tuned(folder: Path, names: Sequence[str], rule: str = "iou_power", configurations: int = 12) -> Path:

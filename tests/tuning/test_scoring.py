@@ -12,7 +12,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.evaluation import evaluate_detections, prepare_ground_truth
 from ntt_jax.tuning.experiment import halves, interval, paired, resamples
 from ntt_jax.tuning.operating_points import Target, operating_points
-from ntt_jax.tuning.scoring import LaneScorer, Overlaps, mean_over_classes, overlaps_of
+from ntt_jax.tuning.scoring import LaneScorer, ObjectOverlaps, mean_over_classes, overlaps_of
 
 NAMES = ["a", "b", "c"]
 
@@ -123,7 +123,9 @@ def simple_rows(scores, right, objects):
         overlap = np.full((1, there), 0.9 if hit else 0.0)
         none = np.zeros(there, bool)
         one = np.zeros(1, int)
-        scorer.add(Overlaps(i, np.zeros(there, int), none, none, overlap), one, one, np.array([score], np.float32), one)
+        scorer.add(
+            ObjectOverlaps(i, np.zeros(there, int), none, none, overlap), one, one, np.array([score], np.float32), one
+        )
     return scorer.rows()
 
 
@@ -158,7 +160,7 @@ def test_a_score_a_hair_above_1_gives_a_threshold_of_1():
 def test_a_label_without_a_class_is_refused():
     rows = np.zeros(1, int)
     scorer = LaneScorer(prepare_ground_truth(*_dataset()), "bbox", 1)
-    none = Overlaps(0, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool), np.zeros((1, 0)))
+    none = ObjectOverlaps(0, np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool), np.zeros((1, 0)))
     with pytest.raises(InputError, match="label 4"):
         scorer.add(none, rows, rows + 4, np.ones(1, np.float32), rows)
 
