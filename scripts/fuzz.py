@@ -137,10 +137,14 @@ def tensors() -> list[bytes]:
     with zipfile.ZipFile(archive, "w") as file:
         for name, data in (("data.pkl", pickled), ("byteorder", b"little"), ("data/0", b"\0" * 8), ("version", b"3\n")):
             file.writestr(f"archive/{name}", data)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/b.jpg", b"ab" * 50)
     return [
         struct.pack("<Q", len(header)) + header + b"\0" * 8,
         struct.pack("<Q", len(memory)) + memory + struct.pack("<4f", 1, 0, 1, 0) + b"\1",
         archive.getvalue(),
+        packed.getvalue(),
         pickled,
     ]
 

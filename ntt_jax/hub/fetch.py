@@ -42,6 +42,7 @@ def fetch(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    max_bytes: int | None = None,
     headers: dict[str, str] | None = None,
     what: str | None = None,
     quiet: bool = False,
@@ -53,6 +54,7 @@ def fetch(
 
     Args:
         size, sha256: of the file, where they are known; what differs is thrown away.
+        max_bytes: of a file whose size is not known; a server that says more or sends more has another file.
         headers: to send along. They do not follow a redirect to another host if they authorise.
         what: name for messages (default: the file's).
         quiet: show no progress.
@@ -71,7 +73,7 @@ def fetch(
         if target.exists():
             return
         try:
-            _complete(url, part, size, headers or {}, what, quiet)
+            _complete(url, part, size, size if size is not None else max_bytes, headers or {}, what, quiet)
             _check(part, size, sha256, what)
             os.replace(part, target)
             _note(part).unlink(missing_ok=True)
@@ -89,7 +91,9 @@ def fetch(
             raise StorageError(f"{show_path(target)}: cannot be written: {error.strerror or error}") from None
 
 
-def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], what: str, quiet: bool) -> None:
+def _complete(
+    url: str, part: Path, size: int | None, limit: int | None, headers: dict[str, str], what: str, quiet: bool
+) -> None:
     """Bring `part` to its whole length, in as many attempts as it takes."""
     failures, started = 0, _length(part)
     progress = _Progress(what, urlsplit(url).netloc, quiet)
@@ -97,7 +101,7 @@ def _complete(url: str, part: Path, size: int | None, headers: dict[str, str], w
         while True:
             before = _length(part)
             try:
-                if _attempt(url, part, size, headers, what, progress):
+                if _attempt(url, part, size, limit, headers, progress):
                     return
                 problem, pause, patience = "the connection was closed early", None, RETRIES
             except Temporary as temporary:
@@ -125,7 +129,9 @@ class Temporary(Exception):
         self.pause, self.unreachable = pause, unreachable
 
 
-def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], what: str, progress: "_Progress") -> bool:
+def _attempt(
+    url: str, part: Path, size: int | None, limit: int | None, headers: dict[str, str], progress: "_Progress"
+) -> bool:
     """One request. Returns whether the file is whole then; raises `Temporary` or `DownloadError`."""
     import httpx2
     from huggingface_hub import constants, get_session
@@ -150,13 +156,15 @@ def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], wh
                 raise Temporary("the server has another file now")
             check_status(response)
             resumed = response.status_code == 206
-            if resumed and _content_start(response) != have:
+            begin, total = _range(response) if resumed else (0, _length_said(response))
+            if resumed and begin != have:
                 part.unlink(missing_ok=True)
                 raise Temporary("the server answered with another part of the file")
             have = have if resumed else 0
-            total = _total(response, have)
             if size is not None and total not in (None, size):
                 raise DownloadError(f"the server has {total} bytes, expected {size}: another file of this name")
+            if limit is not None and (total or 0) > limit:
+                raise _too_large(limit)
             if (free := shutil.disk_usage(part.parent).free) < (total or 0) - have:
                 raise OSError(errno.ENOSPC, f"{free} bytes free")
             if not resumed:
@@ -169,6 +177,9 @@ def _attempt(url: str, part: Path, size: int | None, headers: dict[str, str], wh
             progress.start(total, have)
             with _open_part(part) as file:  # what has arrived is there, whenever the process is killed
                 for chunk in response.iter_bytes():
+                    if limit is not None and (have := have + len(chunk)) > limit:
+                        part.unlink(missing_ok=True)
+                        raise _too_large(limit)
                     file.write(chunk)
                     progress.update(len(chunk))
                 os.fsync(file.fileno())
@@ -235,18 +246,20 @@ def _retry_after(response: Any) -> float | None:
     return float(text) if re.fullmatch(r"\d{1,6}", text) else None
 
 
-def _content_start(response: Any) -> int | None:
-    match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
+def _range(response: Any) -> tuple[int | None, int | None]:
+    """Of a part: where it begins, and the length of the whole file; None, None where the server does not say both."""
+    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", ""))
+    return (int(match[1]), int(match[2])) if match else (None, None)
 
 
-def _total(response: Any, have: int) -> int | None:
-    """Length of the whole file, if the server says it."""
-    match = re.match(r"bytes \d{1,18}-\d{1,18}/(\d{1,18})$", response.headers.get("Content-Range", ""))
-    if match:
-        return int(match[1])
+def _length_said(response: Any) -> int | None:
+    """Of a whole file, if the server says it."""
     length = response.headers.get("Content-Length", "")
-    return have + int(length) if re.fullmatch(r"\d{1,18}", length) else None
+    return int(length) if re.fullmatch(r"\d{1,18}", length) else None
+
+
+def _too_large(limit: int) -> DownloadError:
+    return DownloadError(f"the server sends more than {megabytes(limit)}: another file of this name")
 
 
 def _open_part(part: Path, *, fresh: bool = False) -> IO[bytes]:

@@ -4,11 +4,8 @@ Of the training images only those that serve as references are fetched, one by o
 """
 
 import contextlib
-import lzma
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,23 +13,16 @@ from pathlib import Path, PurePosixPath
 
 from ntt_jax.datasets.dataset import CocoDataset
 from ntt_jax.errors import InputError
-from ntt_jax.files import replacing, show_path
+from ntt_jax.files import show_path
 from ntt_jax.hub.fetch import DownloadError, fetch, megabytes
+from ntt_jax.reproduce.archive import Archive, unpack
 
 COCO_URL = "http://images.cocodataset.org"
 _CONNECTIONS = 8
 _IMAGE_BYTES = 170_000
 """Of a training image, on average."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A zip of COCO. path: below the address. size, unpacked: about, in bytes. members: what is taken from it."""
-
-    path: str
-    size: int
-    unpacked: int
-    members: tuple[str, ...]
+_MAX_IMAGE_BYTES = 20_000_000
+"""Of any; the largest of COCO has less than one million."""
 
 
 ANNOTATIONS = Archive(
@@ -40,8 +30,9 @@ ANNOTATIONS = Archive(
     252_907_541,
     470_000_000,
     ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+    2,
 )
-VAL_IMAGES = Archive("zips/val2017.zip", 815_585_330, 820_000_000, ("val2017/",))
+VAL_IMAGES = Archive("zips/val2017.zip", 815_585_330, 820_000_000, ("val2017/",), 5000)
 
 
 @dataclass(frozen=True)
@@ -120,41 +111,15 @@ def fetch_archive(coco: Coco, archive: Archive) -> None:
     url = f"{coco_url()}/{archive.path}"
     target = coco.folder / "downloads" / PurePosixPath(archive.path).name
     try:
-        fetch(url, target)
+        fetch(url, target, max_bytes=archive.max_size)
     except DownloadError as error:
         raise InputError(
             f"{url}: {error}; or fetch it by other means and unpack it in {show_path(coco.folder)}"
         ) from None
-    unpack(target, coco.folder, archive.members)
+    unpack(target, coco.folder, archive)
     target.unlink()
     with contextlib.suppress(OSError):
         target.parent.rmdir()
-
-
-def unpack(path: Path, folder: Path, members: tuple[str, ...]) -> None:
-    """Unpack members of a zip (names, or folders that end in /); files that are there with their size are left alone.
-
-    Raises `InputError` if the zip is damaged (it is deleted then) or would write outside the folder.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            chosen = [one for one in archive.infolist() if not one.is_dir() and one.filename.startswith(members)]
-            if not chosen:
-                raise InputError(f"{show_path(path)}: holds no {members[0]}; is it another archive?")
-            for one in chosen:
-                name = PurePosixPath(one.filename)
-                if name.is_absolute() or ".." in name.parts or "\\" in one.filename or ":" in one.filename:
-                    raise InputError(f"{show_path(path)}: {one.filename!a:.80} would be written outside the folder")
-                target = folder.joinpath(*name.parts)
-                if target.is_file() and target.stat().st_size == one.file_size:
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(one) as source, replacing(target) as file:  # the checksum is checked while it is read
-                    shutil.copyfileobj(source, file, 1 << 20)
-    # RuntimeError: encrypted, or of a compression that is not known.
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        path.unlink(missing_ok=True)
-        raise InputError(f"{show_path(path)}: damaged ({error}); it was deleted, start again") from None
 
 
 def fetch_images(coco: Coco, dataset: CocoDataset, wanted: list[int], step: Callable[[], None] = lambda: None) -> None:
@@ -164,7 +129,7 @@ def fetch_images(coco: Coco, dataset: CocoDataset, wanted: list[int], step: Call
         name = dataset.images[image_id].file_name
         url = f"{coco_url()}/train2017/{name}"
         try:
-            fetch(url, _file_of(dataset, coco.train_images, image_id), quiet=True)
+            fetch(url, _file_of(dataset, coco.train_images, image_id), max_bytes=_MAX_IMAGE_BYTES, quiet=True)
         except DownloadError as error:
             raise InputError(f"{url}: {error}") from None
 

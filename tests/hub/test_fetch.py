@@ -133,6 +133,35 @@ def test_a_busy_server_is_asked_again(hub, file):
         fetch.fetch(f"{hub.meta_url}/third.pt", file[1].with_name("third.pt"))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        f"bytes 1{'0' * 5000}-2{'0' * 5000}/3{'0' * 5000}",  # more digits than Python reads
+        f"bytes 100000-299999/3{'0' * 5000}",
+        f"bytes 100000-{'9' * 30}/{'9' * 30}",
+        "bytes 100000-100004/*",  # no part of a file whose length is not known
+        "bytes 100001-299999/300000",
+        "bytes",
+    ],
+    ids=["begin", "length", "30 digits", "unknown", "another part", "none"],
+)
+def test_a_part_that_does_not_say_its_place_is_not_taken(hub, file, said):
+    """The attempt after it starts over, and what arrives is the file."""
+    hub.faults["/meta/net.pt"] = [Fault(after=100_000), Fault(status=206, headers={"Content-Range": said})]
+    fetch.fetch(*file)
+    assert file[1].read_bytes() == DATA
+    assert hub.ranges("/meta/net.pt") == [None, "bytes=100000-", None]
+
+
+def test_more_than_its_size_is_not_written(hub, file):
+    hub.unsized = True
+    with pytest.raises(InputError, match=r"the server sends more than 0\.2 MB: another file"):
+        fetch.fetch(*file, size=200_000)
+    assert not file[1].exists() and ".part" not in left(file[1])
+    fetch.fetch(*file, size=len(DATA), sha256=DIGEST)
+    assert file[1].read_bytes() == DATA
+
+
 def test_a_redirect_is_followed(hub, file):
     hub.faults["/meta/old.pt"] = [Fault(status=302, headers={"Location": "/meta/net.pt"})]
     fetch.fetch(f"{hub.meta_url}/old.pt", file[1], sha256=DIGEST)

@@ -276,7 +276,10 @@ def test_a_read_only_cache_serves(hub, tmp_path, request):
 def test_a_damaged_or_foreign_record_is_made_again(hub):
     path = resolve("dinov2_vits14")
     record = path.with_suffix(".json")
-    record.write_text("{")
-    assert resolve("dinov2_vits14") == path and json.loads(record.read_text())["size"] == path.stat().st_size
+    spoiled = {"version": 1, "sha256": "a" * 64, "source_sha256": "a" * 64}
+    for text in ("{", *(json.dumps({**spoiled, "size": size}) for size in (float("inf"), float("nan"), [], "x"))):
+        record.write_text(text)
+        assert not [found for found in cache.entries() if found.path == path]
+        assert resolve("dinov2_vits14") == path and json.loads(record.read_text())["size"] == path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])  # cut short: not used
     assert resolve("dinov2_vits14") == path and load_dinov2(path)

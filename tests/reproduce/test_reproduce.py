@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -255,45 +254,6 @@ def test_runs_on_what_was_fetched_by_hand(world, tmp_path, capsys, monkeypatch):
     assert outcome["runs"] == {"split1-1shot": metrics["bbox"]["AP50"]} and metrics["images"] == 2
     assert [(row["shots"], row["published"]) for row in outcome["table"]] == [(1, None), (0, None)]
     assert "no published number" in outcome["verdict"]
-
-
-def test_archives_are_unpacked_whole_or_not_at_all(tmp_path):
-    files = {"val2017/a.jpg": b"a" * 1000, "val2017/b.jpg": b"b" * 1000, "other/c": b"c"}
-    path = tmp_path / "val.zip"
-    path.write_bytes(zipped(files))
-    (tmp_path / "val2017").mkdir()
-    (tmp_path / "val2017" / "a.jpg").write_bytes(b"a" * 1000)
-    (tmp_path / "val2017" / "b.jpg").write_bytes(b"b" * 10)  # not whole: written again
-    before = (tmp_path / "val2017" / "a.jpg").stat().st_ino
-    coco.unpack(path, tmp_path, ("val2017/",))
-    assert (tmp_path / "val2017" / "b.jpg").read_bytes() == b"b" * 1000 and not (tmp_path / "other").exists()
-    assert (tmp_path / "val2017" / "a.jpg").stat().st_ino == before
-    with pytest.raises(InputError, match="holds no train2017"):
-        coco.unpack(path, tmp_path, ("train2017/",))
-    data = bytearray(path.read_bytes())
-    data[data.index(b"b" * 100) + 50] ^= 1
-    path.write_bytes(data)
-    shutil.rmtree(tmp_path / "val2017")
-    with pytest.raises(InputError, match=r"damaged.*it was deleted, start again"):
-        coco.unpack(path, tmp_path, ("val2017/",))
-    assert not path.exists() and not (tmp_path / "val2017" / "b.jpg").exists()
-    for encrypted in (True, False):  # or what a decoder of LZMA refuses
-        shutil.rmtree(tmp_path / "val2017", ignore_errors=True)
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-            archive.writestr("val2017/a.jpg", b"a" * 1000)
-        whole = bytearray(path.read_bytes())
-        if encrypted:
-            whole[6] |= 1
-            whole[whole.index(b"PK\x01\x02") + 8] |= 1
-        else:
-            whole[30 + len("val2017/a.jpg") + 4] = 255
-        path.write_bytes(whole)
-        with pytest.raises(InputError, match=r"damaged.*it was deleted, start again"):
-            coco.unpack(path, tmp_path, ("val2017/",))
-        assert not path.exists()
-    path.write_bytes(zipped({"val2017/../../x": b"x"}))
-    with pytest.raises(InputError, match="outside the folder"):
-        coco.unpack(path, tmp_path, ("val2017/",))
 
 
 def test_too_little_space_is_said_first(tmp_path, monkeypatch):

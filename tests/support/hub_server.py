@@ -37,6 +37,7 @@ class HubServer:
         self.meta: dict[str, bytes] = {}
         self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.unsized = False  # whether files of `meta` come without their length, until the connection is closed
         self.stalled = threading.Event()
         self.release = threading.Event()
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -181,6 +182,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if self.hub.unsized:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(part)
+            self.close_connection = True
+            return
         self.send(206 if start else 200, part, headers, head, fault)
 
     def send(self, status: int, data: bytes, headers: dict[str, str], head: bool, fault: Fault | None = None) -> None:

@@ -36,6 +36,7 @@ from ntt_jax.references.sampling import load_references
 from ntt_jax.report import run_files
 from ntt_jax.report.found import read_found
 from ntt_jax.report.tuned import read_tuned
+from ntt_jax.reproduce.archive import Archive, unpack
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.inputs import read_references
 from ntt_jax.runs.lock import FolderLock
@@ -46,6 +47,7 @@ from weight_port import source
 from weight_port.__main__ import _read_given
 from weight_port.port import inspect, read_converted
 
+ARCHIVE = Archive("a.zip", 1000, 100_000, ("a/", "A/"), 3)
 DATA = CocoDataset("data.json", "", {}, {}, {}, {})
 DOG = CocoCategory(1, "dog")
 
@@ -222,6 +224,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "mask beside a photo": beside_a_photo("a_dog.png"),
     "project": project,
     "found photos": found_photos,
+    "archive of a server": lambda path: unpack(path, _beside_of(path, "unpacked"), ARCHIVE),
     "configuration": lambda path: _read_given(str(path)),
     "json": lambda path: parse_json(read_bytes(path, max_bytes=2**30, what="file"), path, what="file"),
 }
@@ -261,6 +264,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ntt_jax/report/found.py": ("found photos",),
     "ntt_jax/report/run_files.py": ("description of a run",),
     "ntt_jax/report/tuned.py": ("tune.json",),
+    "ntt_jax/reproduce/archive.py": ("archive of a server",),
     "ntt_jax/runs/folder.py": ("run.json",),
     "ntt_jax/runs/inputs.py": ("load references or pickle",),
     "ntt_jax/runs/paths.py": (),  # looks and closes: the readers read; tests/hostile/test_readers.py
