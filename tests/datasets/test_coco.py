@@ -249,6 +249,26 @@ def test_long_text_that_is_nearly_numbers_is_looked_at_once() -> None:
     assert cpu_seconds() - started < 5  # from every space: 20 s and more where this takes a hundredth
 
 
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        "(" + "1," * 3_000_001 + ")",
+        "[" + "(),{}," * 1_000_000 + "]",
+        "['" + "'" * 6_000_000,
+        "," + " " * 6_000_000,
+        {"size": [40, 60], "counts": "b''," * 1_500_000},
+    ],
+    ids=range(5),
+)
+def test_masks_that_python_printed_cost_what_json_does(segmentation: Any) -> None:
+    """Python's own reader of what it prints takes a gigabyte for 2 MB."""
+    content = document()
+    content["annotations"][0]["segmentation"] = segmentation
+    started = cpu_seconds()
+    dataset = parse_coco(json.dumps(content).encode(), "a.json")
+    assert cpu_seconds() - started < 10 and dataset.annotations[content["annotations"][0]["id"]].segmentation is None
+
+
 def test_many_text_ids_take_no_longer_than_numbers() -> None:
     """Going through all ids for each new one takes minutes with as many as an honest file has."""
     content = document()
