@@ -106,7 +106,11 @@ def csls(
 
 def _mean_of_largest(values: Array, count: Array, most: int) -> Array:
     """Mean of the `most` largest of each row `[n, m]`, of which `count` are there -> `[n]`."""
-    largest, _ = jax.lax.top_k(values, min(most, values.shape[1]))
+    there = values.shape[1]
+    if not isinstance(there, int):  # a symbol, in an exported program: at least `most` columns make its number known
+        values = jnp.pad(values, ((0, 0), (0, most)), constant_values=-jnp.inf)
+        there = most
+    largest, _ = jax.lax.top_k(values, min(most, there))
     taken = jnp.minimum(count, largest.shape[1])
     used = (jnp.arange(largest.shape[1])[None, :] < taken) & jnp.isfinite(largest)
     return jnp.sum(jnp.where(used, largest, 0.0), axis=1) / jnp.maximum(taken, 1).astype(jnp.float32)

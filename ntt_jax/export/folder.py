@@ -66,7 +66,8 @@ def export_folder(
     classes = {"prototypes": prototypes} | ({} if negatives is None else {"negatives": negatives})
     arrays = {name: np.asarray(x) for name, x in classes.items()}
     write_bytes(place / "classes.safetensors", safetensors.numpy.save(arrays))
-    made = programs(sam2, dinov2, config, negatives=negatives is not None)
+    count = None if config.classes_per_mask == 1 else len(prototypes)
+    made = programs(sam2, dinov2, config, negatives=negatives is not None, class_count=count)
     for name, program in made.items():
         for platform in platforms:
             write_bytes(place / f"{name}.{platform}.jax", serialize(program, platform, matmul_precision))

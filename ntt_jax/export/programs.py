@@ -41,11 +41,14 @@ def weights_of(sam2: Sam2, dinov2: Encoder) -> dict[str, Array]:
     return {_name(path): variable[...] for path, variable in flat}
 
 
-def programs(sam2: Sam2, dinov2: Encoder, config: DetectConfig, *, negatives: bool) -> dict[str, Program]:
+def programs(
+    sam2: Sam2, dinov2: Encoder, config: DetectConfig, *, negatives: bool, class_count: int | None = None
+) -> dict[str, Program]:
     """What is exported, by name.
 
     Shapes: S = SAM 2's image size, m = S / 4, D = `config.max_detections`, P = `config.points_per_side` squared, h and
-    w the grid of patches, C the size of DINOv2's features. negatives: whether "classes" holds them.
+    w the grid of patches, C the size of DINOv2's features. negatives: whether "classes" holds them. class_count: K, a
+    symbol if None; needed where a mask may have several classes, which are as many rows then.
 
     detect: weights, classes, image `[S, S, 3]` uint8, size `[2]` int32 (height and width of the photo) ->
       boxes `[D, 4]` int32 x1, y1, x2, y2 inclusive, scores `[D]`, labels `[D]`, valid `[D]`, logits `[D, m, m]`.
@@ -95,7 +98,9 @@ def programs(sam2: Sam2, dinov2: Encoder, config: DetectConfig, *, negatives: bo
         return jax.ShapeDtypeStruct(jax_export.symbolic_shape(text, scope=scope), dtype)
 
     weights = {_name(path): jax.ShapeDtypeStruct(variable.shape, variable.dtype) for path, variable in flat}
-    classes = {"prototypes": shape(f"K, {dim}")} | ({"negatives": shape(f"K, N, {dim}")} if negatives else {})
+    count = "K" if class_count is None else class_count
+    classes = {"prototypes": shape(f"{count}, {dim}")}
+    classes |= {"negatives": shape(f"{count}, N, {dim}")} if negatives else {}
     image, size = shape(f"{side}, {side}, 3", jnp.uint8), shape("2", jnp.int32)
     return {
         "detect": Program(detect, {"weights": weights, "classes": classes, "image": image, "size": size}),

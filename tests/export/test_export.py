@@ -1,5 +1,6 @@
 """The exported folder is run in a process that cannot import this package."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -129,7 +130,7 @@ def test_the_number_of_classes_is_free(exported):
     np.testing.assert_allclose(five["scores"], three["scores"], atol=1e-6)
 
 
-def assert_as_detect(matched, patches, proposals, memory: Memory):
+def assert_as_detect(matched, patches, proposals, memory: Memory, config=CONFIG):
     """What "match" gave for these proposals, against `ntt_jax.detect`."""
     logits, ious, valid, (height, width) = proposals
     wanted = ntt_jax.detect(
@@ -139,7 +140,7 @@ def assert_as_detect(matched, patches, proposals, memory: Memory):
         memory.prototypes,
         height=int(height),
         width=int(width),
-        config=CONFIG,
+        config=config,
         valid=valid,
         negatives=memory.negatives,
     )
@@ -161,15 +162,24 @@ def test_encoders_and_matching_alone(exported, models):
     assert_as_detect(np.load(folder / "matched.npz"), encoded["patches"], list(proposals), memory.memory)
 
 
-def test_matching_with_negatives(exported, models):
+RULES = {
+    "negatives": {},
+    "CSLS": {"hubness": "csls"},
+    "all classes": {"classes_per_mask": -1, "nms_iou_threshold": 1.0, "merge": "diffusion"},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_matching_with_negatives_and_other_rules(exported, models, name):
     folder, _ = exported
     patches, proposals = np.load(folder / "encoded.npz")["patches"], list(np.load(folder / "proposals.npz").values())
     memory = bank(True).memory
-    program = export.deserialize(
-        bytearray(serialize(programs(*models, CONFIG, negatives=True)["match"], "cpu", "highest"))
-    )
+    config = dataclasses.replace(CONFIG, **RULES[name])
+    count = None if config.classes_per_mask == 1 else 3
+    made = programs(*models, config, negatives=True, class_count=count)["match"]
+    program = export.deserialize(bytearray(serialize(made, "cpu", "highest")))
     classes = {"prototypes": memory.prototypes, "negatives": memory.negatives}
-    assert_as_detect(program.call(classes, patches, *proposals), patches, proposals, memory)
+    assert_as_detect(program.call(classes, patches, *proposals), patches, proposals, memory, config)
 
 
 def test_the_folder(exported):
