@@ -52,12 +52,12 @@ def tidy(segmentation: Any, height: int, width: int, where: str, notes: Notes) -
 
 def _from_text(text: str) -> Any:
     """What a segmentation that is a text says: JSON, as Python prints it, or numbers alone; None if it is neither."""
-    for read in (json.loads, _from_printed):
+    for read in (json.loads, _from_printed, numbers_in)[: 3 if len(text) <= _MAX_WRITTEN else 1]:
         try:
             return read(text)
         except (ValueError, RecursionError):
             pass
-    return numbers_in(text) if len(text) <= _MAX_WRITTEN else None
+    return None
 
 
 def _from_printed(text: str) -> Any:
