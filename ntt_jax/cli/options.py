@@ -5,8 +5,8 @@ The checks here need no JAX, so a mistyped path or number is answered at once.
 
 import argparse
 import contextlib
-import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ntt_jax.runs.paths import check_file as check_file
 from ntt_jax.runs.paths import check_folder as check_folder
 from ntt_jax.runs.paths import check_input
 from ntt_jax.runs.paths import make_output_folder as make_output_folder
+from ntt_jax.text import number_in
 
 CACHE_OFF = "none"
 
@@ -47,10 +48,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     """An argparse type: an integer from `low` to `high`."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
+        value = int(text) if re.fullmatch(r"\s*[+-]?\d{1,30}\s*", text, re.ASCII) else None  # int() also takes 1_0
         if value is None or not low <= value <= high:
             raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, found {text!r}")
         return value
@@ -60,11 +58,8 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def fraction(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
+    value = number_in(text)
+    if value is None or not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
     return value
 

@@ -12,7 +12,7 @@ from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.errors import InputError
 from ntt_jax.images.remote import Address, location
 from ntt_jax.runs.paths import check_address
-from ntt_jax.text import counted, show
+from ntt_jax.text import counted, number_in, show
 
 EPILOG = """\
 examples:
@@ -136,11 +136,8 @@ def _formats(text: str) -> tuple[str, ...]:
 
 
 def _pixels(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
+    value = number_in(text)
+    if value is None or not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of pixels, at least 0, found {text!r}")
     return value
 

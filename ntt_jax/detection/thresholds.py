@@ -14,7 +14,7 @@ from ntt_jax.config import DEFAULT_THRESHOLD
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
-from ntt_jax.text import close_names
+from ntt_jax.text import close_names, number_in
 
 MAX_THRESHOLD_BYTES = 2**24
 _KEY = "thresholds"
@@ -78,11 +78,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
             raise InputError(
                 f"expected a JSON file or CLASS=NUMBER,..., as in bus=0.7,bird=0.6, found {describe(part)}"
             )
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        _add(found, name.strip(), number, "")
+        _add(found, name.strip(), number_in(value), "")
     return found
 
 

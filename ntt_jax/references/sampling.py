@@ -11,6 +11,7 @@ from ntt_jax.datasets.dataset import CocoAnnotation, CocoCategory, CocoDataset, 
 from ntt_jax.errors import InputError
 from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path, write_json
 from ntt_jax.images.rle import rle_areas
+from ntt_jax.text import counted
 
 FORMAT = "ntt-jax references"
 VERSION = 1
@@ -112,7 +113,11 @@ def require_shots(
     why, short = why or {}, references.short_classes()
     empty = [name for name, count in short if count == 0]
     if empty := [(name, why.get(name, "") if i < 5 else "") for i, name in enumerate(empty)]:
-        raise InputError(f"{show_path(path)}: no valid reference for {_some(empty)}; {_WAYS_OUT}")
+        others = 0 if allow_fewer else len(short) - len(empty)
+        more = f"; {counted(others, 'other has', 'others have')} fewer than {references.shots} (--allow-fewer)"
+        raise InputError(
+            f"{show_path(path)}: no valid reference for {_some(empty)}; {_WAYS_OUT}{more if others else ''}"
+        )
     if short and not allow_fewer:
         counts = [(name, str(count)) for name, count in short]
         reasons = [f"{describe(name)}: {why[name]}" for name, _ in short[:3] if why.get(name)]

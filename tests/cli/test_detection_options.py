@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ntt_jax.cli import detection_options, main
+from ntt_jax.cli import detection_options, main, options
 from ntt_jax.config import DetectConfig
 
 
@@ -31,3 +31,13 @@ def test_a_file_that_is_none_is_one_line_and_status_2(tmp_path, capsys, command)
     assert main([command, "--method", str(path)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "method.json" in said and "iou_powr" in said, said
+
+
+@pytest.mark.parametrize("text", ["1_0", "\uff11\uff10", "0x10", "1e1", "", "nan", "1.0"])
+def test_whole_numbers_are_ascii_digits(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number from 1 to 100"):
+        options.whole_number(1, 100)(text)
+    assert options.whole_number(0, 2**63)(f" {2**63 - 1}") == 2**63 - 1  # to the last digit
+    for number in ("0_1", "nan", "\uff11"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            options.fraction(number)

@@ -304,3 +304,14 @@ def test_refuses_another_annotation_file() -> None:
     with pytest.raises(InputError) as caught:
         check_references(references, DOCUMENT)
     check_message(caught.value, "sha256", "'x.json'", "sample again")
+
+
+def test_none_and_too_few_are_said_at_once() -> None:
+    content = document()
+    content["annotations"] = [annotation(1, 7, 5, [20, 20, 50, 40]), annotation(2, 7, 2, [20, 20, 5, 5])]
+    content["categories"] = content["categories"][:2]
+    dataset = parse(content)
+    for allowed, more in ((False, "; 1 other has fewer than 3 (--allow-fewer)"), (True, "")):
+        with pytest.raises(InputError, match=r"no valid reference for 'bird' .*--drop-empty") as caught:
+            sample_references(dataset, select_classes(dataset, "all"), 3, 0, allow_fewer=allowed)
+        assert str(caught.value).endswith("(--lists FILE.json)" + more)
