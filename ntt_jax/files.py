@@ -240,6 +240,7 @@ def has_hole(file: IO[bytes]) -> bool:
 _STRANGERS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull` where it came from"),
     (b"\x1f\x8b", "a file compressed with gzip; unpack it first"),
+    (b"\x93NUMPY", "an array of NumPy; read it with numpy.load and give the array, or save it as PNG"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"<", "a page of HTML or XML, perhaps a server's answer in place of the file; download it again"),
 )

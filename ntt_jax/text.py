@@ -1,9 +1,8 @@
 """Text that came from files, on its way to a person: one line, bounded, without anything that a terminal acts on."""
 
 import difflib
-import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 MAX_LINE = 1000
@@ -71,20 +70,30 @@ def describe(value: Any, limit: int = 60) -> str:
 def number_in(text: str) -> float | None:
     """The number that a text of a file is: decimal, in ASCII digits, spaces around it aside; None for anything else.
 
-    Python's own `float` and `int` also take "1_0", "nan", "infinity" and the digits of other scripts.
+    Python's own `float` also takes "1_0", "nan", "infinity" and the digits of other scripts.
     """
-    return float(text) if len(text) <= _LONGEST_NUMBER and _NUMBER.fullmatch(text) else None
+    found = numbers_of([text]) if len(text) <= _LONGEST_NUMBER else None
+    return None if found is None else found[0]
 
 
 def numbers_in(text: str) -> list[float] | None:
     """The numbers of a text with commas or spaces between them; None unless it is that, and for no number at all."""
-    parts = text.replace(",", " ").split()
-    found = [number_in(part) for part in parts]
-    return None if not found or None in found else [number for number in found if number is not None]
+    return numbers_of(text.replace(",", " ").split()) or None
+
+
+def numbers_of(texts: Sequence[str]) -> list[float] | None:
+    """The numbers that texts are (`number_in`), equal ones shared; None unless all of them are."""
+    together = " ".join(texts)
+    if not together.isascii() or "_" in together or "n" in together or "N" in together:  # n: nan, inf
+        return None
+    known: dict[str, float] = {}
+    try:
+        return [known[text] if text in known else known.setdefault(text, float(text)) for text in texts]
+    except ValueError:
+        return None
 
 
 _LONGEST_NUMBER = 64
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?\s*", re.ASCII)
 
 
 def close_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:

@@ -12,7 +12,7 @@ from ntt_jax.errors import InputError
 from ntt_jax.files import describe
 from ntt_jax.images.rle import merge_rles, rle_boxes, segmentation_to_rle
 from ntt_jax.notes import Notes
-from ntt_jax.text import number_in, numbers_in
+from ntt_jax.text import numbers_in, numbers_of
 
 _NUMBERS = (int, float)
 _MAX_WRITTEN = 2_000_000  # characters of a segmentation or of run lengths written as a text
@@ -131,8 +131,8 @@ def _from_list(given: list[Any], height: int, width: int, where: str, notes: Not
 
 def _numbers(texts: list[Any]) -> list[Any]:
     """The numbers that texts are, if all of them are; otherwise the same list."""
-    found = [number_in(text) if type(text) is str else None for text in texts]
-    return texts if None in found else found
+    found = numbers_of(texts) if all(type(text) is str for text in texts) else None
+    return texts if found is None else found
 
 
 def _unwrapped(given: list[Any], deepest: int) -> list[Any]:

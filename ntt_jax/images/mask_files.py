@@ -117,7 +117,7 @@ def read_mask(path: PathLike) -> MaskNumbers:
 
 
 def mask_numbers(value: Any) -> MaskNumbers:
-    """The numbers of a mask from a path, a PIL image, or an array `[H, W]`, `[H, W, 1]` or uint8 `[H, W, 3 or 4]`.
+    """The numbers of a mask: a path, a PIL image, an array `[H, W]`, `[H, W, 1]`, `[1, H, W]`, uint8 `[H, W, 3 or 4]`.
 
     Raises `InputError` for anything else.
     """
@@ -133,6 +133,8 @@ def mask_numbers(value: Any) -> MaskNumbers:
     array = np.asarray(value) if hasattr(value, "__array__") else None
     if array is not None and array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
+    elif array is not None and array.ndim == 3 and array.shape[0] == 1 and array.shape[2] > 4:
+        array = array[0]  # one mask of several, as SAM's own predictor returns them
     if array is not None and array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
         return numbers_of(Image.fromarray(array))
     if array is None or array.ndim != 2 or array.dtype.kind not in "biuf":

@@ -207,3 +207,13 @@ def test_a_mask_that_may_be_the_background_is_questioned() -> None:
         notes = Notes()
         np.testing.assert_array_equal(mask_numbers(values).mask("m.png", notes), values)
         assert ("are object and background swapped?" in "".join(notes.lines())) is asked
+
+
+def test_one_mask_of_a_stack_and_a_file_of_numpy(tmp_path: Path) -> None:
+    inside = np.zeros((HEIGHT, WIDTH), np.bool_)
+    inside[10:40, 20:70] = True
+    for stack in (inside[None], inside[..., None]):
+        np.testing.assert_array_equal(mask_numbers(stack).mask("", Notes()), inside)
+    np.save(tmp_path / "m.npy", inside)
+    with pytest.raises(InputError, match=r"m\.npy: not an image .* an array of NumPy; read it with numpy.load"):
+        mask_numbers(tmp_path / "m.npy")

@@ -16,6 +16,9 @@ from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part, mentions
 from ntt_jax.references.folder.labelme import is_labelme
 
+_NAMES = 16
+"""Names that an image's written one may stand for, the longest first, that are looked for."""
+
 
 def read(tree: Tree) -> Part:
     """References of all annotation files of this kind, by file, then in its order."""
@@ -71,10 +74,12 @@ def _read_file(file: Path, data: bytes, tree: Tree, part: Part, known: set[objec
 def _photo(file: Path, image: CocoImage, tree: Tree) -> tuple[Path, CocoImage] | InputError:
     """The photo of an image entry, and the entry with its size."""
     near = (file.parent, file.parent / "images", file.parent.parent, file.parent.parent / "images", *tree.folders)
-    names = [PurePosixPath(name) for name in (image.file_name, *names_in_folder(image.written or image.file_name))]
-    photo = next((there for name in names for folder in near if (there := tree.photo_at(folder / name))), None)
+    written = [PurePosixPath(name) for name in names_in_folder(image.written or image.file_name)[:_NAMES]]
+    names = [PurePosixPath(image.file_name), *(name for name in written if tree.named(name.stem))]
+    photo = next((there for folder in near if (there := tree.photo_at(folder / names[0]))), None)
     photo = photo or next((there for name in names if (there := tree.photo_ending(name.parts))), None)
-    photo = photo or next((there for name in names if (there := tree.photo_named(name.stem, file))), None)
+    stems = dict.fromkeys(name.stem for name in names)
+    photo = photo or next((there for stem in stems if (there := tree.photo_named(stem, file))), None)
     if photo is None:
         return InputError("its photo is not in the folders given, or there are several of this name")
     try:

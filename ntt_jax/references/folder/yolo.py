@@ -24,7 +24,7 @@ from ntt_jax.files import describe, read_bytes
 from ntt_jax.images.rle import decode_rle, rle_areas, segmentation_to_rle
 from ntt_jax.images.tree import Tree
 from ntt_jax.references.folder.found import FoundReference, Lazy, Part
-from ntt_jax.text import number_in
+from ntt_jax.text import number_in, numbers_of
 
 MAX_BYTES = 16 * 1024**2
 MAX_YAML_BYTES = 128 * 1024
@@ -192,8 +192,7 @@ def _fields(line: str) -> list[str]:
 def _numbers(texts: list[str]) -> list[float] | None:
     if len(texts) > _MAX_NUMBERS:
         return None
-    found = [number_in(text) for text in texts]
-    return None if None in found else [number for number in found if number is not None]
+    return numbers_of(texts)
 
 
 def _object(
