@@ -561,7 +561,7 @@ def test_bad_references_name_class_and_index_and_change_nothing(shared, given, t
     for bad, said in [
         ((image, np.zeros_like(mask)), "the mask is empty"),
         ((image, mask[1:]), "one size"),
-        ((image, mask[None]), "\\[H, W\\]"),
+        ((image, np.stack([mask, mask])), "\\[H, W\\]"),
         ((image, several), "several values"),
         ((image, mask.astype(str)), "expected a mask"),
         ((image, tmp_path / "broken.png"), "broken.png"),
