@@ -7,17 +7,21 @@ const between = (bounds) => (bounds === null ? "–" : `${signed(bounds[0])} to 
 /** The middle of an interval, to sort by. */
 const centreOf = (bounds) => (bounds === null ? null : (bounds[0] + bounds[1]) / 2);
 
+/** Names of constants that may be broken behind an underscore or an equals sign, not in a word. */
+const breakable = (name) => make("span", {}, ...name.match(/[^_=]*[_=]?/g).flatMap((part) => [part, make("wbr")]));
+
 function tuningWords(tune) {
   const [choose, report] = tune.images;
   const main = tune.gains.find(({ kind }) => kind === tune.metric);
   const items = [
     `${plural(tune.configurations, "configuration")} tried with ${tune.memories === 1 ? "1 memory" : `${tune.memories} memories`} (search: ${tune.search}), chosen by ${tune.metric} AP on ${plural(choose, "image")}, reported on ${report} others.`,
   ];
-  if (!Object.keys(tune.method).length) {
-    items.push("Chosen: the published constants. Nothing that was tried is better beyond the noise.");
+  if (tune.chosen === "unchanged") {
+    items.push(`Chosen: the constants as given${Object.keys(tune.method).length ? "" : ", the published ones"}. Nothing that was tried is better beyond the noise.`);
   } else if (main) {
-    items.push(`On the images that nothing was chosen on, the chosen rules change ${tune.metric} AP by ${signed(main.gain)}; 95 % of the resampled images and memories lie between ${main.interval === null ? "–" : `${signed(main.interval[0])} and ${signed(main.interval[1])}`}.`);
-    if (tune.within_noise) items.push("That is within noise: the constants as they were may serve as well on other images.");
+    items.push(`On the images that nothing was chosen on, the chosen rules change ${tune.metric} AP by ${signed(main.gain)}${main.interval === null ? "" : `; 95 % of the resampled images and memories lie between ${signed(main.interval[0])} and ${signed(main.interval[1])}`}.`);
+    if (main.interval === null) items.push("Too few of those images have objects to say how sure that is.");
+    else if (tune.within_noise) items.push("That is within noise: the constants as they were may serve as well on other images.");
   }
   return items;
 }
@@ -49,7 +53,7 @@ function tuning() {
 
   const most = Math.max(1e-9, ...tune.rows.map(({ report }) => report[1] ?? 0));
   const columns = [
-    { title: "Rules", value: ({ name }) => name, header: true, text: true },
+    { title: "Rules", value: ({ name }) => name, show: ({ name }) => breakable(name), header: true, text: true },
     { title: "chosen on: AP", value: ({ choose }) => choose[0], show: ({ choose }) => percent(choose[0]) },
     { title: "gain", value: ({ choose }) => choose[1], show: ({ choose }) => withSpread(choose[1], choose[2]) },
     { title: "reported on: AP", value: ({ report }) => report[0], show: ({ report }) => percent(report[0]) },
@@ -96,7 +100,7 @@ function operatingPoints(tune) {
 function operatingChart(point, width) {
   const { name, curve, threshold: score, precision, recall } = point;
   const chosen = score === null ? "no threshold" : `at ${score.toFixed(3)}: precision ${percent(precision)}, recall ${percent(recall)}`;
-  const { svg, x, y } = chart(`Precision over recall of ${name}, ${chosen}`, { title: shortened(name, Math.floor(width / 9)), across: "recall", upward: "precision", width, head: 46 });
+  const { svg, x, y } = chart(`Precision over recall of ${name}, ${chosen}`, { title: shortened(name, Math.floor(width / 11)), across: "recall", upward: "precision", width, head: 46 });
   const points = curve.map(([, p, r]) => `${x(r).toFixed(1)},${y(p).toFixed(1)}`).join(" ");
   svg.append(draw("polyline", { class: "line one", points }), draw("text", { x: 46, y: 34 }, chosen));
   if (score !== null) svg.append(draw("circle", { class: "line two", cx: x(recall), cy: y(precision), r: 6 }));

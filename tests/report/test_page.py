@@ -1,5 +1,6 @@
 """The report in a real Chromium: opened from the disk, used with pointer and keyboard."""
 
+import json
 import os
 import re
 import shutil
@@ -444,6 +445,22 @@ def test_reference_page(open_page, report, tmp_path):
     assert page.locator("#plane circle").count() == 12 and page.locator("#plane polygon").count() == 3
     page.locator("#reference-details summary").click()
     assert page.locator("#reference-table tbody tr").count() == 12
+
+
+def test_the_page_of_tune_without_intervals(open_page, tmp_path):
+    """It says that there are none, and where nothing was chosen, that."""
+    folder = make_tuned(tmp_path / "tuned", ["a"])
+    content = json.loads((folder / "tune.json").read_text())
+    content["chosen"]["gain"]["segm"]["interval"] = None
+    for name, expected in (
+        ("iou_power=11", "Too few of those images"),
+        ("unchanged", "Nothing that was tried is better"),
+    ):
+        content["chosen"]["name"] = name
+        (folder / "tune.json").write_text(json.dumps(content))
+        assert main(["report", str(folder)]) == 0
+        said = open_page(folder / "report.html").locator("#tuning-short").inner_text()
+        assert expected in said and "between" not in said
 
 
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["1280", "390"])
