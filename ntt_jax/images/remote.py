@@ -30,6 +30,8 @@ _CONNECT, _SILENCE = 10.0, 30.0  # seconds
 _CHUNK = 2**20
 _DEPTH = 32  # folders within folders that are listed
 MAX_LISTED = 10_000_000
+MAX_FOLDERS = 100_000
+"""Folders that one listing goes into, a request each: a web server's links may go round in circles."""
 
 _SCHEME = re.compile(r"([A-Za-z][\w+.-]+(?:::[\w+.-]+)*)://", re.A)
 _CHAINED = re.compile(r"::[\w+.-]+://", re.A)
@@ -208,7 +210,10 @@ def _glob(system: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _walk(system: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for _, folders, files in system.walk(path, maxdepth=_DEPTH, detail=True, on_error="raise"):
+    walked = system.walk(path, maxdepth=_DEPTH, detail=True, on_error="raise")
+    for count, (_, folders, files) in enumerate(walked, 1):
+        if count > MAX_FOLDERS:
+            raise InputError(f"{path}: more than {MAX_FOLDERS:,} folders; give those that matter")
         folders_sorted = sorted(folders)
         for key in folders_sorted:  # the order in which they are gone into
             folders[key] = folders.pop(key)
@@ -225,8 +230,10 @@ def _system(scheme: str) -> Any:
     if scheme in ("http", "https"):
         import aiohttp
 
+        from ntt_jax.images.link_pages import Page
+
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
-        options = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        options = {"client_kwargs": {"timeout": timeout, "trust_env": True, "response_class": Page}}
     system = fsspec.filesystem(scheme, use_listings_cache=False, **options)  # a listing is read once
     # Some log each failure with a traceback, which Python prints where nobody has asked for logs: it is said in a line.
     logging.getLogger(type(system).__module__.partition(".")[0]).addHandler(logging.NullHandler())
@@ -296,8 +303,10 @@ def _status(error: BaseException) -> int | None:
     """What a web server or a store answered, by the names that their libraries have for it."""
     for name in ("status", "status_code", "code"):  # aiohttp; Azure's; Google's
         status = getattr(error, name, None)
-        if isinstance(status, int) and 400 <= status < 600:
-            return status
+        if isinstance(status, int):
+            if 400 <= status < 600:
+                return status
+            break  # too many redirections
     return 403 if isinstance(error, OSError) and str(error).startswith("Forbidden: ") else None  # gcsfs
 
 

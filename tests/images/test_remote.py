@@ -26,6 +26,8 @@ from ntt_jax.runs.paths import check_folder, check_input
 from ntt_jax.runs.segment_job import as_dataset
 
 fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+from ntt_jax.images import link_pages  # noqa: E402 needs it
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,38 @@ def test_a_server_that_is_silent(server, monkeypatch):
         remote._system.cache_clear()
     # As a network disk that is gone: the run ends, and does not call every image after it unreadable.
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ETIMEDOUT
+
+
+def test_a_file_that_has_moved(folder, server):
+    assert np.array_equal(read_image(location(server.url) / "moved/a.png"), read_image(folder / "a.png"))
+    with pytest.raises(InputError, match="cannot read the image: TooManyRedirects") as caught:
+        read_image(location(server.url) / "round/a.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_pages_of_links_without_an_end(server, monkeypatch):
+    """In bytes, in links that never close, in folders that go round in circles."""
+    monkeypatch.setattr(link_pages, "MAX_PAGE", 2**20)
+    with pytest.raises(InputError, match=r"cannot be listed: .*the page of links is larger than 1,048,576 bytes"):
+        find_photos([location(server.url) / "bomb/"])
+    monkeypatch.setattr(remote, "MAX_FOLDERS", 50)
+    server.requests.clear()
+    with pytest.raises(InputError, match="more than 50 folders; give those that matter"):
+        find_photos([location(server.url) / "circle/"])
+    assert server.requests.total() < 200
+
+
+def test_links_of_a_page():
+    text = """<A class="x > y" href="no"><a name="1" HREF = 'b c.jpg'>x</a> <a href="../up.png"> <a href="http://h/d.png">
+    see https://h/e.png for more <abbr href="none"><a href="">"""
+    assert list(link_pages.links(text)) == [
+        "b c.jpg",
+        "../up.png",
+        "http://h/d.png",
+        "http://h/d.png",
+        "https://h/e.png",
+    ]
+    assert not list(link_pages.links("<a " * 10**6)) and not list(link_pages.links("<a" + " " * 10**6))
 
 
 def test_keys_are_not_shown(server, folder):

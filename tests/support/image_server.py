@@ -3,6 +3,8 @@
 /a.png            the file; a folder is a page of links      /status/CODE/a.png    that answer
 /after/N/CODE/a.png   CODE for the first N requests          /endless/a.png   bytes without an end or a length
 /cut/a.png        half of what its length says               /silent/a.png    nothing, until the server ends
+/circle/...       a page of links to two folders below it    /moved/a.png     moved to /a.png
+/bomb/            an endless page of links that never end    /round/a.png     moved to where it is
 """
 
 import threading
@@ -69,10 +71,29 @@ class _Handler(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content[: len(content) // 2])
+        elif kind == "circle":
+            self._page(b'<a href="one/">1</a> <a href="two/">2</a>')
+        elif kind in ("moved", "round"):
+            self.send_response(302)
+            self.send_header("Location", f"/{rest[0]}" if kind == "moved" else self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif kind == "bomb":
+            self._page(b"<a " * 2**15, length=False)
+            while not self.images.ending.is_set():
+                self.wfile.write(b"<a " * 2**15)
         elif kind == "silent":
             self.images.ending.wait()
         else:
             super().do_GET()
+
+    def _page(self, content: bytes, length: bool = True) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=none-such")
+        if length:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Silence."""
