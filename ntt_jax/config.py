@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ntt_jax.errors import InputError
-from ntt_jax.files import PathLike, parse_json, read_bytes, show_path
+from ntt_jax.files import PathLike, describe, parse_json, read_bytes, show_path
 from ntt_jax.model_config import DINOV2_CONFIGS as DINOV2_CONFIGS
 from ntt_jax.model_config import DINOV3_CONFIGS as DINOV3_CONFIGS
 from ntt_jax.model_config import SAM2_CONFIGS as SAM2_CONFIGS
@@ -51,14 +51,19 @@ class Limits:
         """The value as a Python number. Raises `InputError` that names the constant, what was expected and found."""
         # NumPy's numbers are registered here too; bool is, and is refused.
         kind = numbers.Integral if self.kind is int else numbers.Real
-        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
         if not fits or not (self._contains(value) or value in self.also):
-            raise InputError(f"{name}: expected {self}, found {value!r:.40}")
+            found = describe(value) if type(value) is int else f"{value!r:.40}"
+            raise InputError(f"{name}: expected {self}, found {found}")
         number: Any = value
         return self.kind(number)
 
     def _contains(self, value: Any) -> bool:
-        return self.low <= value <= self.high and not (self.open_low and value == self.low)
+        try:
+            finite = math.isfinite(value)
+        except OverflowError:  # an integer beyond any float
+            finite = False
+        return finite and self.low <= value <= self.high and not (self.open_low and value == self.low)
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ class DetectConfig(Checked):
 
         Raises `InputError`, naming the file, as `from_dict` does or if it cannot be read.
         """
-        data = parse_json(read_bytes(path, max_bytes=MAX_METHOD_BYTES, what="method"), path, what="method")
+        data = parse_json(read_bytes(path, max_bytes=MAX_METHOD_BYTES, what="method"), path, what="method", strict=True)
         try:
             return cls.from_dict(data)
         except InputError as error:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from ntt_jax.errors import InputError
+from ntt_jax.text import article, one_line
 from ntt_jax.text import describe as describe
-from ntt_jax.text import one_line
 
 PathLike = str | os.PathLike[str]
 
@@ -49,7 +49,7 @@ def open_input(path: PathLike, *, what: str = "file", max_bytes: int | None = No
             info = os.fstat(descriptor)  # another file may have taken its place
             _require_regular(info, expected)
             if info.st_size == 0 and not empty:
-                raise InputError(f"{shown}: expected a {what}, found an empty file")
+                raise InputError(f"{shown}: expected {article(what)}, found an empty file")
             if max_bytes is not None and info.st_size > max_bytes:
                 raise InputError(f"{shown}: the {what} is larger than the limit of {max_bytes:,} bytes")
             return os.fdopen(descriptor, "rb")
@@ -76,7 +76,7 @@ def read_bytes(path: PathLike, *, max_bytes: int, what: str, holes: bool = False
         except OSError as error:
             raise InputError(f"{show_path(path)}: cannot read the {what}: {reason(error)}") from error
     if not data:
-        raise InputError(f"{show_path(path)}: expected a {what}, found an empty file")
+        raise InputError(f"{show_path(path)}: expected {article(what)}, found an empty file")
     if len(data) > max_bytes:
         raise InputError(f"{show_path(path)}: the {what} is larger than the limit of {max_bytes:,} bytes")
     return data
@@ -279,7 +279,7 @@ def parse_json(data: bytes, path: PathLike, *, what: str, strict: bool = False) 
         if (found := data.count(b'"') // 2) > MAX_CONTAINERS + 2 * keys + len(data) // 64:
             raise InputError(f"{shown}: the {what} holds {found:,} texts for {keys:,} keys, too many to be sound")
     if (words := describe_stranger(data)) is not None:
-        raise InputError(f"{shown}: expected a {what}, found {words}")
+        raise InputError(f"{shown}: expected {article(what)}, found {words}")
     rules: dict[str, Any] = {"object_pairs_hook": _unique_keys, "parse_constant": _no_constant} if strict else {}
     if len(data) > _SMALL and data.count(b",") > len(data) // _BYTES_PER_NUMBER:
         rules |= {"parse_int": _Shared(int).__getitem__, "parse_float": _Shared(float).__getitem__}

@@ -6,6 +6,10 @@ from typing import Any
 
 from ntt_jax.errors import InputError
 
+MAX_SIDE = 2048
+"""Pixels along the side of what a model is given: twice SAM 2's, four times DINOv2's. No tensor shows this size, and
+the memory that attention takes grows with its fourth power, so a larger one in a file is a fault or a trap."""
+
 
 @dataclass(frozen=True)
 class DinoV2Config:

@@ -31,6 +31,11 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def article(noun: str) -> str:
+    """The noun with "a" or "an" before it."""
+    return f"{'an' if noun[:1] in tuple('aeiou') else 'a'} {noun}"
+
+
 def show(text: str, *, to: TextIO | None = None) -> None:
     """Print one line on a terminal or into a pipe (stdout by default): the text through `one_line`.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ntt_jax.cli import options
 from ntt_jax.errors import InputError
+from ntt_jax.text import show
 
 EPILOG = """\
 examples:
@@ -64,7 +65,7 @@ def _list(args: argparse.Namespace) -> None:
         print(f"{name:<22}{'-':>9}  {LICENCE:<11} {size:<10}(in this package, for trying things out)")
     for name in sorted(set(cache.names()) - set(PUBLISHED)):
         if found := cache.named(name):
-            print(f"{name}  {megabytes(found.size)}")
+            show(f"{name}  {megabytes(found.size)}")
     print(f"\nconverted weights are in {cache.folder()}")
 
 
@@ -108,7 +109,7 @@ def _verify(args: argparse.Namespace) -> None:
         label = ", ".join(labels.get(entry.path.stem, [entry.path.stem[:12]]))
         good = sha256(entry.path) == entry.sha256
         source = describe_sha256(entry.source_sha256, labels.get(entry.path.stem, [""])[0])
-        print(f"{label}: {'ok' if good else 'DAMAGED'}  {entry.path}  made of {entry.source_sha256[:12]}..., {source}")
+        show(f"{label}: {'ok' if good else 'DAMAGED'}  {entry.path}  made of {entry.source_sha256[:12]}..., {source}")
         if not good:
             damaged.append(entry.path)
     if not cache.entries():

@@ -115,7 +115,8 @@ def _complete(
             time.sleep(pause if pause is not None else WAIT * 2 ** max(failures - 1, 0))
     except KeyboardInterrupt:
         if _length(part) > started:
-            print(f"\nntt-jax: {what}: {_kept(part)}the same command goes on from there", file=sys.stderr, flush=True)
+            print(file=sys.stderr)  # the bar's line ends
+            show(f"ntt-jax: {what}: {_kept(part)}the same command goes on from there", to=sys.stderr)
         raise
     finally:
         progress.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 from ntt_jax.errors import InputError
 from ntt_jax.files import reason
-from ntt_jax.text import one_line
+from ntt_jax.text import article, one_line
 
 SECONDS = 300.0
 """How long one file may take to arrive, tries that failed among it."""
@@ -287,7 +287,7 @@ def _whole(file: Any, started: float, max_bytes: int, address: Address, what: st
         if time.monotonic() - started > SECONDS:
             raise TimeoutError(errno.ETIMEDOUT, f"has not arrived after {SECONDS:.0f} s")
     if not total:
-        raise InputError(f"{address}: expected a {what}, found an empty file")
+        raise InputError(f"{address}: expected {article(what)}, found an empty file")
     return b"".join(parts)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32
 
 from ntt_jax.config import DinoV2Config, EncoderConfig
 from ntt_jax.errors import InputError
+from ntt_jax.model_config import MAX_SIDE
 from ntt_jax.models.attention import attention
 from ntt_jax.models.layers import Conv, LayerNorm, Linear, Mlp, ShapesOnly
 
@@ -238,4 +239,14 @@ def _check_config(config: DinoV2Config) -> None:
     if config.image_size % config.patch_size:
         raise InputError(
             f"{config.name}: image_size {config.image_size} does not divide by patch_size {config.patch_size}"
+        )
+    check_input_size(config.name, config.input_size, config.patch_size)
+
+
+def check_input_size(name: str, input_size: int, patch_size: int) -> None:
+    """Raise `InputError` unless an encoder's input is of whole patches, one or more, and of at most `MAX_SIDE`."""
+    if not patch_size <= input_size <= MAX_SIDE or input_size % patch_size:
+        raise InputError(
+            f"{name}: expected input_size a multiple of patch_size {patch_size} and at most {MAX_SIDE}, found "
+            f"{input_size}"
         )

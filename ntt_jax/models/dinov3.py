@@ -21,7 +21,7 @@ from jaxtyping import Float, Float32
 from ntt_jax.config import DinoV3Config
 from ntt_jax.errors import InputError
 from ntt_jax.models.attention import attention
-from ntt_jax.models.dinov2 import check_images, normal, patch_grid
+from ntt_jax.models.dinov2 import check_images, check_input_size, normal, patch_grid
 from ntt_jax.models.layers import Conv, LayerNorm, Linear, gelu
 
 LAYER_NORM_EPSILON = 1e-5
@@ -195,10 +195,8 @@ def _check_config(config: DinoV3Config) -> None:
             f"{config.name}: embed_dim {config.embed_dim} must be a multiple of 4 num_heads, {4 * heads}: every head "
             "has as many angles for rows as for columns"
         )
-    if config.depth < 1 or patch < 1 or config.input_size < 1 or config.input_size % patch:
-        raise InputError(
-            f"{config.name}: expected depth >= 1 and input_size a multiple of patch_size, found {config.depth}, "
-            f"{config.input_size} and {patch}"
-        )
+    if config.depth < 1 or patch < 1:
+        raise InputError(f"{config.name}: depth and patch_size must be positive, found {config.depth} and {patch}")
+    check_input_size(config.name, config.input_size, patch)
     if config.rope_theta <= 0 or config.ffn_hidden_dim < 1:
         raise InputError(f"{config.name}: rope_theta and ffn_hidden_dim must be above 0")

@@ -200,6 +200,10 @@ def stage_starts(config: HieraConfig) -> list[int]:
     return [sum(config.stages[:index]) for index in range(len(config.stages))]
 
 
+MAX_WINDOW = 64
+"""Side of the largest window: four times that of the published models. Attention grows with its fourth power."""
+
+
 def check_config(config: HieraConfig) -> None:
     """Raise `InputError` if the blocks of `config` cannot be laid out; Meta's code fails on these inside a forward."""
     where = "configuration.hiera"
@@ -212,8 +216,10 @@ def check_config(config: HieraConfig) -> None:
         raise InputError(f"{where}.q_pool: expected 0 to {len(config.stages) - 1}, found {config.q_pool}")
     if config.num_heads < 1 or config.embed_dim % config.num_heads:
         raise InputError(f"{where}.embed_dim: {config.embed_dim} is not a multiple of num_heads {config.num_heads}")
-    if min(config.window_spec) < 1:
-        raise InputError(f"{where}.window_spec: expected positive sizes, found {list(config.window_spec)}")
+    if not 1 <= min(config.window_spec) <= max(config.window_spec) <= MAX_WINDOW:
+        raise InputError(
+            f"{where}.window_spec: expected sizes from 1 to {MAX_WINDOW}, found {list(config.window_spec)}"
+        )
     for stage, start in enumerate(stage_starts(config)[1 : config.q_pool + 1]):
         if start in config.global_att_blocks or config.window_spec[stage] % Q_STRIDE:
             raise InputError(

@@ -17,7 +17,9 @@ from jaxtyping import Float, Float32, Int
 
 from ntt_jax.config import Sam2Config
 from ntt_jax.errors import InputError
+from ntt_jax.model_config import MAX_SIDE
 from ntt_jax.models.sam2.hieradet import check_config as check_hiera
+from ntt_jax.models.sam2.hieradet import stage_starts
 from ntt_jax.models.sam2.image_encoder import ImageEncoder
 from ntt_jax.models.sam2.mask_decoder import MaskDecoder
 from ntt_jax.models.sam2.prompt_encoder import PromptEncoder
@@ -159,6 +161,10 @@ def one_image(config: Sam2Config, features: ImageFeatures) -> ImageFeatures:
     return features
 
 
+MAX_GLOBAL = 128
+"""Side of the largest map whose places all attend to each other; 64 in the published models."""
+
+
 def check_config(config: Sam2Config) -> None:
     """Raise `InputError` if the sizes of `config` do not fit together."""
     check_hiera(config.hiera)
@@ -169,8 +175,17 @@ def check_config(config: Sam2Config) -> None:
             f"{len(config.hiera.stages)} stages, q_pool {config.hiera.q_pool}, stride {config.backbone_stride}"
         )
     multiple = math.lcm(32, 4 * config.hiera.window_spec[0])
-    if config.image_size < 32 or config.image_size % multiple:
-        raise InputError(f"configuration.image_size: expected a multiple of {multiple}, found {config.image_size}")
+    if not 32 <= config.image_size <= MAX_SIDE or config.image_size % multiple:
+        raise InputError(
+            f"configuration.image_size: expected a multiple of {multiple} up to {MAX_SIDE}, found {config.image_size}"
+        )
+    for stage, start in enumerate(stage_starts(config.hiera)):
+        side, end = config.image_size // (4 * 2**stage), start + config.hiera.stages[stage]
+        if side > MAX_GLOBAL and any(start <= block < end for block in config.hiera.global_att_blocks):
+            raise InputError(
+                f"configuration.hiera.global_att_blocks: stage {stage} has {side} x {side} places at this image_size, "
+                f"too many to attend to all of them; expected at most {MAX_GLOBAL} x {MAX_GLOBAL}"
+            )
     if config.d_model < 16 or config.d_model % 16 or config.mask_in_chans < 4 or config.mask_in_chans % 4:
         raise InputError(
             f"configuration: expected d_model a multiple of 16 and mask_in_chans a multiple of 4, found "

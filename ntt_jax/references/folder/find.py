@@ -77,7 +77,7 @@ def _without_twice(parts: list[tuple[str, Part]]) -> tuple[list[FoundReference],
                 reason = f"its photo has {first} of the class" if first == "masks" else f"{first} has the class there"
                 left_out.append(LeftOut(one.source, reason, one.number))
         left_out += part.left_out
-    return references, left_out
+    return references, list(dict.fromkeys(left_out))  # what two kinds of files cannot read is said once
 
 
 def _category_ids(parts: list[tuple[str, Part]], references: list[FoundReference]) -> dict[str, int]:

@@ -93,7 +93,7 @@ def _read_file(file: Path, content: dict[str, Any], tree: Tree, part: Part) -> N
             if group is not None and type(group) not in (int, str):
                 raise InputError(f'"group_id": expected a number, found {describe(group)}')
             kind = shape.get("shape_type") or "polygon"
-            if kind not in _POINTS:
+            if not isinstance(kind, str) or kind not in _POINTS:
                 raise InputError(f"a {kind if isinstance(kind, str) else 'shape'} surrounds nothing"[:60])
             _check(shape, kind, height, width)
             groups.setdefault((label, number) if group is None else (label, "group", group), []).append((number, shape))
