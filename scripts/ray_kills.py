@@ -6,9 +6,10 @@
 A small `evaluate` (made scenes, tiny models with random weights) with `--ray local`. First workers are killed by
 SIGKILL at random moments, also while they load, again and again while the run goes on, and in another run when it is
 done; then the driver is interrupted as by Ctrl-C on a terminal (SIGINT to its whole process group), once and three
-times in a row, killed by SIGKILL, and started again. Each time results.json and metrics.json are compared with those of
-a run without Ray, and afterwards no process of the cluster may be left. The last line says whether all went well; it
-comes within `--limit` seconds, whatever hangs. Needs the `test` extra and a checkout.
+times in a row, killed by SIGKILL, loses its raylet, has no room on its disk, and is started again. Each time
+results.json and metrics.json are compared with those of a run without Ray, and afterwards no process of the cluster may
+be left. The last line says whether all went well; it comes within `--limit` seconds, whatever hangs. Needs the `test`
+extra and a checkout.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -159,34 +160,59 @@ def kill_workers(commands: Iterator[tuple[list[str], Path]], alone: Path, kills:
     return well
 
 
-def stop_driver(command: list[str], out: Path, alone: Path, how: signal.Signals, times: int, images: int) -> bool:
-    """Stop the driver in the middle, look what it leaves, and start it again."""
+def stop_driver(command: list[str], out: Path, alone: Path, how: str, images: int) -> bool:
+    """Stop the driver in the middle by one of `WAYS`, look what it leaves, and start it again."""
     run = Run(command)
     while finished(out) < images // 4:
         if not run.running():
             print(*run.said()[-20:], sep="\n")
             return False
         time.sleep(0.05)
-    below = len(run.below())
+    below = run.below()
     stopped = time.monotonic()
-    for _ in range(times):
-        with contextlib.suppress(ProcessLookupError):
-            if how == signal.SIGINT:
-                os.killpg(run.process.pid, how)
-            else:
-                run.process.send_signal(how)
-        time.sleep(0.3 if times > 1 else 0.0)
+    WAYS[how](run, out, below)
     status, said = run.wait()
     took, kept = time.monotonic() - stopped, finished(out)
     left, seconds = run.left_over()
     again, more = Run(command).wait()
     found = compare(out, alone) if again == 0 else f"status {again}: {more[-1] if more else 'nothing said'}"
-    print(f"{how.name} x {times} to the driver: status {status} after {took:.1f} s, {kept} of {images} images kept")
-    print(f"  {below} processes of its cluster before, {len(left)} after {seconds:.1f} s {' '.join(left)}")
+    print(f"{how}: status {status} after {took:.1f} s, {kept} of {images} images kept")
+    print(f"  {len(below)} processes of its cluster before, {len(left)} after {seconds:.1f} s {' '.join(left)}")
     for line in said[-8:]:
         print(f"  it said: {line}")
     print(f"  started again: {found}", flush=True)
-    return found.startswith("the bytes") and not left
+    return found.startswith("the bytes") and not left and status == STATUS[how]
+
+
+def interrupt(run: Run, times: int) -> None:
+    """Ctrl-C on a terminal, so many times."""
+    for _ in range(times):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.process.pid, signal.SIGINT)
+        time.sleep(0.3 if times > 1 else 0.0)
+
+
+def kill_raylet(below: list[psutil.Process]) -> None:
+    """Ray's own process on the machine of the command."""
+    (raylet,) = [process for process in below if process.cmdline()[:1] and process.cmdline()[0].endswith("/raylet")]
+    raylet.kill()
+
+
+def fill_disk(run: Run, out: Path) -> None:
+    """No file of the driver may grow beyond what its records have by now: as with a full disk, a write fails. (Those of
+    Ray, which has begun, may.)"""
+    size = (out / "finished.records").stat().st_size
+    psutil.Process(run.process.pid).rlimit(psutil.RLIMIT_FSIZE, (size, size))
+
+
+WAYS: dict[str, Callable[[Run, Path, list[psutil.Process]], None]] = {
+    "Ctrl-C": lambda run, out, below: interrupt(run, 1),
+    "Ctrl-C three times": lambda run, out, below: interrupt(run, 3),
+    "SIGKILL to the driver": lambda run, out, below: run.process.kill(),
+    "SIGKILL to the raylet": lambda run, out, below: kill_raylet(below),
+    "the disk of the driver is full": lambda run, out, below: fill_disk(run, out),
+}
+STATUS = dict(zip(WAYS, (130, 130, -signal.SIGKILL, 2, 2), strict=True))
 
 
 def main() -> None:
@@ -218,8 +244,8 @@ def main() -> None:
             raise SystemExit("\n".join(said))
         killed = (command(Path(folder) / f"killed {number}", "local") for number in itertools.count())
         well = not args.kills or kill_workers(killed, alone, args.kills, args.seed)
-        for how, times in ((signal.SIGINT, 1), (signal.SIGINT, 3), (signal.SIGKILL, 1)):
-            well &= stop_driver(*command(Path(folder) / f"{how.name} {times}", "local"), alone, how, times, args.images)
+        for how in WAYS:
+            well &= stop_driver(*command(Path(folder) / how, "local"), alone, how, args.images)
     print("ALL WELL" if well else "NOT ALL WELL", flush=True)
     sys.exit(0 if well else 1)
 

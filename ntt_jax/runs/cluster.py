@@ -9,9 +9,10 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import jax
 
 from ntt_jax.errors import InputError
 from ntt_jax.runs.cluster_head import REACHED_WITHIN, ClusterLost, Head, host_and_port, knock
-from ntt_jax.runs.cluster_pool import AHEAD, Pool
-from ntt_jax.runs.cluster_worker import GroupWork, GroupWorker
+from ntt_jax.runs.cluster_pool import AHEAD, NO_STORE, Pool, last_line, store_errors
+from ntt_jax.runs.cluster_worker import GroupWork, GroupWorker, versions
 from ntt_jax.runs.models import Compute
+from ntt_jax.text import one_line
 
 STORE_BYTES = 2**28
 """Shared memory of a cluster that a command starts for itself: records are small."""
@@ -39,8 +41,7 @@ def map_groups(
     """
     ray = _import_ray()
     cores = len(compute.devices or ()) if compute.divide == "points" else 1
-    with connected(ray, str(compute.ray)):
-        head = Head(ray, str(compute.ray))
+    with connected(ray, str(compute.ray)), contextlib.closing(Head(ray, str(compute.ray))) as head:
         machines = head.nodes() or []
         gpus = _gpus(machines)
         if _room(machines, cores, gpus) < 1:
@@ -56,11 +57,14 @@ def map_groups(
             "max_task_retries": 0,
             "max_concurrency": AHEAD + 2,  # groups, `begin`, and whether it lives
         }
-        worker = ray.remote(**options)(GroupWorker)
-        sent = ray.put(pickle.dumps(work))
+        worker, here = ray.remote(**options)(GroupWorker), versions()
+        try:
+            sent = ray.put(pickle.dumps(work))
+        except store_errors(ray) as error:
+            raise InputError(f"--ray: {NO_STORE} ({last_line(error)})") from None
         pool = Pool(
             ray,
-            lambda: worker.remote([sent], compute.dtype, compute.batch_size, cores, _cache()),
+            lambda: worker.remote([sent], compute.dtype, compute.batch_size, cores, _cache(), here),
             head.nodes,
             lambda nodes: _room(nodes, cores, gpus),
             work,
@@ -89,6 +93,7 @@ def connected(ray: Any, address: str) -> Iterator[None]:
     mine = not ray.is_initialized()
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
+    heard = _silence() if mine else lambda: None
     if mine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told of the run
         os.environ.setdefault("RAY_worker_niceness", "0")  # workers of "local" run as this command does, not at 15
@@ -96,17 +101,20 @@ def connected(ray: Any, address: str) -> Iterator[None]:
         # waiting for ever.
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        given = (os.environ.get("RAY_ADDRESS") if address == "auto" else None) or address
         try:
-            _probe(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+            _probe(given)
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             more = {"include_dashboard": False, "object_store_memory": STORE_BYTES} if address == "local" else {}
             with warnings.catch_warnings():  # Ray starts its processes by fork and exec, which is safe
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(address=address, configure_logging=True, **quiet, **more)
         except Exception as error:  # a cluster that does not start in time is no more than an Exception
+            heard()
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            where = f"{_shown(given)!r}{'' if given == address else ', which RAY_ADDRESS names'}"
             raise InputError(
-                f"--ray: no cluster at {address!r} ({reason}); `ray start --head` starts one, `--ray local` needs none"
+                f"--ray: no cluster at {where} ({reason}); `ray start --head` starts one, `--ray local` needs none"
             ) from None
     if main:
         signal.signal(signal.SIGTERM, handler)  # Ray ends the process there and then
@@ -118,10 +126,32 @@ def connected(ray: Any, address: str) -> Iterator[None]:
     finally:
         if mine and not _process["lost"]:
             ray.shutdown()
+            heard()  # a cluster that is lost may be spoken of later
+
+
+def _silence() -> Callable[[], None]:
+    """Nothing that Ray says of deaths is printed from now on: also where the program has imported Ray before this
+    module could set what it reads as it is imported. Returns what ends that."""
+    worker, name = sys.modules.get("ray._private.worker"), "print_to_stdstream"
+    before = getattr(worker, name, None)
+    if worker is None or before is None:  # another Ray: the settings stand
+        return lambda: None
+    setattr(worker, name, lambda *args, **options: None)
+    return lambda: setattr(worker, name, before)
+
+
+def _shown(address: str) -> str:
+    """An address as messages name it: without a password."""
+    scheme, slashes, rest = address.rpartition("//")
+    return one_line(scheme + slashes + rest.rpartition("@")[2], 100)
 
 
 def _probe(address: str) -> None:
     """Raise `OSError` if no Ray listens at HOST:PORT. Ray itself would go on asking for minutes."""
+    if address.startswith("ray://"):
+        raise ValueError("a client's address; start the command on a machine of the cluster, with `--ray auto`")
+    if "@" in address:
+        raise ValueError("an address of Ray has no user and no password: HOST:PORT")
     if (at := host_and_port(address)) is not None:
         knock(at, REACHED_WITHIN)
 

@@ -16,6 +16,10 @@ NO_ANSWER = 30.0
 REACHED_WITHIN = 5.0
 """Seconds that a connection may take at the start."""
 _AGAIN_WITHIN = 1.0  # and later
+_NO_RAYLET = (
+    "--ray: Ray's own process on this machine (raylet) has ended; what is finished is saved, the same command goes on "
+    "from there"
+)
 # What an HTTP/2 client says first, with no settings of its own; a server answers with its settings, a frame of type 4.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = 4
@@ -34,10 +38,16 @@ class Head:
     def __init__(self, ray: Any, address: str):
         about = ray.get_runtime_context()
         self._ray, self._at, self._own = ray, host_and_port(address) or host_and_port(about.gcs_address), None
-        self._answered = time.monotonic()
+        self._answered, self._raylet = time.monotonic(), None
         own = about.get_node_id()
-        if any(node["NodeID"] == own for node in ray.nodes()):
-            self._own = own
+        for node in ray.nodes():
+            if node["NodeID"] == own:
+                self._own, self._raylet = own, _listening(str(node.get("RayletSocketName", "")))
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        if self._raylet is not None:
+            self._raylet.close()
 
     def nodes(self) -> list[dict[str, Any]] | None:
         """The machines that live, as `ray.nodes`; None while the head does not answer.
@@ -45,6 +55,8 @@ class Head:
         Raises `ClusterLost` when that lasts, or when this machine is none of them any more.
         """
         now = time.monotonic()
+        if self._raylet is not None and _ended(self._raylet):
+            raise ClusterLost(_NO_RAYLET)  # the head would tell some 15 s later, if Ray had not ended this process
         try:
             if self._at is not None:
                 knock(self._at, _AGAIN_WITHIN)
@@ -58,11 +70,33 @@ class Head:
         self._answered = now
         living = [node for node in self._ray.nodes() if node["Alive"]]
         if self._own is not None and all(node["NodeID"] != self._own for node in living):
-            raise ClusterLost(
-                "--ray: Ray's own process on this machine (raylet) has ended; what is finished is saved, the same "
-                "command goes on from there"
-            )
+            raise ClusterLost(_NO_RAYLET)
         return living
+
+
+def _listening(path: str) -> socket.socket | None:
+    """A connection with whoever listens at a socket of this machine, which says nothing; None if that is not known."""
+    if not path.startswith("/"):  # Windows
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_AGAIN_WITHIN)
+        connection.connect(path)
+        connection.setblocking(False)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _ended(connection: socket.socket) -> bool:
+    """Whether the process at the other end is gone."""
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:

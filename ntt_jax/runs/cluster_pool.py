@@ -26,6 +26,12 @@ NO_ROOM = 60.0
 """Seconds that a cluster may be without any machine that can hold a worker."""
 MAX_SILENT = 120
 """Looks at the cluster, a second apart, during which a worker that has answered before may not answer: it hangs."""
+NO_STORE = (
+    "Ray's store of results is full, and so is the disk behind it (it takes no more from 95 % on); free some space, or "
+    "give `ray start` another --temp-dir or a larger --object-store-memory; what is finished is saved, the same "
+    "command goes on from there"
+)
+"""What is said where a result finds no place."""
 _LOOK_EVERY = 1.0  # seconds between looks at the cluster, at least
 _ASK_EVERY = 10  # looks between questions to a worker
 
@@ -153,8 +159,10 @@ class Pool:
         errors = self._ray.exceptions
         try:
             content = self._ray.get(reference)
+        except store_errors(self._ray) as error:
+            raise InputError(f"--ray: {NO_STORE} ({last_line(error)})") from None
         except errors.RayTaskError as error:  # of what surrounds the work: that is sent back, not raised
-            raise RuntimeError(f"a worker failed: {_last_line(error)}") from None
+            raise RuntimeError(f"a worker failed: {last_line(error)}") from None
         except errors.RayError as error:
             self._lost(worker, error)
             return
@@ -186,7 +194,7 @@ class Pool:
             if self._failed_starts >= MAX_FAILED_STARTS and all(other.begun is not None for other in self._workers):
                 raise InputError(
                     f"--ray: {self._failed_starts} workers in a row ended while they loaded the models "
-                    f"({_last_line(error)}); every machine needs ntt-jax[ray] and room for them; what is "
+                    f"({last_line(error)}); every machine needs ntt-jax[ray] and room for them; what is "
                     "finished is saved"
                 )
             return
@@ -194,13 +202,18 @@ class Pool:
             if worker.node in living:
                 self._deaths[number] = self._deaths.get(number, 0) + 1
             if self._deaths.get(number, 0) >= MAX_DEATHS:
-                reason = f"{self._deaths[number]} workers ended while they worked on it ({_last_line(error)})"
+                reason = f"{self._deaths[number]} workers ended while they worked on it ({last_line(error)})"
                 self._left_out.append(self._work.lost(self._groups[number], reason))
             else:
                 self._suspects.append(number)
 
 
-def _last_line(error: Exception) -> str:
+def store_errors(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises where an object finds no place, in memory or on the disk."""
+    return ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError
+
+
+def last_line(error: Exception) -> str:
     """What an error of Ray says in one line: its messages are long, and end with the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__

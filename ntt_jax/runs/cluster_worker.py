@@ -1,14 +1,16 @@
 """One worker of a cluster: it loads the models once, then does groups of work."""
 
+import importlib.metadata
 import os
 import pickle
 import platform
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
+import ntt_jax
 from ntt_jax.compiled.devices import use_all_cores
 from ntt_jax.errors import InputError
 from ntt_jax.files import check_private
@@ -16,6 +18,23 @@ from ntt_jax.runs.models import Compute
 
 IN_MODELS = 2
 """Groups of a worker that are with its models at once: one on the devices, one being finished or about to begin."""
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide what is computed, by their names for pip, with their versions here."""
+    packages = ("jax", "jaxlib", "numpy", "pillow")
+    return {"ntt-jax": ntt_jax.__version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def check_versions(expected: Mapping[str, str]) -> None:
+    """Raise `InputError` unless this machine has these versions: with others, results need not be the same bytes."""
+    here = versions()
+    if other := [name for name, version in expected.items() if here.get(name) != version]:
+        has = ", ".join(f"{name} {here.get(name, 'none')}" for name in other)
+        wants = " ".join(f"{name}=={expected[name]}" for name in other)
+        raise InputError(
+            f"it has {has}, and the machine of the command other versions; `pip install {wants}` makes them alike"
+        )
 
 
 class GroupWork(Protocol):
@@ -46,11 +65,19 @@ class GroupWorker:
     What goes wrong is sent back, not raised: Ray would wrap it.
     """
 
-    def __init__(self, work: list[Any], dtype: str, batch_size: int, cores: int, cache: str | None):
+    def __init__(
+        self,
+        work: list[Any],
+        dtype: str,
+        batch_size: int,
+        cores: int,
+        cache: str | None,
+        expected: Mapping[str, str],
+    ):
         """work: reference to the pickled `GroupWork`, in a list so that Ray does not fetch it. cores: that divide the
-        points of an image; 1: XLA's own way. cache: folder of compiled programs."""
+        points of an image; 1: XLA's own way. cache: folder of compiled programs. expected: `versions` of the driver."""
         self.models: Any = None
-        self._given = work, dtype, batch_size, cores, cache
+        self._given, self._expected = (work, dtype, batch_size, cores, cache), expected
         self._inside = threading.Semaphore(IN_MODELS)
 
     def node(self) -> str:
@@ -63,6 +90,7 @@ class GroupWorker:
         """Load the models. Returns the machine and the pickled error that kept the worker from it, or None."""
         error = None
         try:
+            check_versions(self._expected)
             self._load(*self._given)
         except Exception as caught:
             error = _plain(caught)

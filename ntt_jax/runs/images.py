@@ -8,6 +8,7 @@ every run computes every image in the same place of the same batch, and ends in 
 import errno
 import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,8 +225,10 @@ def read_checked(dataset: CocoDataset, folder: Location, image: CocoImage, *, ap
         # The image may be sound: without its file system, every one after it would be called unreadable too.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _LOST:
             raise OSError(error.__cause__.errno, error.__cause__.strerror, str(path)) from error
-        if isinstance(folder, Path) and not folder.is_dir():
-            raise InputError(f"{show_path(folder)}: the image folder has gone; start again when it is back") from error
+        # Photos have been found by their whole paths: another machine may have none of them.
+        home = path.parent if isinstance(path, Path) and os.path.isabs(dataset.files.get(image.id, "")) else folder
+        if isinstance(home, Path) and not home.is_dir():
+            raise InputError(f"{show_path(home)}: the image folder has gone; start again when it is back") from error
         return str(error)
 
 

@@ -316,6 +316,14 @@ def test_a_worker_that_cannot_load_the_models(world, cluster, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_more_cores_than_any_machine_has(cluster):
+    asked = runs.Compute(ray=cluster.address, devices=tuple(jax.local_devices()[:2]), divide="points")
+    with pytest.raises(
+        InputError, match="a worker needs 2 cores and no machine of the cluster has more than 1; --cores"
+    ):
+        next(map_groups(cluster_work.Numbers(), [[1]], asked))
+
+
 def compute(cluster):
     return runs.Compute(ray=cluster.address)
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from ntt_jax.datasets.coco import load_coco
 from ntt_jax.detection.on_host import HostDetections
 from ntt_jax.errors import InputError
 from ntt_jax.evaluation import prepare_ground_truth
+from ntt_jax.images.photos import find_photos
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import encode_masks
 from ntt_jax.runs import images as runner
 from ntt_jax.runs.folder import RunFolder
 from ntt_jax.runs.lock import FolderLock
+from ntt_jax.runs.segment_job import as_dataset
 
 IDENTITY = {"what": "a test"}
 
@@ -257,3 +260,14 @@ def test_groups_are_whole_and_have_something_to_do(size):
     assert together == sorted(set(together)) and set(together) >= set(items) - done
     for group in groups:
         assert set(group) - done and group == [i for i in items if i // size == group[0] // size]
+
+
+def test_photos_whose_folder_a_worker_lacks(tmp_path, data):
+    """They end the run by name; none of them is called unreadable."""
+    images = data[1]
+    dataset, ids, _ = as_dataset(find_photos([images]), "upright")
+    image = dataset.images[next(iter(ids.values()))]
+    assert not isinstance(runner.read_checked(dataset, Path(), image), str)
+    images.rename(tmp_path / "on another machine")
+    with pytest.raises(InputError, match=f"{images}: the image folder has gone"):
+        runner.read_checked(dataset, Path(), image)

@@ -9,10 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Numbers:
-    """Records that repeat their numbers. seconds: how long each group takes. ends: the worker, as it loads."""
+    """Records that repeat their numbers. seconds: how long each group takes. ends: the worker, as it loads. more: bytes
+    in each record."""
 
     seconds: float = 0.0
     ends: bool = False
+    more: int = 0
 
     def load(self, compute: Any) -> None:
         """No models."""
@@ -29,7 +31,10 @@ class Numbers:
         time.sleep(self.seconds)
         if min(group) < 0:
             os._exit(1)
-        return [{"number": number, "node": ray.get_runtime_context().get_node_id()} for number in group]
+        node = ray.get_runtime_context().get_node_id()
+        return [
+            {"number": number, "node": node, **({"more": bytes(self.more)} if self.more else {})} for number in group
+        ]
 
     def lost(self, group: Sequence[int], reason: str) -> list[dict[str, Any]]:
         """The numbers, with the reason."""
