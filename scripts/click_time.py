@@ -11,18 +11,20 @@ worst case for the page.
 """
 
 import argparse
+import contextlib
 import shutil
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright  # pyright: ignore[reportMissingImports]
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright  # pyright: ignore[reportMissingImports]
 
 import ntt_jax
 from ntt_jax.app import running
@@ -65,15 +67,22 @@ def main() -> None:
         for number, scene in enumerate(scenes):
             Image.fromarray(scene).save(photos / f"scene {number}.png")
             Image.fromarray(scene).resize((4000, 3000)).save(photos / f"twelve megapixels {number}.jpg")
-        address = running.listen("127.0.0.1", 0)
-        with running.page(photos, *models(args.size, place), address, config=SMALL_DETECT) as guard:
-            server = running.make_server(guard)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [address.listener]}, daemon=True)
-            thread.start()
+        with served(photos, *models(args.size, place)) as url:
             wait_for_warming()
-            measure(
-                f"{address.url}/?token={address.token}", sorted(p for p in photos.iterdir() if p.is_file()), args.clicks
-            )
+            measure(url, sorted(p for p in photos.iterdir() if p.is_file()), args.clicks)
+
+
+@contextlib.contextmanager
+def served(photos: Path, sam2: Any, dinov2: Any) -> Iterator[str]:
+    """The address of the page of a folder, as long as it is served by this process."""
+    address = running.listen("127.0.0.1", 0)
+    with running.page(photos, sam2, dinov2, address, config=SMALL_DETECT) as guard:
+        server = running.make_server(guard)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [address.listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"{address.url}/?token={address.token}"
+        finally:
             server.should_exit = True
             thread.join()
 
@@ -101,9 +110,8 @@ def wait_for_warming() -> None:
 
 def measure(url: str, photos: list[Path], clicks: int) -> None:
     """Open every photo, click, and print."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        browser = launch(driver)
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(300_000)
         page.goto(url)
@@ -123,6 +131,12 @@ def measure(url: str, photos: list[Path], clicks: int) -> None:
             spent = [one[last] - one[first] for one in found]
             print(f"  {name}: {statistics.median(spent):.0f} ({max(spent):.0f})")
         print(f"  bytes of an answer: {statistics.median(one[4] for one in found):.0f}")
+
+
+def launch(driver: Playwright) -> Browser:
+    """The Chromium of this machine."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    return driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
 
 
 def click(page: Page, count: int) -> list[list[float]]:

@@ -227,8 +227,6 @@ def read_categories(entries: list[Any], notes: Notes) -> Entries:
         if type(name) is not str or not name or not _is_unicode(name):
             notes.add("categories without a name, left out", f"{where}: found {describe(name)}")
             return None
-        if name != (name := name.strip() or name):
-            notes.add("names of categories with spaces around them, taken without", where)
         return CocoCategory(number, name)
 
     return _collect(entries, "categories", notes, read)

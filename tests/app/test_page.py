@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from contrast import assert_legible
 from PIL import Image
 
 pytest.importorskip("fastapi")
@@ -225,8 +226,10 @@ def test_from_a_folder_of_photos_to_an_export(world, open_page):
     for width, height in ((1280, 900), (390, 844)):
         page.set_viewport_size({"width": width, "height": height})
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        assert_legible(page)
         open_photo(page, wrong[0][0])
         assert page.evaluate("() => document.getElementById('editor').scrollWidth") <= width
+        assert_legible(page)
         page.keyboard.press("Escape")
 
     by_keyboard(page, dataset, chosen[1][0])
