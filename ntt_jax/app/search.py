@@ -27,6 +27,7 @@ from ntt_jax.runs.records import RecordFile
 from ntt_jax.runs.segment_job import photo_id
 from ntt_jax.segmenter.prediction import Prediction
 from ntt_jax.segmenter.segmenter import Segmenter
+from ntt_jax.text import one_line
 
 
 class Search:
@@ -111,11 +112,11 @@ class Search:
             if known is None or known["stamp"] != _stamp(photo) or "skipped" in known:
                 return None
             record = self._records.read(_number(photo))
-        detections = HostDetections.from_json(record["detections"], show_path(photo.path))
+        detections = HostDetections.from_json(record["detections"], one_line(photo.name))
         ids = self._bench.project.categories
         names = tuple(record["classes"])
         if not all(0 <= label < len(names) for label in detections.labels):
-            raise InputError(f"{show_path(photo.path)}: what was found in it is damaged; search it again")
+            raise InputError(f"{one_line(photo.name)}: what was found in it is damaged; search it again")
         return Prediction(detections, names, tuple(ids.get(name, 0) for name in names), photo.path)
 
     def export(self, formats: Sequence[str]) -> str:
@@ -134,7 +135,7 @@ class Search:
             # Records of several memories may number the classes differently.
             kept_names = [found.classes[label] for label in kept.labels]
             if not set(kept_names) <= set(names):
-                raise InputError(f"{show_path(photo.path)}: holds a class that is not here any more; search it again")
+                raise InputError(f"{one_line(photo.name)}: holds a class that is not here any more; search it again")
             labels = [names.index(name) for name in kept_names]
             photos.append(
                 FormatPhoto(

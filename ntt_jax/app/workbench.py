@@ -19,7 +19,7 @@ from ntt_jax.app.project import Kind, Photo, Project, Reference
 from ntt_jax.compiled.prompt_masker import Choices, EncodedImage, Prompt, PromptMasker
 from ntt_jax.datasets.coco import load_coco
 from ntt_jax.errors import InputError
-from ntt_jax.files import parse_json, read_bytes, write_json
+from ntt_jax.files import parse_json, read_bytes, show_path, write_json
 from ntt_jax.images.reading import read_image
 from ntt_jax.images.rle import Rle, decode_rle, encode_masks, segmentation_to_rle
 from ntt_jax.memory.bank import load_memory
@@ -27,6 +27,7 @@ from ntt_jax.models.encoder import Encoder
 from ntt_jax.models.sam2.sam2_base import Sam2
 from ntt_jax.references.doctor import Shape, examine, measure
 from ntt_jax.segmenter.segmenter import Segmenter
+from ntt_jax.text import one_line
 from weight_port.files import sha256
 
 PICTURE_SIDE = 1280
@@ -120,15 +121,15 @@ class Workbench:
         return self._masker.choices(encoded, _scaled(prompt, encoded.width / width, encoded.height / height))
 
     def _open(self, photo: Photo) -> Picture:
-        pixels = read_image(photo.path)
+        pixels = _read(photo)
         return Picture(_smaller(pixels, PICTURE_SIDE), *pixels.shape[:2])
 
     def _thumbnail(self, photo: Photo) -> bytes:
-        pixels = self._opened(photo).pixels if photo in self._opened else read_image(photo.path)
+        pixels = self._opened(photo).pixels if photo in self._opened else _read(photo)
         return jpeg(_smaller(pixels, THUMBNAIL_SIDE), quality=80)
 
     def _encode(self, photo: Photo) -> EncodedImage:
-        return self._masker.encode(read_image(photo.path))
+        return self._masker.encode(_read(photo))
 
     def warm(self) -> None:
         """Compile what the first clicks need, so that they need not wait for it."""
@@ -299,6 +300,14 @@ def jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def _read(photo: Photo) -> np.ndarray:
+    """The photo's pixels. An error calls it as the page does: who asks is told no path of this machine."""
+    try:
+        return read_image(photo.path)
+    except InputError as error:
+        raise InputError(str(error).replace(show_path(photo.path), one_line(photo.name), 1)) from error.__cause__
 
 
 def _smaller(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -205,6 +205,33 @@ def exported(home, images, bank):
         yield image.id, HostDetections(image.height, image.width, boxes, kept, labels, tuple(map(dataset.rle, rows)))
 
 
+ODD = ("%2e%2e%2fsecret.txt", "%00", "%c0%ae%c0%ae%c0%afsecret.txt", "9" * 30)
+BODIES = (b"", b"null", b"[]", b'{"box":[0,0,1e999,0]}', b'{"photos":[null]}', b'{"formats":["../x"]}', b"\xff")
+
+
+def test_every_route_and_method_asked_oddly(weights, tmp_path):
+    """No answer is a fault of the server, and none names a place of the machine but the folder that the page shows."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"no image")
+    models = load_sam2(weights[0]), load_dinov2(weights[1])
+    with served(lambda address: running.page(folder, *models, address, warm=False)) as client:
+        ids = [*ODD, *(photo["id"] for photo in client.get("/v1/project").json()["photos"])]
+        paths, answers = client.get("/v1/openapi.json").json()["paths"], []
+        for path, operations in paths.items():
+            for method in ("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "POST", "PATCH", "DELETE"):
+                own = method.lower() in operations
+                for odd in ids if own and "{" in path else ids[-1:]:
+                    for body in BODIES if own and method in ("PUT", "POST") else BODIES[:1]:
+                        asked = re.sub(r"{\w+}", odd, path)
+                        answers.append((client.request(method, asked, content=body), own))
+        for answer, own in answers:
+            request = answer.request
+            assert answer.status_code < 500 and (own or answer.status_code == 405), request
+            assert request.url.path == "/v1/project" or str(tmp_path) not in answer.text, answer.text
+        assert client.get(f"/v1/photos/{ids[-1]}/picture").json()["detail"].startswith("broken.png: not an image")
+
+
 def test_text_from_files_is_never_read_as_a_page():
     """Scripts put text into the page as text alone, and pages hold no script or style of their own."""
     folders = [resources.files("ntt_jax.app") / "static", resources.files("ntt_jax.report")]
