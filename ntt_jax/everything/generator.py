@@ -180,7 +180,8 @@ def measure_mask(logits: np.ndarray, *, crop: Crop, height: int, width: int, off
         outer += int(np.count_nonzero(values > -offset))
         inside[:, first - x0 : first - x0 + values.shape[1]] = values > 0
     rle = place_mask(inside, crop.left + x0, crop.top + y0, height, width)
-    return Measured(rle, _box(inside, crop.left + x0, crop.top + y0), inner / max(outer, 1))
+    corner = (crop.left + x0, crop.top + y0) if inside.any() else (crop.left, crop.top)
+    return Measured(rle, _box(inside, *corner), inner / max(outer, 1))
 
 
 def _taken(array: np.ndarray, taps: Sequence[np.ndarray], axis: int) -> np.ndarray:
@@ -205,7 +206,7 @@ def _span(there: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _box(inside: np.ndarray, left: int, top: int) -> tuple[int, int, int, int]:
-    """First and last pixels, 0 for an empty mask."""
+    """First and last pixels; the corner itself for an empty mask."""
     columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
     if not len(columns):
         return left, top, left, top

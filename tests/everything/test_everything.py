@@ -120,3 +120,11 @@ def test_options_that_cannot_work_are_one_line_and_status_2(line, said, tmp_path
     assert main(["segment", "a.png", "--out", "out", "--sam2", "a.png", "--dinov2", "a.png", *line.split()]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error, error
+
+
+def test_an_empty_mask_lies_in_the_corner_of_its_crop():
+    """As with Meta's generator, also where logits come near 0 elsewhere."""
+    logits = np.full((8, 8), -4.0, np.float32)
+    logits[5:7, 4:6] = -0.2
+    measured = measure_mask(logits, crop=Crop(10, 20, 42, 44, 1), height=60, width=80, offset=1.0)
+    assert measured.box == (10, 20, 10, 20) and measured.stability == 0 and not decode_rle(measured.rle).any()
