@@ -92,12 +92,15 @@ def run(args: argparse.Namespace) -> None:
     """Do what the command says."""
     options.check_folder(args.folder, "FOLDER")
     options.check_paths(args, "sam2", "dinov2")
+    from ntt_jax.app.project import NAME
+    from ntt_jax.images.photos import photos_of_folder
+
+    photos_of_folder(args.folder, output=args.folder / NAME)  # that there is none is said before models are fetched
     address = listen(args)
     options.resolve_weights(args)
     compute = options.compute(args)
     chosen = segmenter_options(args, compute)
     from ntt_jax.app import running
-    from ntt_jax.app.project import NAME
     from ntt_jax.loading import load_dinov2, load_sam2
 
     args.resume_hint = "everything is in the project's folder; the same command goes on"

@@ -232,6 +232,11 @@ def test_every_route_and_method_asked_oddly(weights, tmp_path):
         assert client.get(f"/v1/photos/{ids[-1]}/picture").json()["detail"].startswith("broken.png: not an image")
 
 
+def test_a_folder_without_photos_is_said_before_models_are_fetched(tmp_path, capsys):
+    assert main(["app", str(tmp_path), "--no-browser", "--port", "0"]) == 2
+    assert "the folder holds no image" in capsys.readouterr().err
+
+
 def test_text_from_files_is_never_read_as_a_page():
     """Scripts put text into the page as text alone, and pages hold no script or style of their own."""
     folders = [resources.files("ntt_jax.app") / "static", resources.files("ntt_jax.report")]
