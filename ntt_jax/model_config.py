@@ -186,18 +186,19 @@ def to_dict(config: ModelConfig) -> dict[str, Any]:
     return {"model": kind_of(config), **dataclasses.asdict(config)}
 
 
-def from_dict(data: dict[str, Any]) -> ModelConfig:
-    """Inverse of `to_dict`. Raises `InputError` on unknown models, unknown or missing keys and wrong types."""
+def from_dict(data: dict[str, Any], where: str = "configuration") -> ModelConfig:
+    """Inverse of `to_dict`. Raises `InputError` on unknown models, unknown or missing keys and wrong types,
+    which name `where` the data is from."""
     if not isinstance(data, dict):
-        raise InputError(f"configuration: expected a JSON object, found {type(data).__name__}")
+        raise InputError(f"{where}: expected a JSON object, found {type(data).__name__}")
     kind = data.get("model")
     if not isinstance(kind, str) or kind not in KINDS:
         known = ", ".join(f'"{name}"' for name in KINDS)
-        raise InputError(f'configuration: "model" must be one of {known}, found {kind!r:.80}')
+        raise InputError(f'{where}: "model" must be one of {known}, found {kind!r:.80}')
     fields = {k: v for k, v in data.items() if k != "model"}
     if kind == "sam2":
-        fields["hiera"] = _build(HieraConfig, fields.get("hiera"), "configuration.hiera")
-    return _build(KINDS[kind], fields, "configuration")
+        fields["hiera"] = _build(HieraConfig, fields.get("hiera"), f"{where}.hiera")
+    return _build(KINDS[kind], fields, where)
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:

@@ -207,7 +207,7 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
             "convert the original again"
         )
     text = meta.get("config", "").encode("utf-8", "surrogatepass")
-    config = from_dict(parse_json(text, path, what="configuration", strict=True))
+    config = from_dict(parse_json(text, path, what="configuration", strict=True), f"{where}: configuration")
     check_name(config, where)
     # Files made before `no_mem_embed` was a parameter carry it.
     older = {CARRIED + name: name for name in rules.OPTIONAL}
@@ -215,7 +215,10 @@ def read_converted(path: str | os.PathLike[str]) -> Weights:
     carried = {n.removeprefix(CARRIED): a for n, a in tensors.items() if n.startswith(CARRIED)}
     ours = {n: a for n, a in tensors.items() if not n.startswith(CARRIED)}
     check_shown(config, _guess_torch_shapes(ours), where)
-    table = rules.skeleton(config).rules
+    try:
+        table = rules.skeleton(config).rules
+    except InputError as error:  # the model's own word on its configuration
+        raise InputError(f"{where}: {error}") from None
     expected = {name: rule.shape for name, rule in table.items()}
     expected = _without_optional(expected, ours, complete=bool(carried))
     rules.check_names({n: a.shape for n, a in ours.items()}, expected, where, config.name)

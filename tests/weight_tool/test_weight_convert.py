@@ -253,8 +253,9 @@ def test_a_converted_file_is_checked_when_loaded(tmp_path):
 
     def refuses(message, changed=None, **meta):
         save(tmp_path / "bad", tensors if changed is None else changed, metadata | meta)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as caught:
             load_dinov2(tmp_path / "bad")
+        assert str(caught.value).startswith(str(tmp_path / "bad"))  # of several files, which
 
     config = json.loads(metadata["config"])
     refuses("version '2', this program reads 1", format_version="2")
