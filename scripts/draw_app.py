@@ -10,17 +10,17 @@ import io
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from click_time import launch, models, served, wait_for_warming
+from draw_method import save_jpeg
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright  # pyright: ignore[reportMissingImports]
 
 import ntt_jax
 from ntt_jax.datasets.dataset import CocoAnnotation, CocoDataset
 from ntt_jax.demo.demo import make_benchmark
-from ntt_jax.files import write_bytes
 
 SCENES, CLASSES, SHOTS = 12, 3, 2
-MAX_BYTES = 150_000
 _WITHIN = 300_000  # milliseconds
 
 
@@ -90,15 +90,8 @@ def show(page: Page, targets: CocoDataset, annotation: CocoAnnotation) -> None:
 
 
 def write(page: Page, path: Path) -> None:
-    """What the window shows, as a JPEG below the limit."""
-    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    for quality in (88, 80, 70, 60):
-        data = io.BytesIO()
-        picture.save(data, "JPEG", quality=quality, optimize=True)
-        if data.tell() <= MAX_BYTES:
-            break
-    write_bytes(path, data.getvalue())
-    print(f"{path}: {data.tell()} bytes")
+    """What the window shows, as a JPEG."""
+    save_jpeg(path, np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")))
 
 
 if __name__ == "__main__":

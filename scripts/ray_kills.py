@@ -217,9 +217,8 @@ STATUS = dict(zip(WAYS, (130, 130, -signal.SIGKILL, 2, 2), strict=True))
 
 def main() -> None:
     """Do all of it."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell in the background ignores it, and so would the runs
+    # A shell in the background ignores it, and so would the runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, metavar="N", help="workers to kill (default: 20)")
     parser.add_argument("--images", type=int, default=240, metavar="N", help="of a run (default: 240)")

@@ -21,7 +21,8 @@ from ntt_jax.memory.aggregate import unit_vectors
 
 # Rank-ordered classes of a candidate below this share of its best similarity are set to 0 when all classes are kept.
 _ALL_CLASSES_FLOOR = 0.6
-_SMALLEST = 1e-30  # what a similarity may be divided by: neither 0 nor infinity comes of it in float32
+SMALLEST_DIVISOR = 1e-30
+"""What similarities are divided by at least: float32 would round less to 0."""
 
 
 def mask_weights(masks: Bool[Array, "P m n"], grid: tuple[int, int]) -> Float32[Array, "P h w"]:
@@ -93,7 +94,7 @@ def similarities(
     unit, _ = unit_vectors(negatives.astype(jnp.float32))
     negative = jnp.max(jnp.einsum("pc,knc->pkn", objects, unit, precision="highest"), axis=-1, initial=0.0)
     # A sigma that float32 rounds to 0 would make 0 / 0 of objects that look like no negative.
-    return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / max(sigma, _SMALLEST))
+    return positive * jnp.exp(-jnp.maximum(0.0, negative - positive) / max(sigma, SMALLEST_DIVISOR))
 
 
 def assign_labels(

@@ -11,9 +11,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Float32, Int
 
 from ntt_jax.config import DetectConfig
-from ntt_jax.detection.match import similarities
+from ntt_jax.detection.match import SMALLEST_DIVISOR, similarities
 
-_SMALLEST = 1e-30  # of temperatures
 _DIFFUSED_ROWS, _DIFFUSED_LIMIT = 64, 1e12
 
 
@@ -41,7 +40,7 @@ def class_softmax(
     classes: `[K]` bool, which are there; others have no share. As in zero-shot classifiers (CLIP, arXiv 2103.00020).
     """
     # No smaller: float32 would divide by 0. The nearest class has the whole share long before.
-    logits = jnp.where(classes[None, :], similarity / jnp.maximum(temperature, _SMALLEST), -jnp.inf)
+    logits = jnp.where(classes[None, :], similarity / jnp.maximum(temperature, SMALLEST_DIVISOR), -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
